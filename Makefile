@@ -3,16 +3,27 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fetchr
+export CACHE
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+build: ## release binaries in the target folder's release/
+	cargo build --locked --release -p fetchr-sidecar -p fetchr-operator -p fetchr-cli --bins
+	@ls -l $(CARGO_TARGET_DIR)/release/fetchr{,-proxy,-init,-operator}
+
+run: ## the standalone proxy with the examples: 127.0.0.1:8080 to 127.0.0.1:9000
+	cargo run --locked --release -p fetchr-cli -- run -f examples/local/
+
+test: ## everything: lint, licences, unit tests, a real Kubernetes; ends with "N passed, N failed"
+	@scripts/test
+
 lint: ## rustfmt and clippy
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-test: lint ## everything
-	cargo test --locked --workspace
+generate: ## CRDs and manifests from the code and the chart
+	cargo run --locked -q -p fetchr-crds --bin crdgen
 
-.PHONY: help lint test
+.PHONY: help build run test lint generate
