@@ -23,7 +23,13 @@ lint: ## rustfmt and clippy
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
+bench: ## fetchr beside nginx and HAProxy; start and memory; the tables of docs/performance.md
+	@command -v wrk nginx haproxy >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nginx-light haproxy)
+	cargo build --locked --release -p fetchr-sidecar -p fetchr-bench --bins
+	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md start
+	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md pass
+
 generate: ## CRDs and manifests from the code and the chart
 	cargo run --locked -q -p fetchr-crds --bin crdgen
 
-.PHONY: help build run test lint generate
+.PHONY: help build run test lint bench generate
