@@ -1,0 +1,1 @@
+//! The aggregated API `api.fetchr.sh`: commands of administrators, routed to the streams of sidecars.

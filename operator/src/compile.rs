@@ -1,0 +1,1 @@
+//! The index -> plans and verdicts, coalesced; the thinking is in `crds::plan`.

@@ -1,0 +1,1 @@
+//! What the cluster looks like now: one file per kind, plain structs with `apply`, `delete`, `reset`.

@@ -1,0 +1,1 @@
+//! A pod and its proxy -> the pod with a sidecar; pure.

@@ -1,0 +1,177 @@
+//! Leader election by a Lease: the leader writes status, ConfigMaps and registrations; every replica serves.
+
+use std::time::{Duration, Instant};
+
+use kube::{Client, Config};
+use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::settings::Settings;
+
+/// Seconds that a lease holds after its last renewal.
+const DURATION: u64 = 15;
+/// Seconds before its end at which it is renewed.
+const GRACE: u64 = 5;
+/// A request that takes longer has failed: a stuck one must not outlive the lease.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Whether this replica leads; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Leadership(watch::Receiver<bool>);
+
+impl Leadership {
+    /// A handle, and the end that [`run`] drives.
+    pub fn new() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// Whether this replica leads now.
+    pub fn is_leader(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits until this replica leads; for ever, if the elector has ended.
+    pub async fn acquired(&mut self) {
+        if self.0.wait_for(|leads| *leads).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Why the election ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Another replica may lead from now on, so this one must stop writing at once.
+    #[error("the lease {lease} was lost to {holder}; this process ends so that nothing is written twice")]
+    Lost {
+        /// Name of the Lease.
+        lease: String,
+        /// Who has it, or why it could not be kept.
+        holder: String,
+    },
+    /// No client could be made for the API server.
+    #[error("no client for the lease")]
+    Client(#[source] kube::Error),
+}
+
+/// Takes part in the election until `shutdown`, then gives the lease back. Ends with an error when a held lease is lost.
+pub async fn run(
+    mut config: Config,
+    settings: &Settings,
+    leads: watch::Sender<bool>,
+    shutdown: CancellationToken,
+) -> Result<(), LeaseError> {
+    config.read_timeout = Some(REQUEST_TIMEOUT);
+    config.write_timeout = Some(REQUEST_TIMEOUT);
+    let client = Client::try_from(config).map_err(LeaseError::Client)?;
+    loop {
+        let manager = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            manager = manager(&client, settings) => manager,
+        };
+        match manager {
+            Ok(manager) => tokio::select! {
+                () = shutdown.cancelled() => {
+                    release(&manager).await;
+                    return Ok(());
+                }
+                ended = campaign(&manager, settings, &leads) => ended?,
+            },
+            Err(error) => warn!(%error, lease = settings.lease, "Could not read the lease; trying again."),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn manager(client: &Client, settings: &Settings) -> Result<LeaseManager, LeaseManagerError> {
+    LeaseManagerBuilder::new(client.clone(), &settings.lease)
+        .with_namespace(&settings.namespace)
+        .with_identity(&settings.pod_name)
+        .with_duration(DURATION)
+        .with_grace(GRACE)
+        .with_field_manager("fetchr-operator-lease")
+        .build()
+        .await
+}
+
+/// Ok when the manager is of no more use to a replica that does not lead; an error when a held lease is lost.
+async fn campaign(manager: &LeaseManager, settings: &Settings, leads: &watch::Sender<bool>) -> Result<(), LeaseError> {
+    let lost = |holder: &str| LeaseError::Lost { lease: settings.lease.clone(), holder: holder.to_owned() };
+    let mut failing: Option<Failing> = None;
+    loop {
+        match manager.changed().await {
+            Ok(true) => {
+                info!(lease = settings.lease, "This replica leads.");
+                leads.send_replace(true);
+            }
+            Ok(false) if *leads.borrow() => return Err(lost("another replica")),
+            Ok(false) => {}
+            Err(error) if !*leads.borrow() => {
+                warn!(%error, lease = settings.lease, "Could not take part in the election; starting over.");
+                return Ok(());
+            }
+            Err(error) => {
+                let since = Failing::since(failing, Instant::now());
+                warn!(%error, lease = settings.lease, "Could not renew the lease.");
+                if since.lasted() >= Duration::from_secs(GRACE) {
+                    return Err(lost(&format!("nobody known: it could not be renewed for {} s", since.lasted().as_secs())));
+                }
+                failing = Some(since);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+}
+
+/// Renewals that fail one after the other. The first one fails [`GRACE`] before the lease ends.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    first: Instant,
+    last: Instant,
+}
+
+impl Failing {
+    /// Goes on with a series, unless a renewal must have succeeded in between.
+    fn since(before: Option<Self>, now: Instant) -> Self {
+        match before {
+            Some(series) if now - series.last < Duration::from_secs(GRACE) => Self { last: now, ..series },
+            _ => Self { first: now, last: now },
+        }
+    }
+
+    fn lasted(self) -> Duration {
+        self.last - self.first
+    }
+}
+
+async fn release(manager: &LeaseManager) {
+    match tokio::time::timeout(REQUEST_TIMEOUT, manager.release()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(%error, "Could not give the lease back; it runs out by itself."),
+        Err(_) => warn!("Could not give the lease back in time; it runs out by itself."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_close_together_are_one_series() {
+        let start = Instant::now();
+        let first = Failing::since(None, start);
+        let second = Failing::since(Some(first), start + Duration::from_secs(3));
+        assert_eq!(second.lasted(), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_renewal_in_between_starts_a_new_series() {
+        let start = Instant::now();
+        let first = Failing::since(None, start);
+        let second = Failing::since(Some(first), start + Duration::from_secs(10));
+        assert_eq!(second.lasted(), Duration::ZERO);
+    }
+}

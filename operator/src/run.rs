@@ -1,0 +1,1 @@
+//! Wiring: one supervised task per job, one way to shut down.

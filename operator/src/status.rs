@@ -1,0 +1,1 @@
+//! Conditions and counts -> `/status`, by server-side apply, only by the leader and only on change.

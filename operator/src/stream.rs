@@ -1,0 +1,1 @@
+//! The gRPC server that sidecars open their streams to.

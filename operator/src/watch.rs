@@ -1,0 +1,1 @@
+//! What is watched, with which selectors.
