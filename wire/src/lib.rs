@@ -2,9 +2,10 @@
 //! writes and the sidecar reads.
 
 pub mod env;
+pub mod signed;
 
 /// The stream's messages and its client and server, generated from `proto/fetchr.proto`.
-#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
 pub mod v1 {
     tonic::include_proto!("fetchr.v1");
 }
