@@ -1,1 +1,5 @@
 //! Admission: `/inject` and `/validate`.
+
+mod cluster;
+
+pub use cluster::Cluster;
