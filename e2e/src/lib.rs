@@ -1,1 +1,11 @@
-//! e2e
+//! A real Kubernetes on one machine, peers that misbehave on request, and what tests need to drive both.
+//!
+//! - [`apiserver`]: an API server without a node, for tests of what the API accepts and what clients of it do.
+//! - [`wait`]: waiting with a deadline.
+//! - [`process`], [`pki`], [`tools`]: what the others are made of.
+
+pub mod apiserver;
+pub mod pki;
+pub mod process;
+pub mod tools;
+pub mod wait;

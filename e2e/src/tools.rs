@@ -1,0 +1,42 @@
+//! The programs that tests run: Kubernetes, helm, etcd, containerd. `e2e/tools/install` brings them, once per version.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, bail};
+
+/// Where this crate's sources are.
+pub const CRATE: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Path of a program that `e2e/tools/install` built, such as `kubectl`.
+///
+/// # Errors
+/// The installation failed; it has said why on stderr.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    Ok(folder()?.join(name))
+}
+
+/// The top folder of the repository.
+pub fn repository() -> &'static Path {
+    Path::new(CRATE).parent().expect("the crate is a folder of the workspace")
+}
+
+fn folder() -> anyhow::Result<&'static Path> {
+    static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match FOLDER.get_or_init(|| install().map_err(|error| format!("{error:#}"))) {
+        Ok(folder) => Ok(folder),
+        Err(error) => bail!("{error}"),
+    }
+}
+
+fn install() -> anyhow::Result<PathBuf> {
+    let script = Path::new(CRATE).join("tools/install");
+    let output =
+        Command::new(&script).stderr(Stdio::inherit()).output().with_context(|| format!("could not run {}", script.display()))?;
+    if !output.status.success() {
+        bail!("{} failed; its messages are above", script.display());
+    }
+    let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    Ok(folder)
+}
