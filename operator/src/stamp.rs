@@ -40,3 +40,50 @@ pub struct Skipped {
     /// What is wrong, and what would be right.
     pub message: String,
 }
+
+/// Whether a pod asked for a sidecar, or its namespace did for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OptIn {
+    /// Nobody asked, or the pod declined.
+    No,
+    /// The pod or its namespace asked.
+    Yes,
+    /// The namespace requires it: neither the pod's opt-out nor its choice of a proxy counts.
+    Required,
+}
+
+impl OptIn {
+    /// From the label [`INJECT`] of the namespace and the annotation [`INJECT`] of the pod.
+    pub fn of(namespace: Option<&str>, pod: Option<&str>) -> Self {
+        match (namespace, pod) {
+            (Some("required"), _) => Self::Required,
+            (_, Some("disabled")) => Self::No,
+            (_, Some("enabled")) | (Some("enabled"), _) => Self::Yes,
+            _ => Self::No,
+        }
+    }
+}
+
+/// Whether the webhooks leave all pods of a namespace alone: the cluster's own and the operator's.
+pub fn is_exempt(namespace: &str, operator_namespace: &str) -> bool {
+    namespace == "kube-system" || namespace == operator_namespace
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pod_decides_unless_its_namespace_requires() {
+        assert_eq!(OptIn::of(None, None), OptIn::No);
+        assert_eq!(OptIn::of(None, Some("enabled")), OptIn::Yes);
+        assert_eq!(OptIn::of(Some("enabled"), None), OptIn::Yes);
+        assert_eq!(OptIn::of(Some("enabled"), Some("disabled")), OptIn::No);
+        assert_eq!(OptIn::of(Some("required"), Some("disabled")), OptIn::Required);
+    }
+
+    #[test]
+    fn values_that_nobody_knows_opt_nobody_in() {
+        assert_eq!(OptIn::of(Some("true"), Some("yes")), OptIn::No);
+    }
+}
