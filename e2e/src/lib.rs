@@ -5,6 +5,8 @@
 //! - [`process`], [`pki`], [`tools`]: what the others are made of.
 
 pub mod apiserver;
+pub mod cluster;
+pub mod image;
 pub mod pki;
 pub mod process;
 pub mod tools;

@@ -22,6 +22,18 @@ pub fn repository() -> &'static Path {
     Path::new(CRATE).parent().expect("the crate is a folder of the workspace")
 }
 
+/// Path of a program of this workspace, in the target folder that the running program comes from.
+///
+/// # Errors
+/// It was not built.
+pub fn sibling(name: &str) -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("the running program has no path")?;
+    // Tests lie one folder deeper, in `deps`.
+    let candidates = this.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found.with_context(|| format!("{name} is not built; run: cargo build --workspace --bins"))
+}
+
 fn folder() -> anyhow::Result<&'static Path> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     match FOLDER.get_or_init(|| install().map_err(|error| format!("{error:#}"))) {
