@@ -10,3 +10,25 @@ pub const INJECTED: &str = "Injected";
 pub const PROGRAMMED: &str = "Programmed";
 /// All of the above.
 pub const READY: &str = "Ready";
+
+/// Reasons of conditions; each is a word that scripts may compare with.
+pub mod reasons {
+    /// Nothing is wrong.
+    pub const ACCEPTED: &str = "Accepted";
+    /// Every section can take effect.
+    pub const ATTACHED: &str = "Attached";
+    /// Another, older proxy selects the same pods.
+    pub const CONFLICTED: &str = "Conflicted";
+    /// The object breaks a rule that admission would have refused.
+    pub const INVALID: &str = "Invalid";
+    /// The policy reaches for something outside of its namespace.
+    pub const NOT_ALLOWED: &str = "NotAllowed";
+    /// No section can take effect: more specific policies win them all.
+    pub const OVERRIDDEN: &str = "Overridden";
+    /// Some sections can't take effect: more specific policies win them.
+    pub const PARTLY_OVERRIDDEN: &str = "PartlyOverridden";
+    /// The target doesn't exist (yet).
+    pub const TARGET_NOT_FOUND: &str = "TargetNotFound";
+    /// The policy has a section that no sidecar knows.
+    pub const UNSUPPORTED_FEATURE: &str = "UnsupportedFeature";
+}

@@ -3,13 +3,18 @@
 //! Nothing here knows a client, a clock or a runtime: the operator, the sidecar and the command line all call the same
 //! functions, so that a document means the same on a laptop and in a cluster.
 
+pub mod check;
 pub mod conditions;
+pub mod document;
 pub mod plan;
 pub mod policy;
 pub mod problems;
 pub mod proxy;
+mod rule;
 pub mod scalar;
+pub mod schema;
 pub mod target;
+pub mod validate;
 
 pub use policy::FetchrPolicy;
 pub use proxy::FetchrProxy;

@@ -6,19 +6,111 @@ pub mod rate_limits;
 pub mod timeouts;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{CustomResource, KubeSchema};
+use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use headers::Headers;
 pub use matches::Match;
-pub use rate_limits::RateLimit;
+pub use rate_limits::{RateLimit, RateLimits};
 pub use timeouts::Timeouts;
 
-use crate::target::TargetRef;
+use crate::{
+    check::NAME,
+    problems::{FieldPath, Problems},
+    rule::Rule,
+    schema::conditions_schema,
+    target::{TargetKind, TargetRef},
+};
+
+const OUTWARD: Rule = Rule::new(
+    "self.direction == 'Outbound' || self.targetRefs.all(target, target.kind != 'ExternalHost')",
+    "a target of kind ExternalHost needs direction Outbound",
+)
+.at(".direction");
+const HAS_SECTION: Rule = Rule::new(
+    "has(self.headers) || has(self.rateLimits) || has(self.timeouts)",
+    "the rule does nothing: write a section such as headers, rateLimits or timeouts",
+);
+
+/// A section of a rule: what it is called, how it merges, and what makes it wrong. Each kind lives in a file of its own.
+pub trait PolicyKind {
+    /// Name of the section's field, and of the feature that a sidecar announces.
+    const NAME: &'static str;
+    /// Whether the sections of all rules that match hold together (true), or that of the best match alone (false).
+    const PROTECTS: bool;
+
+    /// Adds what is wrong with the section at `at`, beyond what its schema says.
+    fn check(&self, at: &FieldPath, problems: &mut Problems);
+}
+
+/// A section that a rule has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Section {
+    /// Name of its field.
+    pub name: &'static str,
+    /// See [`PolicyKind::PROTECTS`].
+    pub protects: bool,
+}
+
+macro_rules! kinds {
+    ($($field:ident: $kind:ty,)*) => {
+        /// What a sidecar of this version can apply; announced in the stream's first message.
+        pub const FEATURES: &[&str] = &[$(<$kind as PolicyKind>::NAME),*];
+
+        impl PolicyRule {
+            /// The sections that the rule has.
+            pub fn sections(&self) -> Vec<Section> {
+                let mut sections = Vec::new();
+                $(if self.$field.section().is_some() {
+                    sections.push(Section { name: <$kind>::NAME, protects: <$kind>::PROTECTS });
+                })*
+                sections
+            }
+
+            fn check_sections(&self, at: &FieldPath, problems: &mut Problems) {
+                $(if let Some(section) = self.$field.section() {
+                    section.check(&at.field(<$kind>::NAME), problems);
+                })*
+            }
+        }
+    };
+}
+
+kinds! {
+    headers: Headers,
+    rate_limits: RateLimits,
+    timeouts: Timeouts,
+}
+
+/// A field of a rule that holds a section, or none.
+trait Holder {
+    type Kind: PolicyKind;
+
+    fn section(&self) -> Option<&Self::Kind>;
+}
+
+impl<K: PolicyKind> Holder for Option<K> {
+    type Kind = K;
+
+    fn section(&self) -> Option<&K> {
+        self.as_ref()
+    }
+}
+
+impl<T> Holder for Vec<T>
+where
+    Self: PolicyKind,
+{
+    type Kind = Self;
+
+    fn section(&self) -> Option<&Self> {
+        (!self.is_empty()).then_some(self)
+    }
+}
 
 /// What sidecars do to requests: rules with matches and sections, attached to workloads, Services, proxies or namespaces.
-#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[derive(Clone, CustomResource, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[kube(
     group = "fetchr.sh",
     version = "v1alpha1",
@@ -29,22 +121,27 @@ use crate::target::TargetRef;
     namespaced,
     status = "FetchrPolicyStatus",
     derive = "PartialEq",
+    selectable = ".spec.direction",
     printcolumn = r#"{"name":"Direction","type":"string","jsonPath":".spec.direction"}"#,
     printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.ancestors[0].conditions[?(@.type==\"Accepted\")].status"}"#,
     printcolumn = r#"{"name":"Programmed","type":"string","jsonPath":".status.ancestors[0].conditions[?(@.type==\"Programmed\")].status"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
+#[schemars(extend("x-kubernetes-validations" = [OUTWARD]))]
 #[serde(rename_all = "camelCase")]
 pub struct FetchrPolicySpec {
     /// What the policy is attached to. Several targets: each as if the policy were written once for it.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(
+        length(min = 1, max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["kind", "name"])
+    )]
     pub target_refs: Vec<TargetRef>,
     /// Requests that come to the application (Inbound) or that it sends (Outbound).
     #[serde(default)]
     pub direction: Direction,
     /// Rules. Of the sections that protect (`rateLimits`), those of every rule that matches hold; of the sections that shape
     /// (`headers`, `timeouts`), that of the best match.
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(min = 1, max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub rules: Vec<PolicyRule>,
 }
 
@@ -72,22 +169,23 @@ pub enum Mode {
 
 /// Sections for the requests that match.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [HAS_SECTION]))]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRule {
     /// Name of the rule, unique in the policy; it appears in metrics and logs.
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME))]
     pub name: String,
     /// The rule holds for a request that any of these matches. None: for every request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "atomic"))]
     pub matches: Vec<Match>,
     /// Changes to header fields. Shapes: the best match wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<Headers>,
     /// Limits. Protect: all that match hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    pub rate_limits: Vec<RateLimit>,
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub rate_limits: RateLimits,
     /// Time limits. Shape: the best match wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
@@ -99,7 +197,7 @@ pub struct PolicyRule {
 pub struct FetchrPolicyStatus {
     /// One entry for each target.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub ancestors: Vec<Ancestor>,
 }
 
@@ -114,5 +212,54 @@ pub struct Ancestor {
     pub controller_name: String,
     /// `Accepted`, `Attached`, `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
+}
+
+impl FetchrPolicySpec {
+    /// What is wrong with the policy beyond what types and patterns of the schema say: rules between fields, expressions, templates,
+    /// arithmetic. The webhook refuses a policy with these words.
+    pub fn check(&self) -> Problems {
+        let mut problems = Problems::default();
+        let at = FieldPath::root("spec");
+        let outward = self.target_refs.iter().all(|target| target.kind != TargetKind::ExternalHost);
+        OUTWARD.check(outward || self.direction == Direction::Outbound, &at, &mut problems);
+        for (index, target) in self.target_refs.iter().enumerate() {
+            target.check(&at.field("targetRefs").index(index), &mut problems);
+        }
+        for (index, rule) in self.rules.iter().enumerate() {
+            rule.check(&at.field("rules").index(index), &mut problems);
+        }
+        problems
+    }
+}
+
+impl FetchrPolicy {
+    /// A Namespace target that isn't the policy's own, which only the operator's namespace may have. The webhook refuses it.
+    pub fn check_reach(&self, operator_namespace: &str) -> Problems {
+        let mut problems = Problems::default();
+        let own = self.metadata.namespace.as_deref().unwrap_or_default();
+        let targets = FieldPath::root("spec").field("targetRefs");
+        for (index, target) in self.spec.target_refs.iter().enumerate() {
+            if target.kind == TargetKind::Namespace && target.name != own && own != operator_namespace {
+                problems.add(&targets.index(index).field("name"), reach_refusal(own, &target.name));
+            }
+        }
+        problems
+    }
+}
+
+/// The words for a policy that reaches for another namespace.
+pub(crate) fn reach_refusal(own: &str, wanted: &str) -> String {
+    format!("a policy reaches only its own namespace: write {own} instead of {wanted}, or move the policy to {wanted}")
+}
+
+impl PolicyRule {
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        HAS_SECTION.check(!self.sections().is_empty(), at, problems);
+        for (index, one) in self.matches.iter().enumerate() {
+            one.check(&at.field("matches").index(index), problems);
+        }
+        self.check_sections(at, problems);
+    }
 }

@@ -1,17 +1,45 @@
 //! `FetchrProxy`: how sidecars run.
 
+use std::{collections::BTreeMap, ops::RangeInclusive};
+
 use k8s_openapi::{
     api::core::v1::ResourceRequirements,
     apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector},
 };
-use kube::{CustomResource, KubeSchema};
+use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{policy::Direction, scalar::Duration};
+use crate::{
+    check::{
+        CIDR_PATTERN, HOST_PATTERN, NAME, UPSTREAM_PATTERN, check_address, check_at_most, check_cidrs, check_host_patterns,
+        check_not_zero, check_resources, check_upstream,
+    },
+    policy::Direction,
+    problems::{FieldPath, Problems},
+    rule::Rule,
+    scalar::Duration,
+    schema::{check_selector, conditions_schema, resources_schema, selector_schema},
+};
+
+const SHORT_NAME: Rule = Rule::new("self.metadata.name.size() <= 63", "the name of a FetchrProxy has at most 63 characters");
+const LISTENERS_OF_MODE: Rule =
+    Rule::new("has(self.listeners) == (self.mode == 'Explicit')", "mode Explicit needs listeners, and mode Init has none")
+        .at(".listeners");
+const FORWARD_IS_OUTBOUND: Rule = Rule::new(
+    "has(self.upstream) || self.direction == 'Outbound'",
+    "direction Inbound needs an upstream; a listener without one is a forward proxy, with direction Outbound",
+)
+.at(".upstream");
+
+/// Ports of the sidecar itself: interception, admin, metrics.
+const OWN_PORTS: RangeInclusive<i32> = 4610..=4621;
+/// Where a forward proxy is expected; a listener may take it.
+const FORWARD_PORT: i32 = 4612;
+const METRICS_PORT: i32 = 4621;
 
 /// How sidecars run: which pods, what is intercepted, resources, upstream connections, telemetry, start and drain.
-#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[kube(
     group = "fetchr.sh",
     version = "v1alpha1",
@@ -22,6 +50,8 @@ use crate::{policy::Direction, scalar::Duration};
     namespaced,
     status = "FetchrProxyStatus",
     derive = "PartialEq",
+    validation = SHORT_NAME,
+    selectable = ".spec.interception.mode",
     printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.interception.mode"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
@@ -33,6 +63,7 @@ use crate::{policy::Direction, scalar::Duration};
 pub struct FetchrProxySpec {
     /// Pods that this proxy is for. Empty: every opted-in pod of the namespace that no other proxy selects.
     #[serde(default, skip_serializing_if = "is_empty_selector")]
+    #[schemars(schema_with = "selector_schema")]
     pub selector: LabelSelector,
     /// How traffic reaches the sidecar.
     #[serde(default)]
@@ -46,6 +77,7 @@ pub struct FetchrProxySpec {
     pub workers: Option<i32>,
     /// CPU and memory of the sidecar container.
     #[serde(default = "default_resources")]
+    #[schemars(schema_with = "resources_schema")]
     pub resources: ResourceRequirements,
     /// Connections to upstreams.
     #[serde(default)]
@@ -84,6 +116,7 @@ pub fn default_resources() -> ResourceRequirements {
 
 /// How traffic reaches the sidecar.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [LISTENERS_OF_MODE]))]
 #[serde(rename_all = "camelCase")]
 pub struct Interception {
     /// Who redirects.
@@ -97,7 +130,7 @@ pub struct Interception {
     pub outbound: Outbound,
     /// Where the proxy listens (mode Explicit).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub listeners: Vec<Listener>,
 }
 
@@ -117,11 +150,11 @@ pub enum InterceptionMode {
 pub struct Inbound {
     /// TCP ports to intercept. Default: the container ports of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
+    #[schemars(length(max = 64), inner(range(min = 1, max = 65535)), extend("x-kubernetes-list-type" = "set"))]
     pub ports: Option<Vec<i32>>,
     /// TCP ports to leave alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
+    #[schemars(length(max = 64), inner(range(min = 1, max = 65535)), extend("x-kubernetes-list-type" = "set"))]
     pub skip_ports: Vec<i32>,
 }
 
@@ -131,28 +164,37 @@ pub struct Inbound {
 pub struct Outbound {
     /// TCP destination ports to intercept. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
+    #[schemars(length(max = 64), inner(range(min = 1, max = 65535)), extend("x-kubernetes-list-type" = "set"))]
     pub ports: Vec<i32>,
     /// Destinations to leave alone, such as `10.0.0.0/8` or `fd00::/8`.
     #[serde(default, skip_serializing_if = "Vec::is_empty", rename = "skipCIDRs")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 43)))]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 43), regex(pattern = CIDR_PATTERN)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
     pub skip_cidrs: Vec<String>,
     /// Hosts whose requests pass without policy; `*.example.org` allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 253), regex(pattern = HOST_PATTERN)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
     pub skip_hosts: Vec<String>,
 }
 
 /// A place where the proxy listens.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND]))]
 #[serde(rename_all = "camelCase")]
 pub struct Listener {
     /// Name of the listener, unique in the proxy.
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME))]
     pub name: String,
     /// IP address to listen on.
     #[serde(default = "default_listener_address")]
-    #[schemars(length(min = 2, max = 45))]
+    #[schemars(length(min = 2, max = 45), regex(pattern = "^[0-9a-fA-F:.]+$"))]
     pub address: String,
     /// TCP port to listen on.
     #[schemars(range(min = 1, max = 65535))]
@@ -163,7 +205,7 @@ pub struct Listener {
     /// Where requests go (reverse proxy), such as `http://127.0.0.1:9000`; `h2c://` speaks HTTP/2 in clear. None: a forward
     /// proxy for absolute URIs and CONNECT, only with direction Outbound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = UPSTREAM_PATTERN))]
     pub upstream: Option<String>,
 }
 
@@ -226,7 +268,11 @@ pub struct ClientAddress {
     /// Peers whose `X-Forwarded-*` and `Forwarded` fields are believed and extended; those of all others are replaced.
     /// The client is the right-most address of `X-Forwarded-For` that is not in here. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty", rename = "trustedCIDRs")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 43)))]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 43), regex(pattern = CIDR_PATTERN)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
     pub trusted_cidrs: Vec<String>,
 }
 
@@ -241,7 +287,7 @@ pub struct Telemetry {
 }
 
 fn default_metrics_port() -> i32 {
-    4621
+    METRICS_PORT
 }
 
 impl Default for Telemetry {
@@ -358,6 +404,7 @@ pub struct FetchrProxyStatus {
     pub pods: PodCounts,
     /// `Ready`, `Accepted`, `Injected`, `Programmed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
 }
 
@@ -367,14 +414,106 @@ pub struct FetchrProxyStatus {
 pub struct PodCounts {
     /// Opted-in pods that the proxy selects.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     pub matched: i32,
     /// Those with a sidecar.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     pub injected: i32,
     /// Those whose sidecar was injected from another version or other settings than now.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     pub outdated: i32,
     /// Those whose sidecar has acknowledged the newest plan.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     pub programmed: i32,
+}
+
+impl FetchrProxySpec {
+    /// What is wrong with the proxy beyond what types and patterns of the schema say. The webhook refuses a proxy with these words.
+    pub fn check(&self) -> Problems {
+        let mut problems = Problems::default();
+        let at = FieldPath::root("spec");
+        check_selector(&self.selector, &at.field("selector"), &mut problems);
+        self.interception.check(&at.field("interception"), &mut problems);
+        check_resources(&self.resources, &at.field("resources"), &mut problems);
+        self.upstream.check(&at.field("upstream"), &mut problems);
+        check_cidrs(&self.client_address.trusted_cidrs, &at.field("clientAddress").field("trustedCIDRs"), &mut problems);
+        self.check_metrics_port(&at.field("telemetry").field("metricsPort"), &mut problems);
+        let drain = at.field("drain");
+        check_at_most(self.drain.delay, LONGEST_WAIT, &drain.field("delay"), &mut problems);
+        check_at_most(self.drain.timeout, LONGEST_WAIT, &drain.field("timeout"), &mut problems);
+        let config_timeout = at.field("startup").field("configTimeout");
+        check_at_most(self.startup.config_timeout, LONGEST_WAIT, &config_timeout, &mut problems);
+        problems
+    }
+
+    fn check_metrics_port(&self, at: &FieldPath, problems: &mut Problems) {
+        let port = self.telemetry.metrics_port;
+        if port != METRICS_PORT && OWN_PORTS.contains(&port) {
+            problems.add(at, format!("{port} is a port of the sidecar itself: write 4621 or one outside of 4610 to 4621"));
+        }
+        let inbound = self.interception.inbound.ports.iter().flatten();
+        if inbound.chain(self.interception.listeners.iter().map(|listener| &listener.port)).any(|taken| *taken == port) {
+            problems.add(at, format!("{port} is taken by the application or by a listener: choose another port"));
+        }
+    }
+}
+
+/// Longest wait at the start and at the end of a pod.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+impl Interception {
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        let Self { mode, inbound, outbound, listeners } = self;
+        LISTENERS_OF_MODE.check(listeners.is_empty() != (*mode == InterceptionMode::Explicit), at, problems);
+        for (index, port) in inbound.ports.iter().flatten().enumerate() {
+            if OWN_PORTS.contains(port) {
+                let message =
+                    format!("{port} is a port of the sidecar itself: the application needs one outside of 4610 to 4621");
+                problems.add(&at.field("inbound").field("ports").index(index), message);
+            }
+        }
+        let outbound_at = at.field("outbound");
+        check_cidrs(&outbound.skip_cidrs, &outbound_at.field("skipCIDRs"), problems);
+        check_host_patterns(&outbound.skip_hosts, &outbound_at.field("skipHosts"), problems);
+        let mut taken = BTreeMap::new();
+        for (index, listener) in listeners.iter().enumerate() {
+            let at = at.field("listeners").index(index);
+            listener.check(&at, problems);
+            if let Some(other) = taken.insert((&listener.address, listener.port), &listener.name) {
+                let message =
+                    format!("listener {other} has {} port {} already: choose another port", listener.address, listener.port);
+                problems.add(&at.field("port"), message);
+            }
+        }
+    }
+}
+
+impl Listener {
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        check_address(&self.address, &at.field("address"), problems);
+        FORWARD_IS_OUTBOUND.check(self.upstream.is_some() || self.direction == Direction::Outbound, at, problems);
+        if let Some(upstream) = &self.upstream {
+            check_upstream(upstream, &at.field("upstream"), problems);
+        }
+        if self.port != FORWARD_PORT && OWN_PORTS.contains(&self.port) {
+            let message = format!("{} is a port of the sidecar itself: choose 4612, or one outside of 4610 to 4621", self.port);
+            problems.add(&at.field("port"), message);
+        }
+    }
+}
+
+impl Upstream {
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        check_not_zero(self.connect_timeout, &at.field("connectTimeout"), problems);
+        check_not_zero(self.response_header_timeout, &at.field("responseHeaderTimeout"), problems);
+        check_not_zero(self.idle_timeout, &at.field("idleTimeout"), problems);
+    }
+}
+
+/// The rule on names that both the schema and `validate_value` know; it is about `metadata`, so `check` can't see it.
+pub(crate) fn check_name(name: &str, problems: &mut Problems) {
+    SHORT_NAME.check(name.chars().count() <= 63, &FieldPath::default(), problems);
 }

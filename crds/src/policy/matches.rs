@@ -3,8 +3,30 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    check::{
+        HOST_PATTERN, check_field_name, check_host_patterns, check_path, check_template, compile_expression, compile_pattern,
+        note,
+    },
+    problems::{FieldPath, Problems},
+    rule::Rule,
+};
+
+const PATH_FROM_ROOT: Rule =
+    Rule::new("self.type == 'Regex' || self.value.startsWith('/')", "a path begins with /; only type Regex may begin otherwise")
+        .at(".value");
+const VALUE_TO_COMPARE: Rule = Rule::new(
+    "has(self.value) == (self.type in ['Exact', 'Regex'])",
+    "types Exact and Regex need a value, types Present and Absent have none",
+)
+.at(".value");
+
+/// Variables of the expression in `cel`.
+pub const CEL_VARIABLES: &[&str] = &["request", "source"];
+
 /// Conditions that a request has to meet, all of them.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("minProperties" = 1))]
 #[serde(rename_all = "camelCase")]
 pub struct Match {
     /// The path, without the query.
@@ -12,19 +34,23 @@ pub struct Match {
     pub path: Option<PathMatch>,
     /// Hosts, without a port; `*.example.org` matches one label or more. None: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 253), regex(pattern = HOST_PATTERN)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
     pub hosts: Vec<String>,
     /// Methods. None: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 32), regex(pattern = "^[A-Z][A-Z-]*$")))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 32), regex(pattern = "^[A-Z][A-Z-]*$")), extend("x-kubernetes-list-type" = "set"))]
     pub methods: Vec<String>,
     /// Header fields; names are compared without regard to case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub headers: Vec<ValueMatch>,
     /// Query parameters, compared after percent-decoding; the first of a name counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub query: Vec<ValueMatch>,
     /// A condition in the Common Expression Language over `request` (method, path, host, scheme, query, headers) and
     /// `source` (address), such as `request.headers['x-tier'] == 'gold'`.
@@ -35,6 +61,7 @@ pub struct Match {
 
 /// A condition on the path.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [PATH_FROM_ROOT]))]
 #[serde(rename_all = "camelCase")]
 pub struct PathMatch {
     /// How the value is compared.
@@ -61,6 +88,7 @@ pub enum PathKind {
 
 /// A condition on a named value: a header field or a query parameter.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [VALUE_TO_COMPARE]))]
 #[serde(rename_all = "camelCase")]
 pub struct ValueMatch {
     /// How the value is compared.
@@ -87,4 +115,50 @@ pub enum ValueKind {
     Present,
     /// The field is not there.
     Absent,
+}
+
+impl Match {
+    pub(super) fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        if let Some(path) = &self.path {
+            path.check(&at.field("path"), problems);
+        }
+        check_host_patterns(&self.hosts, &at.field("hosts"), problems);
+        for (index, header) in self.headers.iter().enumerate() {
+            let at = at.field("headers").index(index);
+            check_field_name(&header.name, &at.field("name"), problems);
+            header.check(&at, problems);
+        }
+        for (index, parameter) in self.query.iter().enumerate() {
+            parameter.check(&at.field("query").index(index), problems);
+        }
+        if let Some(cel) = &self.cel {
+            note(compile_expression(cel, CEL_VARIABLES), &at.field("cel"), problems);
+        }
+    }
+}
+
+impl PathMatch {
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        let from_root = self.kind == PathKind::Regex || self.value.starts_with('/');
+        PATH_FROM_ROOT.check(from_root, at, problems);
+        if !from_root {
+            return;
+        }
+        let at = at.field("value");
+        match self.kind {
+            PathKind::Exact | PathKind::Prefix => check_path(&self.value, &at, problems),
+            PathKind::Template => check_template(&self.value, &at, problems),
+            PathKind::Regex => note(compile_pattern(&self.value), &at, problems),
+        }
+    }
+}
+
+impl ValueMatch {
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        let compares = matches!(self.kind, ValueKind::Exact | ValueKind::Regex);
+        VALUE_TO_COMPARE.check(self.value.is_some() == compares, at, problems);
+        if let (ValueKind::Regex, Some(value)) = (self.kind, &self.value) {
+            note(compile_pattern(value), &at.field("value"), problems);
+        }
+    }
 }

@@ -3,15 +3,29 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Mode;
-use crate::scalar::Duration;
+use super::{Mode, PolicyKind};
+use crate::{
+    check::{FIELD_NAME, NAME, check_not_zero},
+    problems::{FieldPath, Problems},
+    rule::Rule,
+    scalar::Duration,
+};
+
+const NAMED_HEADER: Rule = Rule::new(
+    "has(self.name) == (self.source == 'Header')",
+    "source Header needs the name of a header field, and the other sources have none",
+)
+.at(".name");
+
+/// The limits of a rule.
+pub type RateLimits = Vec<RateLimit>;
 
 /// A limit on requests. A request over the limit is answered with 429.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimit {
     /// Name of the limit, unique in the rule; clients see it in `RateLimit`, metrics carry it.
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = NAME))]
     pub name: String,
     /// Whether the limit acts.
     #[serde(default)]
@@ -20,7 +34,7 @@ pub struct RateLimit {
     pub limit: Limit,
     /// What is counted apart. None: one count for all requests of the rule.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 4))]
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "atomic"))]
     pub key: Vec<Key>,
     /// Who shares a count.
     #[serde(default)]
@@ -45,15 +59,60 @@ pub struct Limit {
     pub burst: Option<i64>,
 }
 
+impl Limit {
+    /// Requests that may come at once.
+    pub fn burst(&self) -> u64 {
+        u64::try_from(self.burst.unwrap_or(self.requests)).unwrap_or_default()
+    }
+
+    /// The rate in lowest terms: requests, and the microseconds in which they are allowed.
+    pub fn rate(&self) -> (u64, u64) {
+        let requests = u64::try_from(self.requests).unwrap_or_default();
+        let micros = u64::try_from(self.per.0.as_micros()).unwrap_or(u64::MAX);
+        let divisor = greatest_common_divisor(requests, micros).max(1);
+        (requests / divisor, micros / divisor)
+    }
+
+    /// The level of a full bucket, in the unit in which both a request and a microsecond are whole numbers: a request counts
+    /// `rate().1`, a microsecond `rate().0`. A checked limit keeps it at 2^53 or less, which a double holds exactly, as in Redis.
+    pub fn full_level(&self) -> u128 {
+        u128::from(self.burst()) * u128::from(self.rate().1)
+    }
+
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        check_not_zero(self.per, &at.field("per"), problems);
+        if self.full_level() > MAX_LEVEL || u128::from(self.rate().0) > MAX_LEVEL {
+            let burst = self.burst();
+            let message = format!(
+                "{} requests in {} with a burst of {burst} can't be counted exactly: write a smaller burst or a shorter time, or \
+                 rounder numbers",
+                self.requests, self.per
+            );
+            problems.add(at, message);
+        }
+    }
+}
+
+/// The largest whole number up to which a double holds every one.
+const MAX_LEVEL: u128 = 1 << 53;
+
+fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
 /// A part of what is counted apart.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [NAMED_HEADER]))]
 #[serde(rename_all = "camelCase")]
 pub struct Key {
     /// Where the part comes from.
     pub source: KeySource,
     /// Name of the header field, with source `Header`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = FIELD_NAME))]
     pub name: Option<String>,
 }
 
@@ -88,4 +147,34 @@ pub enum LimitFields {
     Draft,
     /// None but `Retry-After` on a 429.
     Minimal,
+}
+
+impl PolicyKind for RateLimits {
+    const NAME: &'static str = "rateLimits";
+    const PROTECTS: bool = true;
+
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        for (index, limit) in self.iter().enumerate() {
+            let at = at.index(index);
+            limit.limit.check(&at.field("limit"), problems);
+            check_key(&limit.key, &at.field("key"), problems);
+        }
+    }
+}
+
+fn check_key(key: &[Key], at: &FieldPath, problems: &mut Problems) {
+    for (index, part) in key.iter().enumerate() {
+        let at = at.index(index);
+        NAMED_HEADER.check(part.name.is_some() == (part.source == KeySource::Header), &at, problems);
+        let same = |other: &Key| other.source == part.source && other.lower_case_name() == part.lower_case_name();
+        if key[..index].iter().any(same) {
+            problems.add(&at, "stands in the key already: remove it");
+        }
+    }
+}
+
+impl Key {
+    fn lower_case_name(&self) -> Option<String> {
+        self.name.as_ref().map(|name| name.to_ascii_lowercase())
+    }
 }

@@ -3,11 +3,22 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Mode;
-use crate::scalar::Duration;
+use super::{Mode, PolicyKind};
+use crate::{
+    check::check_not_zero,
+    problems::{FieldPath, Problems},
+    rule::Rule,
+    scalar::Duration,
+};
+
+const LIMITS_SOMETHING: Rule = Rule::new(
+    "has(self.connect) || has(self.request) || has(self.idle) || self.mode == 'Disabled'",
+    "write connect, request or idle; a section without any needs mode Disabled",
+);
 
 /// Time limits. What is absent keeps the FetchrProxy's value.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [LIMITS_SOMETHING]))]
 #[serde(rename_all = "camelCase")]
 pub struct Timeouts {
     /// Whether the section acts.
@@ -22,4 +33,20 @@ pub struct Timeouts {
     /// Without a byte in either direction while a body is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Duration>,
+}
+
+impl PolicyKind for Timeouts {
+    const NAME: &'static str = "timeouts";
+    const PROTECTS: bool = false;
+
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        let limits = [("connect", self.connect), ("request", self.request), ("idle", self.idle)];
+        let acts = limits.iter().any(|(_, limit)| limit.is_some()) || self.mode == Mode::Disabled;
+        LIMITS_SOMETHING.check(acts, at, problems);
+        for (name, limit) in limits {
+            if let Some(limit) = limit {
+                check_not_zero(limit, &at.field(name), problems);
+            }
+        }
+    }
 }
