@@ -1,4 +1,5 @@
 //! `fetchr-init` in network namespaces of their own: a pod, and a peer at the other end of a virtual cable. Needs root.
+#![allow(clippy::unwrap_used, reason = "a helper that fails has failed its test")]
 
 use std::{
     fs,
