@@ -1,1 +1,154 @@
 //! The index -> plans and verdicts, coalesced; the thinking is in `crds::plan`.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use crds::{
+    FetchrPolicy, FetchrProxy,
+    plan::{Plan, PlanKey, PolicyVerdict, Position, ProxyVerdict},
+};
+use prometheus_client::{
+    metrics::{gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use crate::index::{Shared, Snapshot};
+
+/// A burst of changes, such as `kubectl apply -f folder/`, becomes one compilation.
+const COALESCE: Duration = Duration::from_millis(20);
+/// How often plans that stayed the same get a newer position.
+const ADVANCE: Duration = Duration::from_secs(5);
+
+/// Plans and verdicts of one moment.
+#[derive(Debug)]
+pub struct Compilation {
+    /// Up to where each kind was seen.
+    pub position: Position,
+    /// What follows from what was seen; shared between compilations that differ in their position only.
+    pub content: Arc<Content>,
+}
+
+/// What follows from the objects of one moment.
+#[derive(Debug)]
+pub struct Content {
+    /// The index's revision of that moment.
+    revision: u64,
+    /// One plan for each namespace with each proxy that may serve its pods.
+    pub plans: BTreeMap<PlanKey, Plan>,
+    /// One verdict for each policy and target.
+    pub policy_verdicts: Vec<PolicyVerdict>,
+    /// One verdict for each proxy.
+    pub proxy_verdicts: Vec<ProxyVerdict>,
+    /// The policies that were compiled.
+    pub policies: Vec<Arc<FetchrPolicy>>,
+    /// The proxies that were compiled.
+    pub proxies: Vec<Arc<FetchrProxy>>,
+}
+
+/// The newest compilation; None until every kind was listed.
+pub type Compilations = watch::Receiver<Option<Arc<Compilation>>>;
+
+/// What compiling costs.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    duration: Histogram,
+    plans: Gauge,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let buckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+        let metrics = Self { duration: Histogram::new(buckets), plans: Gauge::default() };
+        let help = "Time from a snapshot of the index to plans and verdicts";
+        registry.register_with_unit("plan_compile_duration", help, Unit::Seconds, metrics.duration.clone());
+        registry.register("plans", "Plans compiled", metrics.plans.clone());
+        metrics
+    }
+}
+
+/// Compiles on change until shut-down.
+pub async fn run(
+    index: Shared,
+    operator_namespace: String,
+    newest: watch::Sender<Option<Arc<Compilation>>>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) {
+    let mut changes = index.plans_changed();
+    changes.mark_changed();
+    let mut advance = interval(ADVANCE);
+    advance.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                sleep(COALESCE).await;
+                changes.mark_unchanged();
+                if let Some(compilation) = compile(&index, &operator_namespace, &metrics).await {
+                    newest.send_replace(Some(Arc::new(compilation)));
+                }
+            }
+            _ = advance.tick() => {
+                newest.send_if_modified(|newest| advance_position(&index, newest));
+            }
+        }
+    }
+}
+
+async fn compile(index: &Shared, operator_namespace: &str, metrics: &Metrics) -> Option<Compilation> {
+    let snapshot = {
+        let index = index.read();
+        index.is_complete().then(|| index.snapshot())?
+    };
+    let position = snapshot.position.clone();
+    let namespace = operator_namespace.to_owned();
+    let start = Instant::now();
+    // Many policies take a while, and streams must not wait for them.
+    let content = tokio::task::spawn_blocking(move || content_of(snapshot, &namespace)).await;
+    metrics.duration.observe(start.elapsed().as_secs_f64());
+    match content {
+        Ok(content) => {
+            metrics.plans.set(i64::try_from(content.plans.len()).unwrap_or(i64::MAX));
+            debug!(plans = content.plans.len(), took = ?start.elapsed(), "Compiled.");
+            Some(Compilation { position, content: Arc::new(content) })
+        }
+        Err(error) => {
+            error!(%error, "Could not compile; the plans before stay in force.");
+            None
+        }
+    }
+}
+
+fn content_of(snapshot: Snapshot, operator_namespace: &str) -> Content {
+    let compiled = crds::plan::compile(&snapshot.inputs(operator_namespace));
+    Content {
+        revision: snapshot.revision,
+        plans: compiled.plans,
+        policy_verdicts: compiled.policies,
+        proxy_verdicts: compiled.proxies,
+        policies: snapshot.policies,
+        proxies: snapshot.proxies,
+    }
+}
+
+/// Gives the plans the index's position, if nothing that they are compiled from has changed up to there.
+fn advance_position(index: &Shared, newest: &mut Option<Arc<Compilation>>) -> bool {
+    let Some(compilation) = newest else {
+        return false;
+    };
+    let index = index.read();
+    if index.revision() != compilation.content.revision || *index.position() == compilation.position {
+        return false;
+    }
+    *newest = Some(Arc::new(Compilation { position: index.position().clone(), content: compilation.content.clone() }));
+    true
+}

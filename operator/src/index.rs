@@ -1,1 +1,293 @@
 //! What the cluster looks like now: one file per kind, plain structs with `apply`, `delete`, `reset`.
+//!
+//! Only what is asked of an object is kept of it, so that ten thousand pods fit in a few MiB. References that do not resolve are kept
+//! as they are: the view heals when the target appears.
+
+mod namespaces;
+mod objects;
+mod pods;
+mod policies;
+mod proxies;
+mod services;
+mod shared;
+mod workloads;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crds::{
+    FetchrPolicy, FetchrProxy,
+    plan::{Choice, Identity, Inputs, ObjectRef, PlanKey, PodFacts, Position, TargetObject, choose_proxy},
+    policy::FEATURES,
+    target::TargetKind,
+};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+
+pub use namespaces::Namespace;
+pub use objects::Objects;
+pub use pods::{Owner, Pod};
+pub use policies::Policy;
+pub use proxies::Proxy;
+pub use services::Service;
+pub use shared::{Change, Shared};
+pub use workloads::Workload;
+
+use crate::stamp::{self, OptIn};
+
+/// Kinds that are watched.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// FetchrProxies.
+    Proxies,
+    /// FetchrPolicies.
+    Policies,
+    /// Namespaces.
+    Namespaces,
+    /// Services.
+    Services,
+    /// Deployments.
+    Deployments,
+    /// StatefulSets.
+    StatefulSets,
+    /// DaemonSets.
+    DaemonSets,
+    /// Pods that have not ended.
+    Pods,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Proxies,
+        Self::Policies,
+        Self::Namespaces,
+        Self::Services,
+        Self::Deployments,
+        Self::StatefulSets,
+        Self::DaemonSets,
+        Self::Pods,
+    ];
+
+    /// The name in the position of a plan and in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Proxies => "proxies",
+            Self::Policies => "policies",
+            Self::Namespaces => "namespaces",
+            Self::Services => "services",
+            Self::Deployments => "deployments",
+            Self::StatefulSets => "statefulsets",
+            Self::DaemonSets => "daemonsets",
+            Self::Pods => "pods",
+        }
+    }
+
+    /// Whether plans are compiled from this kind. The place of a pod is its identity's, not the plan's.
+    fn is_input(self) -> bool {
+        self != Self::Pods
+    }
+}
+
+/// A kind as the index keeps it.
+pub trait Indexed: Sized + Send + Sync + 'static {
+    /// What the API server sends.
+    type Resource;
+    /// Which kind this is.
+    const KIND: Kind;
+
+    /// Keeps what is asked of the object; None if it has no name, which no API server sends.
+    fn read(object: Self::Resource) -> Option<(ObjectRef, Self)>;
+
+    /// Where the objects of this kind are kept.
+    fn objects(index: &mut Index) -> &mut Objects<Self>;
+
+    /// What must be looked at again when `old` becomes `new`. None: absent.
+    fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched;
+}
+
+/// What a change makes stale.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Touched {
+    /// Plans must be compiled anew.
+    pub plans: bool,
+    /// Identities and counts of pods must be computed anew.
+    pub pods: bool,
+}
+
+impl Touched {
+    const NOTHING: Self = Self { plans: false, pods: false };
+
+    fn or(self, other: Self) -> Self {
+        Self { plans: self.plans || other.plans, pods: self.pods || other.pods }
+    }
+}
+
+/// What the cluster looks like now.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// All proxies.
+    pub proxies: Objects<Proxy>,
+    /// All policies.
+    pub policies: Objects<Policy>,
+    /// All namespaces.
+    pub namespaces: Objects<Namespace>,
+    /// All Services with a selector or without.
+    pub services: Objects<Service>,
+    /// All pods that have not ended.
+    pub pods: Objects<Pod>,
+    deployments: Objects<Workload<Deployment>>,
+    stateful_sets: Objects<Workload<StatefulSet>>,
+    daemon_sets: Objects<Workload<DaemonSet>>,
+    position: Position,
+    revision: u64,
+    listed: BTreeSet<Kind>,
+}
+
+impl Index {
+    /// Replaces all objects of a kind by what a list showed.
+    pub fn reset<T: Indexed>(&mut self, objects: Vec<(ObjectRef, T)>, version: String) -> Touched {
+        self.seen::<T>(version);
+        let first = self.listed.insert(T::KIND);
+        let known = T::objects(self).reset(objects);
+        let touched = known.into_iter().fold(Touched::NOTHING, |sum, (old, new)| sum.or(T::touched(old.as_ref(), new)));
+        // The first list ends a time in which nothing could be said.
+        self.note(touched.or(Touched { plans: first, pods: first }))
+    }
+
+    /// Adds an object or replaces it.
+    pub fn apply<T: Indexed>(&mut self, key: ObjectRef, object: T, version: String) -> Touched {
+        self.seen::<T>(version);
+        let (old, new) = T::objects(self).apply(key, object);
+        let touched = T::touched(old.as_ref(), Some(new));
+        self.note(touched)
+    }
+
+    /// Removes an object.
+    pub fn delete<T: Indexed>(&mut self, key: &ObjectRef, version: String) -> Touched {
+        self.seen::<T>(version);
+        let touched = T::objects(self).delete(key).map_or(Touched::NOTHING, |old| T::touched(Some(&old), None));
+        self.note(touched)
+    }
+
+    /// Notes that nothing else happened to this kind up to `version`.
+    pub fn seen<T: Indexed>(&mut self, version: String) {
+        if T::KIND.is_input() {
+            self.position.set(T::KIND.name(), version);
+        }
+    }
+
+    fn note(&mut self, touched: Touched) -> Touched {
+        self.revision += u64::from(touched.plans);
+        touched
+    }
+
+    /// Up to where each kind that plans are compiled from was seen.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Whether every kind was listed once. Before that, what is missing here may well exist.
+    pub fn is_complete(&self) -> bool {
+        self.listed.len() == Kind::ALL.len()
+    }
+
+    /// What plans are compiled from, in one moment.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            revision: self.revision,
+            position: self.position.clone(),
+            proxies: self.proxies.values().map(|proxy| proxy.0.clone()).collect(),
+            policies: self.policies.values().map(|policy| policy.0.clone()).collect(),
+            namespaces: self.namespaces.keys().map(|key| key.name.clone()).collect(),
+            targets: self.targets().collect(),
+        }
+    }
+
+    /// Counts the changes that make plans stale.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    fn targets(&self) -> impl Iterator<Item = TargetObject> {
+        let of = |kind| move |key: &ObjectRef| TargetObject { namespace: key.namespace.clone(), kind, name: key.name.clone() };
+        let services = self.services.keys().map(of(TargetKind::Service));
+        let deployments = self.deployments.keys().map(of(TargetKind::Deployment));
+        let stateful_sets = self.stateful_sets.keys().map(of(TargetKind::StatefulSet));
+        let daemon_sets = self.daemon_sets.keys().map(of(TargetKind::DaemonSet));
+        services.chain(deployments).chain(stateful_sets).chain(daemon_sets)
+    }
+
+    /// Whether a pod asked for a sidecar, or its namespace did.
+    pub fn opt_in(&self, key: &ObjectRef, pod: &Pod, operator_namespace: &str) -> OptIn {
+        if pod.is_mirror || stamp::is_exempt(&key.namespace, operator_namespace) {
+            return OptIn::No;
+        }
+        let namespace = self.namespaces.get(&ObjectRef::new("", &key.namespace));
+        OptIn::of(namespace.and_then(|namespace| namespace.inject.as_deref()), pod.inject.as_deref())
+    }
+
+    /// The proxy that a pod with this opt-in would get now.
+    pub fn choose(&self, key: &ObjectRef, pod: &Pod, opt_in: OptIn, operator_namespace: &str) -> Option<ObjectRef> {
+        let facts = PodFacts {
+            namespace: &key.namespace,
+            labels: &pod.labels,
+            annotation: pod.proxy.as_deref().filter(|_| opt_in != OptIn::Required),
+        };
+        // No other namespace's proxies can be chosen, so only these are looked through.
+        let namespaces = BTreeSet::from([key.namespace.as_str(), operator_namespace]);
+        let candidates: Vec<_> = namespaces
+            .into_iter()
+            .flat_map(|namespace| self.proxies.in_namespace(namespace))
+            .map(|(_, proxy)| &*proxy.0)
+            .collect();
+        match choose_proxy(&facts, operator_namespace, &candidates) {
+            Choice::Proxy { proxy, .. } => Some(proxies::reference(proxy)),
+            Choice::Missing | Choice::None => None,
+        }
+    }
+
+    /// A pod's place in the cluster. `live_pods` is the caller's to fill in, for it is the same for many.
+    pub fn identity(&self, key: &ObjectRef, pod: &Pod) -> Identity {
+        let (workload_kind, workload_name) = pod.workload().unwrap_or_default();
+        let services = self.services.in_namespace(&key.namespace).filter(|(_, service)| service.selects(&pod.labels));
+        Identity {
+            workload_kind: workload_kind.to_owned(),
+            workload_name: workload_name.to_owned(),
+            services: services.map(|(key, _)| key.name.clone()).collect(),
+            live_pods: 0,
+        }
+    }
+
+    /// The plan of a pod that has a sidecar.
+    pub fn plan_key(&self, key: &ObjectRef, pod: &Pod) -> Option<PlanKey> {
+        Some(PlanKey { pod_namespace: key.namespace.clone(), proxy: pod.injected_proxy()? })
+    }
+}
+
+/// What plans are compiled from, in one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Changes up to then.
+    pub revision: u64,
+    /// Up to where each kind was seen.
+    pub position: Position,
+    /// All proxies.
+    pub proxies: Vec<Arc<FetchrProxy>>,
+    /// All policies.
+    pub policies: Vec<Arc<FetchrPolicy>>,
+    namespaces: BTreeSet<String>,
+    targets: BTreeSet<TargetObject>,
+}
+
+impl Snapshot {
+    /// The snapshot as the compiler takes it.
+    pub fn inputs<'a>(&'a self, operator_namespace: &'a str) -> Inputs<'a> {
+        Inputs {
+            operator_namespace,
+            proxies: self.proxies.iter().map(|proxy| &**proxy).collect(),
+            policies: self.policies.iter().map(|policy| &**policy).collect(),
+            namespaces: self.namespaces.clone(),
+            targets: Some(self.targets.clone()),
+            features: FEATURES.iter().map(|&feature| feature.to_owned()).collect(),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Deployments, StatefulSets and DaemonSets: that they exist is all that is asked of them.
+
+use std::marker::PhantomData;
+
+use crds::plan::ObjectRef;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use kube::core::PartialObjectMeta;
+
+use super::{Index, Indexed, Kind, Objects, Touched};
+
+/// A workload of type `K`.
+#[derive(Clone, Debug)]
+pub struct Workload<K>(PhantomData<fn() -> K>);
+
+macro_rules! workload {
+    ($($resource:ty: $kind:expr, $field:ident;)*) => {
+        $(impl Indexed for Workload<$resource> {
+            type Resource = PartialObjectMeta<$resource>;
+            const KIND: Kind = $kind;
+
+            fn read(object: Self::Resource) -> Option<(ObjectRef, Self)> {
+                Some((ObjectRef::new(object.metadata.namespace?, object.metadata.name?), Self(PhantomData)))
+            }
+
+            fn objects(index: &mut Index) -> &mut Objects<Self> {
+                &mut index.$field
+            }
+
+            fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched {
+                Touched { plans: old.is_some() != new.is_some(), pods: false }
+            }
+        })*
+    };
+}
+
+workload! {
+    Deployment: Kind::Deployments, deployments;
+    StatefulSet: Kind::StatefulSets, stateful_sets;
+    DaemonSet: Kind::DaemonSets, daemon_sets;
+}

@@ -1,0 +1,105 @@
+//! The sending half of a stream: Identity, then Plan, and each again when it changes.
+
+use std::{sync::Arc, time::Duration};
+
+use crds::plan::Identity;
+use futures::{Stream, stream};
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval},
+};
+use tonic::Status;
+use wire::v1::{self, down::Message};
+
+use crate::deliver::{Document, Hub, Inbox, Session};
+
+/// How often a plan that was not answered is sent again, if its position is a newer one by then: the sidecar may have refused it as
+/// older than what another replica sent.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Takes the session out of the hub when the sending half is dropped, which is how a lost connection shows.
+pub(super) struct Guard {
+    hub: Hub,
+    session: Arc<Session>,
+}
+
+impl Guard {
+    pub(super) fn new(hub: Hub, session: Arc<Session>) -> Self {
+        Self { hub, session }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.hub.leave(&self.session);
+    }
+}
+
+pub(super) struct Outgoing {
+    guard: Guard,
+    inbox: Inbox,
+    trust: watch::Receiver<v1::Trust>,
+    /// The plan that was sent last.
+    sent: Option<Arc<Document>>,
+    identified: bool,
+    again: Interval,
+}
+
+impl Outgoing {
+    pub(super) fn new(guard: Guard, mut inbox: Inbox, mut trust: watch::Receiver<v1::Trust>) -> Self {
+        inbox.identity.mark_changed();
+        trust.mark_changed();
+        let mut again = interval(AGAIN);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { guard, inbox, trust, sent: None, identified: false, again }
+    }
+
+    /// Each message is made when the transport asks for it, so a slow sidecar skips what it has missed.
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<v1::Down, Status>> {
+        stream::unfold(self, |mut outgoing| async {
+            let message = outgoing.next().await?;
+            Some((Ok(v1::Down { message: Some(message) }), outgoing))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Message> {
+        let session = self.guard.session.clone();
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = session.ended().cancelled() => return None,
+                Ok(()) = self.trust.changed() => Some(Message::Trust(self.trust.borrow_and_update().clone())),
+                Ok(()) = self.inbox.identity.changed() => self.identity(),
+                // A sidecar that does not know its place could not tell which policies of a plan are its own.
+                Ok(()) = self.inbox.plan.changed(), if self.identified => self.plan(),
+                Some(command) = self.inbox.commands.recv() => Some(Message::Command(command)),
+                _ = self.again.tick() => self.plan_again(),
+            };
+            if message.is_some() {
+                return message;
+            }
+        }
+    }
+
+    fn identity(&mut self) -> Option<Message> {
+        let Identity { workload_kind, workload_name, services, live_pods } = self.inbox.identity.borrow_and_update().clone()?;
+        self.identified = true;
+        Some(Message::Identity(v1::Identity { workload_kind, workload_name, services, live_pods }))
+    }
+
+    fn plan(&mut self) -> Option<Message> {
+        let document = self.inbox.plan.borrow_and_update().clone()?;
+        let message = Message::Plan(document.message());
+        self.sent = Some(document);
+        Some(message)
+    }
+
+    fn plan_again(&mut self) -> Option<Message> {
+        let sent = self.sent.as_ref()?;
+        let moved = self.inbox.plan.borrow().as_ref().is_some_and(|newest| newest.position != sent.position);
+        if !moved || self.guard.session.has_answered(&sent.digest) {
+            return None;
+        }
+        self.plan()
+    }
+}
