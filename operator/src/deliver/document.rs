@@ -1,6 +1,6 @@
 //! A plan as bytes.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use crds::plan::{ObjectRef, Plan, Position};
@@ -16,7 +16,7 @@ pub struct Document {
     /// The plan as canonical JSON.
     pub bytes: Bytes,
     /// Up to where each kind was seen.
-    pub position: Arc<HashMap<String, String>>,
+    pub position: Arc<BTreeMap<String, String>>,
     /// Policies that were left out, because they have a section that these sidecars don't know.
     pub left_out: Arc<[ObjectRef]>,
 }
