@@ -18,6 +18,8 @@ use source::{Place, SourceDocument, parse};
 pub const MAX_FILE: u64 = 1024 * 1024;
 /// Most files of one folder.
 const MAX_FILES: usize = 1024;
+/// How deep folders may be nested.
+const MAX_FOLDER_DEPTH: usize = 8;
 /// Namespace of documents that name none, as for kubectl.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -80,7 +82,7 @@ impl fmt::Display for DocumentError {
 
 impl std::error::Error for DocumentError {}
 
-/// Reads files, and the `.yaml`, `.yml` and `.json` files of folders by name, into valid documents. In texts, `${NAME}` is a variable
+/// Reads files, and the `.yaml`, `.yml` and `.json` files of folders and their sub-folders, into valid documents. In texts, `${NAME}` is a variable
 /// that has to be there, `${NAME:-default}` one that may be missing or empty, and `$$` a dollar sign.
 ///
 /// All that is wrong in any of them is returned.
@@ -98,7 +100,7 @@ fn files_of(paths: &[PathBuf], errors: &mut Vec<DocumentError>) -> Vec<PathBuf> 
     for path in paths {
         match list(path) {
             Ok(found) if found.len() > MAX_FILES => {
-                errors.push(unreadable(path, format!("the folder has {} files, {MAX_FILES} are allowed", found.len())));
+                errors.push(unreadable(path, format!("the folder has more than {MAX_FILES} files")));
             }
             Ok(found) => files.extend(found),
             Err(error) => errors.push(unreadable(path, format!("can't be read: {error}"))),
@@ -114,17 +116,31 @@ fn list(path: &Path) -> std::io::Result<Vec<PathBuf>> {
         return Ok(vec![path.to_owned()]);
     }
     let mut files = Vec::new();
-    for entry in fs::read_dir(path)? {
-        let file = entry?.path();
-        let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        // A ConfigMap that is mounted as a folder holds links to files, and hidden folders besides.
-        let hidden = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if !hidden && matches!(ending, "yaml" | "yml" | "json") && fs::metadata(&file)?.is_file() {
-            files.push(file);
-        }
-    }
+    list_folder(path, MAX_FOLDER_DEPTH, &mut files)?;
     files.sort();
     Ok(files)
+}
+
+/// Stops when there are too many files; a link to a folder above ends at the depth.
+fn list_folder(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        // A ConfigMap that is mounted as a folder holds links to files, and hidden folders besides.
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+            continue;
+        }
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        let kind = fs::metadata(&path)?;
+        if kind.is_file() && matches!(ending, "yaml" | "yml" | "json") {
+            files.push(path);
+        } else if kind.is_dir() && depth > 0 {
+            list_folder(&path, depth - 1, files)?;
+        }
+        if files.len() > MAX_FILES {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn unreadable(file: &Path, message: String) -> DocumentError {

@@ -50,7 +50,12 @@ pub fn definitions() -> &'static [Definition] {
 
 fn tidy(crd: impl serde::Serialize) -> Value {
     let mut crd = serde_json::to_value(crd).expect("a definition has string keys only");
-    tidy_schema(&mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+    let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    tidy_schema(schema);
+    // What every object has; the API server knows it by itself, our own validation reads it here.
+    for (name, kind) in [("apiVersion", "string"), ("kind", "string"), ("metadata", "object")] {
+        schema["properties"][name] = json!({"type": kind});
+    }
     crd
 }
 
