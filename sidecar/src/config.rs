@@ -1,0 +1,213 @@
+//! The configuration: one immutable value, built whole and swapped whole. A request keeps the one that it started with.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use crds::{
+    plan::{Identity, Plan, Position},
+    policy::Direction,
+    proxy::{FetchrProxySpec, OnNoConfig},
+};
+use ipnet::IpNet;
+use serde::Serialize;
+use tokio::sync::watch;
+
+pub use crate::route::ConfigError;
+use crate::route::Routes;
+
+/// Where a plan came from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub enum PlanSource {
+    /// The operator's stream.
+    Stream,
+    /// The mounted ConfigMap `fetchr-plan`.
+    ConfigMap,
+    /// The state folder, kept by an earlier start.
+    StateDir,
+    /// Files, standalone.
+    File,
+    /// There is no plan.
+    None,
+}
+
+impl fmt::Display for PlanSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A plan with what tells it from others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// SHA-256 of its document, lower-case hexadecimal.
+    pub digest: String,
+    /// How far its maker had seen.
+    pub position: Position,
+    /// Where it came from.
+    pub source: PlanSource,
+}
+
+/// A compiled configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The plan that it was built from; none before the first one.
+    pub planned: Option<Planned>,
+    /// The pod's place.
+    pub identity: Identity,
+    /// Policies for requests to the application.
+    pub inbound: Routes,
+    /// Policies for requests from the application.
+    pub outbound: Routes,
+    /// Every request is to be answered with 503, since there is no configuration and none may pass without.
+    pub blocks: bool,
+    settings: Arc<FetchrProxySpec>,
+    trusted: Vec<IpNet>,
+}
+
+impl Config {
+    /// Compiles a plan for a pod. The error names policy and rule; it is what a nack tells.
+    pub fn build(planned: Planned, identity: Identity) -> Result<Self, ConfigError> {
+        let plan = &planned.plan;
+        let settings = Arc::new(plan.settings.clone());
+        Ok(Self {
+            inbound: Routes::build(plan, &identity, Direction::Inbound)?,
+            outbound: Routes::build(plan, &identity, Direction::Outbound)?,
+            blocks: false,
+            trusted: trusted(&settings)?,
+            settings,
+            identity,
+            planned: Some(planned),
+        })
+    }
+
+    /// What holds before the first plan: all passes without policy, or nothing passes.
+    pub fn without_plan(settings: FetchrProxySpec, on_no_config: OnNoConfig) -> Self {
+        Self {
+            planned: None,
+            identity: Identity::default(),
+            inbound: Routes::empty(Direction::Inbound),
+            outbound: Routes::empty(Direction::Outbound),
+            blocks: on_no_config == OnNoConfig::Block,
+            trusted: trusted(&settings).unwrap_or_default(),
+            settings: Arc::new(settings),
+        }
+    }
+
+    /// The match table of a direction.
+    pub fn routes(&self, direction: Direction) -> &Routes {
+        match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
+        }
+    }
+
+    /// Settings of the FetchrProxy, defaults filled in.
+    pub fn settings(&self) -> &Arc<FetchrProxySpec> {
+        &self.settings
+    }
+
+    /// Whether a peer may say who the client is (`clientAddress.trustedCIDRs`).
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted.iter().any(|net| net.contains(&peer))
+    }
+
+    /// Digest of the plan in force; empty if there is none.
+    pub fn digest(&self) -> &str {
+        self.planned.as_ref().map_or("", |planned| &planned.digest)
+    }
+
+    /// Where the plan in force came from.
+    pub fn source(&self) -> PlanSource {
+        self.planned.as_ref().map_or(PlanSource::None, |planned| planned.source)
+    }
+}
+
+fn trusted(settings: &FetchrProxySpec) -> Result<Vec<IpNet>, ConfigError> {
+    let parse = |cidr: &String| {
+        cidr.parse::<IpNet>().map_err(|_| ConfigError {
+            policy: None,
+            rule: None,
+            message: format!("clientAddress.trustedCIDRs: {cidr:?} is not a network such as 10.0.0.0/8"),
+        })
+    };
+    settings.client_address.trusted_cidrs.iter().map(parse).collect()
+}
+
+/// The configuration in force. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    current: ArcSwap<Config>,
+    changed: watch::Sender<u64>,
+}
+
+impl Shared {
+    /// Starts with a configuration.
+    pub fn new(config: Config) -> Self {
+        Self { inner: Arc::new(Inner { current: ArcSwap::from_pointee(config), changed: watch::Sender::new(0) }) }
+    }
+
+    /// The configuration of now; hold it for one request.
+    pub fn load(&self) -> Arc<Config> {
+        self.inner.current.load_full()
+    }
+
+    /// Puts another configuration in force, for requests that start from now on.
+    pub fn replace(&self, config: Config) {
+        self.inner.current.store(Arc::new(config));
+        self.inner.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Tells when the configuration changes.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::{plan::ObjectRef, proxy::ClientAddress};
+
+    use super::*;
+
+    fn planned(settings: FetchrProxySpec) -> Planned {
+        let plan = Plan { proxy: ObjectRef::new("shop", "web"), settings, policies: Vec::new() };
+        Planned { plan: Arc::new(plan), digest: "d".to_owned(), position: Position::default(), source: PlanSource::File }
+    }
+
+    fn trusting(cidr: &str) -> FetchrProxySpec {
+        let client_address = ClientAddress { trusted_cidrs: vec![cidr.to_owned()] };
+        FetchrProxySpec { client_address, ..FetchrProxySpec::default() }
+    }
+
+    #[test]
+    fn trusted_peers_are_known_in_either_spelling() {
+        let config = Config::build(planned(trusting("10.0.0.0/8")), Identity::default()).unwrap();
+        assert!(config.trusts("10.1.2.3".parse().unwrap()));
+        assert!(config.trusts("::ffff:10.1.2.3".parse().unwrap()));
+        assert!(!config.trusts("11.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn wrong_network_is_named() {
+        let refused = Config::build(planned(trusting("10.0.0.0/99")), Identity::default()).unwrap_err();
+        assert!(refused.to_string().contains("10.0.0.0/99"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn change_is_told_and_old_holders_keep_theirs() {
+        let shared = Shared::new(Config::without_plan(FetchrProxySpec::default(), OnNoConfig::Block));
+        let (old, mut changes) = (shared.load(), shared.subscribe());
+        shared.replace(Config::build(planned(FetchrProxySpec::default()), Identity::default()).unwrap());
+        changes.changed().await.unwrap();
+        assert!(old.blocks && old.digest().is_empty());
+        assert!(!shared.load().blocks && shared.load().source() == PlanSource::File);
+    }
+}

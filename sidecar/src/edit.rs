@@ -1,0 +1,3 @@
+//! Changes to requests and responses.
+
+pub mod headers;

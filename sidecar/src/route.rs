@@ -1,0 +1,348 @@
+//! The match table of one direction: which sections of which policies hold for a request.
+//!
+//! Everything is compiled when the configuration arrives. A request costs a look-up by path and, for the few matches that are
+//! left, a comparison of the rest; CEL runs last and only where all else holds.
+
+mod cel;
+mod condition;
+mod explain;
+mod path;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, LazyLock},
+};
+
+use crds::{
+    plan::{AttachedPolicy, Attachment, Identity, ObjectRef, Plan, ordered_matches},
+    policy::{Direction, Mode, PolicyRule, Timeouts},
+};
+use prometheus_client::metrics::counter::Counter;
+use smallvec::{SmallVec, smallvec};
+
+pub use self::explain::{Explanation, LimitNamed, RuleVerdict, SectionVerdict};
+use self::{
+    condition::{Conditions, HostPattern, Miss},
+    path::{Index, Pattern},
+};
+use crate::{edit::headers::HeaderEdits, facts::Facts, limit::Limit};
+
+/// Evaluations of CEL conditions that ended in an error; such a match does not hold.
+static CEL_ERRORS: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Adds the table's figures to a registry.
+pub fn register(registry: &mut prometheus_client::registry::Registry) {
+    registry.register("fetchr_cel_errors", "CEL conditions that ended in an error and so did not match", CEL_ERRORS.clone());
+}
+
+/// A plan that can't be compiled: where, and why.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub struct ConfigError {
+    /// The policy at fault; none if it is the plan as a whole.
+    pub policy: Option<ObjectRef>,
+    /// The rule at fault.
+    pub rule: Option<String>,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(policy) = &self.policy {
+            write!(f, "policy {policy}: ")?;
+        }
+        if let Some(rule) = &self.rule {
+            write!(f, "rule {rule}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// The compiled policies of one direction.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    table: Arc<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    direction: Direction,
+    rules: Vec<Rule>,
+    /// Every match of every rule: the most specific policy first, within it the best match first.
+    entries: Vec<Entry>,
+    index: Index,
+    /// Hosts whose requests pass without policy.
+    skip_hosts: Vec<HostPattern>,
+    /// Policies that are not for this pod; only to explain.
+    others: Vec<(ObjectRef, Attachment)>,
+    identity: Identity,
+}
+
+/// A rule's sections. A policy that is attached twice has its rules here once.
+#[derive(Debug)]
+struct Rule {
+    policy: ObjectRef,
+    name: String,
+    /// `namespace/policy/rule`.
+    label: Arc<str>,
+    headers: Option<HeaderEdits>,
+    limits: Vec<Arc<Limit>>,
+    timeouts: Option<Timeouts>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    rule: u32,
+    /// Which of the rule's matches; none for a rule without.
+    matched: Option<u8>,
+    attachment: Attachment,
+    /// The host of an ExternalHost.
+    host: Option<HostPattern>,
+    path: Pattern,
+    conditions: Option<Conditions>,
+}
+
+impl Routes {
+    /// Compiles the policies of a plan that are for this pod and this direction.
+    pub fn build(plan: &Plan, identity: &Identity, direction: Direction) -> Result<Self, ConfigError> {
+        let mut build = Build::default();
+        for policy in plan.policies.iter().filter(|policy| policy.direction == direction) {
+            if identity.has(&policy.attachment) {
+                build.add(policy)?;
+            } else {
+                build.others.push((policy.policy.clone(), policy.attachment.clone()));
+            }
+        }
+        let whole = |message| ConfigError { policy: None, rule: None, message };
+        let index = Index::build(build.entries.iter().map(|entry| &entry.path)).map_err(whole)?;
+        let skipped = &plan.settings.interception.outbound.skip_hosts;
+        let table = Table {
+            direction,
+            rules: build.rules,
+            entries: build.entries,
+            index,
+            skip_hosts: match direction {
+                Direction::Outbound => skipped.iter().map(|host| HostPattern::new(host)).collect(),
+                Direction::Inbound => Vec::new(),
+            },
+            others: build.others,
+            identity: identity.clone(),
+        };
+        Ok(Self { table: Arc::new(table) })
+    }
+
+    /// A table without policies.
+    pub fn empty(direction: Direction) -> Self {
+        Self::build(&Plan::default(), &Identity::default(), direction).expect("there is nothing to compile")
+    }
+
+    /// What holds for a request.
+    pub fn select(&self, facts: &Facts<'_>) -> Route {
+        let table = &self.table;
+        let mut route = Route::none(table);
+        if table.entries.is_empty() || table.skips(facts) {
+            return route;
+        }
+        let path = path::normalise(facts.path);
+        let request = cel::Request::new(facts, &path);
+        let mut candidates: SmallVec<[u64; 8]> = smallvec![0; table.entries.len().div_ceil(64)];
+        table.index.find(&path, |entry| candidates[entry as usize / 64] |= 1 << (entry % 64));
+        for entry in ones(&candidates) {
+            let entry = &table.entries[entry];
+            if route.needs(entry.rule) && entry.meets(facts, &request).is_ok() {
+                route.take(entry);
+            }
+        }
+        route
+    }
+
+    /// Which rules hold for a request, which sections win, and why the others don't.
+    pub fn explain(&self, facts: &Facts<'_>) -> Explanation {
+        explain::explain(&self.table, facts)
+    }
+
+    /// Rules that may hold for a request of this pod.
+    pub fn rules(&self) -> usize {
+        self.table.rules.len()
+    }
+}
+
+impl Table {
+    fn skips(&self, facts: &Facts<'_>) -> bool {
+        self.skip_hosts.iter().any(|host| host.matches(facts.host))
+    }
+}
+
+impl Entry {
+    /// Everything but the path.
+    fn meets(&self, facts: &Facts<'_>, request: &cel::Request<'_>) -> Result<(), Miss> {
+        if self.host.as_ref().is_some_and(|host| !host.matches(facts.host)) {
+            return Err(Miss::Host);
+        }
+        let checked = self.conditions.as_ref().map_or(Ok(()), |conditions| conditions.check(facts, request));
+        if matches!(checked, Err(Miss::CelError(_))) {
+            CEL_ERRORS.inc();
+        }
+        checked
+    }
+}
+
+/// Indices of the bits that are set, in order.
+fn ones(words: &[u64]) -> impl Iterator<Item = usize> {
+    words.iter().enumerate().flat_map(|(at, &word)| {
+        std::iter::successors((word != 0).then_some(word), |word| Some(word & (word - 1)).filter(|rest| *rest != 0))
+            .map(move |word| at * 64 + word.trailing_zeros() as usize)
+    })
+}
+
+#[derive(Default)]
+struct Build {
+    rules: Vec<Rule>,
+    entries: Vec<Entry>,
+    others: Vec<(ObjectRef, Attachment)>,
+    /// Where the rules of a policy begin, and whether it holds for all hosts already.
+    policies: HashMap<ObjectRef, (u32, bool)>,
+}
+
+impl Build {
+    fn add(&mut self, attached: &AttachedPolicy) -> Result<(), ConfigError> {
+        let host = match &attached.attachment {
+            Attachment::ExternalHost { host } => Some(HostPattern::new(host)),
+            _ => None,
+        };
+        let first = match self.policies.get_mut(&attached.policy) {
+            // Attached twice, and the first time more specifically: nothing new.
+            Some((_, true)) => return Ok(()),
+            Some((first, everywhere)) => {
+                *everywhere = host.is_none();
+                *first
+            }
+            None => {
+                let first = number(self.rules.len());
+                for rule in &attached.rules {
+                    self.rules.push(Rule::build(&attached.policy, rule)?);
+                }
+                self.policies.insert(attached.policy.clone(), (first, host.is_none()));
+                first
+            }
+        };
+        for (rule, matched) in ordered_matches(&attached.rules) {
+            self.entries.push(Entry::build(attached, host.clone(), first, rule, matched)?);
+        }
+        Ok(())
+    }
+}
+
+impl Rule {
+    fn build(policy: &ObjectRef, rule: &PolicyRule) -> Result<Self, ConfigError> {
+        let wrong = |message| ConfigError { policy: Some(policy.clone()), rule: Some(rule.name.clone()), message };
+        let (policy_label, rule_label): (Arc<str>, Arc<str>) = (policy.to_string().into(), rule.name.as_str().into());
+        let limit = |limit| Limit::build(&policy_label, &rule_label, limit).map(Arc::new);
+        Ok(Self {
+            policy: policy.clone(),
+            name: rule.name.clone(),
+            label: format!("{policy}/{}", rule.name).into(),
+            headers: rule.headers.as_ref().map(HeaderEdits::build).transpose().map_err(wrong)?,
+            limits: rule.rate_limits.iter().map(limit).collect::<Result<_, _>>().map_err(wrong)?,
+            timeouts: rule.timeouts,
+        })
+    }
+}
+
+impl Entry {
+    fn build(
+        attached: &AttachedPolicy,
+        host: Option<HostPattern>,
+        first: u32,
+        rule: usize,
+        matched: Option<usize>,
+    ) -> Result<Self, ConfigError> {
+        let name = &attached.rules[rule].name;
+        let wrong = |message: String| {
+            let message = matched.map_or(message.clone(), |at| format!("matches[{at}]: {message}"));
+            ConfigError { policy: Some(attached.policy.clone()), rule: Some(name.clone()), message }
+        };
+        let one = matched.map(|at| &attached.rules[rule].matches[at]);
+        let matched = matched.map(u8::try_from).transpose().map_err(|_| wrong("more than 256 matches".to_owned()))?;
+        Ok(Self {
+            rule: first + number(rule),
+            matched,
+            attachment: attached.attachment.clone(),
+            host,
+            path: Pattern::build(one.and_then(|one| one.path.as_ref())).map_err(wrong)?,
+            conditions: one.map(Conditions::build).transpose().map_err(wrong)?,
+        })
+    }
+}
+
+fn number(index: usize) -> u32 {
+    u32::try_from(index).expect("a plan is a few MiB at most, a rule has several bytes")
+}
+
+/// What holds for one request. Cheap to clone and to hold for as long as the exchange lives.
+#[derive(Clone, Debug)]
+pub struct Route {
+    table: Arc<Table>,
+    best: Option<u32>,
+    headers: Option<u32>,
+    timeouts: Option<u32>,
+    /// Rules with limits that match, and by which of their matches.
+    limits: SmallVec<[(u32, Option<u8>); 4]>,
+}
+
+impl Route {
+    fn none(table: &Arc<Table>) -> Self {
+        Self { table: Arc::clone(table), best: None, headers: None, timeouts: None, limits: SmallVec::new() }
+    }
+
+    /// Whether another match of this rule could still change something.
+    fn needs(&self, rule: u32) -> bool {
+        let Rule { headers, limits, timeouts, .. } = &self.table.rules[rule as usize];
+        let limited = || self.limits.iter().any(|(counted, _)| *counted == rule);
+        self.best.is_none()
+            || (headers.is_some() && self.headers.is_none())
+            || (timeouts.is_some() && self.timeouts.is_none())
+            || (!limits.is_empty() && !limited())
+    }
+
+    fn take(&mut self, entry: &Entry) {
+        let Rule { headers, limits, timeouts, .. } = &self.table.rules[entry.rule as usize];
+        let rule = Some(entry.rule);
+        self.best = self.best.or(rule);
+        self.headers = self.headers.or(rule.filter(|_| headers.is_some()));
+        self.timeouts = self.timeouts.or(rule.filter(|_| timeouts.is_some()));
+        if !limits.is_empty() && !self.limits.iter().any(|(counted, _)| *counted == entry.rule) {
+            self.limits.push((entry.rule, entry.matched));
+        }
+    }
+
+    /// `namespace/policy/rule` of the best match, for logs and metrics; empty if no rule matched.
+    pub fn label(&self) -> Arc<str> {
+        static NONE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
+        Arc::clone(self.best.map_or(&NONE, |rule| &self.table.rules[rule as usize].label))
+    }
+
+    /// Changes to header fields, in the mode that the section has.
+    pub fn headers(&self) -> Option<&HeaderEdits> {
+        self.table.rules[self.headers? as usize].headers.as_ref()
+    }
+
+    /// Time limits that act: what is absent keeps the FetchrProxy's value.
+    pub fn timeouts(&self) -> Timeouts {
+        let won = self.timeouts.and_then(|rule| self.table.rules[rule as usize].timeouts);
+        won.filter(|timeouts| timeouts.mode == Mode::Enforce).unwrap_or_default()
+    }
+
+    /// Whether any limit holds.
+    pub fn has_limits(&self) -> bool {
+        !self.limits.is_empty()
+    }
+
+    /// The limits that hold, each with the match that its rule met.
+    pub fn limits(&self) -> impl Iterator<Item = (&Arc<Limit>, Option<u8>)> {
+        self.limits
+            .iter()
+            .flat_map(|&(rule, matched)| self.table.rules[rule as usize].limits.iter().map(move |limit| (limit, matched)))
+    }
+}

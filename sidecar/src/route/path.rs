@@ -1,0 +1,412 @@
+//! Paths: one spelling to match on, patterns, and the index that finds the patterns of a path.
+//!
+//! Matching looks at a path in one spelling: dot segments are resolved (RFC 3986 5.2.4), unreserved characters are decoded and
+//! the digits of other triplets upper-cased (RFC 3986 6.2.2), and runs of slashes count as one. So `/a/../admin`, `//admin` and
+//! `/%61dmin` all meet a rule for `/admin`. `%2F` stays what it is, no separator. The request itself goes on as it came.
+
+use std::{borrow::Cow, collections::HashMap, fmt};
+
+use crds::policy::matches::{PathKind, PathMatch};
+use regex_automata::{Input, MatchKind, PatternSet, meta};
+
+/// Memory that all path expressions of one table may take when compiled, in bytes.
+const REGEX_SIZE: usize = 8 << 20;
+
+/// The spelling of a path that is matched on. Borrowed when it is spelled like that already.
+pub(super) fn normalise(path: &str) -> Cow<'_, str> {
+    if is_normal(path) { Cow::Borrowed(path) } else { Cow::Owned(resolve(&decode_unreserved(path))) }
+}
+
+fn is_normal(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    !bytes.iter().enumerate().any(|(at, byte)| match byte {
+        b'%' => true,
+        b'/' => matches!(bytes.get(at + 1), Some(b'/' | b'.')),
+        _ => false,
+    })
+}
+
+/// Decodes `%61` to `a`, makes `%2f` to `%2F`, and leaves what is no triplet.
+fn decode_unreserved(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        let Some(byte) = triplet(&rest.as_bytes()[at..]) else {
+            out.push('%');
+            rest = &rest[at + 1..];
+            continue;
+        };
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.extend(rest[at..at + 3].chars().map(|digit| digit.to_ascii_uppercase()));
+        }
+        rest = &rest[at + 3..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The byte of a `%XX` that starts here.
+pub(super) fn triplet(bytes: &[u8]) -> Option<u8> {
+    let [b'%', high, low, ..] = bytes else { return None };
+    let digit = |digit: &u8| char::from(*digit).to_digit(16);
+    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+}
+
+/// Resolves dot segments and merges slashes.
+fn resolve(path: &str) -> String {
+    let Some(inner) = path.strip_prefix('/') else { return path.to_owned() };
+    let mut kept: Vec<&str> = Vec::new();
+    for segment in inner.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                kept.pop();
+            }
+            _ => kept.push(segment),
+        }
+    }
+    let folder = matches!(inner.rsplit('/').next(), Some("" | "." | ".."));
+    let mut out = String::with_capacity(path.len());
+    for segment in &kept {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if folder || kept.is_empty() {
+        out.push('/');
+    }
+    out
+}
+
+/// A path condition, compiled.
+#[derive(Clone, Debug)]
+pub(super) enum Pattern {
+    /// Any path.
+    Any,
+    /// This path.
+    Exact(Box<str>),
+    /// This path and what lies below; without its last slash.
+    Prefix(Box<str>),
+    /// Segments.
+    Template(Template),
+    /// The source of an expression for the whole path.
+    Regex { source: Box<str>, regex: meta::Regex },
+}
+
+impl Pattern {
+    pub(super) fn build(path: Option<&PathMatch>) -> Result<Self, String> {
+        let Some(PathMatch { kind, value }) = path else { return Ok(Self::Any) };
+        if *kind == PathKind::Regex {
+            let regex = regex(value)?;
+            return Ok(Self::Regex { source: value.as_str().into(), regex });
+        }
+        if !value.starts_with('/') {
+            return Err(format!("path {value:?} does not start with a slash"));
+        }
+        Ok(match kind {
+            PathKind::Exact => Self::Exact(normalise(value).into()),
+            PathKind::Template => Self::Template(Template::parse(&normalise(value))?),
+            _ => match normalise(value).trim_end_matches('/') {
+                "" => Self::Any,
+                prefix => Self::Prefix(prefix.into()),
+            },
+        })
+    }
+
+    /// Whether this one pattern matches, without the index.
+    pub(super) fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(exact) => **exact == *path,
+            Self::Prefix(prefix) => path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Template(template) => template.matches(path),
+            Self::Regex { regex, .. } => regex.is_match(path),
+        }
+    }
+}
+
+/// A regular expression that has to match the whole of a value.
+pub(super) fn regex(source: &str) -> Result<meta::Regex, String> {
+    meta::Regex::builder()
+        .configure(config())
+        .build(&whole(source))
+        .map_err(|error| format!("{source:?} is not a regular expression: {error}"))
+}
+
+fn whole(source: &str) -> String {
+    format!(r"\A(?:{source})\z")
+}
+
+fn config() -> meta::Config {
+    meta::Config::new().nfa_size_limit(Some(REGEX_SIZE)).hybrid_cache_capacity(1 << 20)
+}
+
+/// A path of segments of which some stand for any.
+#[derive(Clone, Debug)]
+pub(super) struct Template {
+    source: Box<str>,
+    segments: Box<[Segment]>,
+    /// Whether the last placeholder takes all that follows.
+    catch_all: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Segment {
+    Literal(Box<str>),
+    Any,
+}
+
+impl Template {
+    fn parse(value: &str) -> Result<Self, String> {
+        let mut segments = Vec::new();
+        let mut catch_all = false;
+        for segment in value[1..].split('/') {
+            if catch_all {
+                return Err(format!("template {value:?} goes on after {{*...}}, which has to come last"));
+            }
+            segments.push(match segment.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
+                Some(name) => {
+                    catch_all = name.starts_with('*');
+                    Segment::Any
+                }
+                None if segment.contains(['{', '}']) => {
+                    return Err(format!(
+                        "template {value:?} has braces around a part of a segment; write {{name}} for a whole one"
+                    ));
+                }
+                None => Segment::Literal(segment.into()),
+            });
+        }
+        Ok(Self { source: value.into(), segments: segments.into(), catch_all })
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        let Some(mut rest) = path.strip_prefix('/') else { return false };
+        let last = self.segments.len() - 1;
+        for (at, segment) in self.segments.iter().enumerate() {
+            if at == last && self.catch_all {
+                return !rest.is_empty();
+            }
+            let (head, tail) = match rest.split_once('/') {
+                Some((head, tail)) => (head, Some(tail)),
+                None => (rest, None),
+            };
+            let fits = match segment {
+                Segment::Literal(literal) => **literal == *head,
+                Segment::Any => !head.is_empty(),
+            };
+            match tail {
+                _ if !fits => return false,
+                Some(tail) if at < last => rest = tail,
+                None if at == last => return true,
+                _ => return false,
+            }
+        }
+        false
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)
+    }
+}
+
+/// Finds all patterns of a table that match a path: hash look-ups, and one pass for all expressions.
+#[derive(Debug)]
+pub(super) struct Index {
+    any: Vec<u32>,
+    exact: HashMap<Box<str>, Vec<u32>>,
+    prefixes: HashMap<Box<str>, Vec<u32>>,
+    /// Segments of the deepest prefix: no deeper one is looked up.
+    depth: usize,
+    templates: Vec<(Template, u32)>,
+    regexes: Option<(meta::Regex, Vec<u32>)>,
+}
+
+impl Index {
+    /// Indexes patterns by their place in the list.
+    pub(super) fn build<'a>(patterns: impl Iterator<Item = &'a Pattern>) -> Result<Self, String> {
+        let mut index = Self {
+            any: Vec::new(),
+            exact: HashMap::new(),
+            prefixes: HashMap::new(),
+            depth: 0,
+            templates: Vec::new(),
+            regexes: None,
+        };
+        let mut sources = Vec::new();
+        for (id, pattern) in (0_u32..).zip(patterns) {
+            match pattern {
+                Pattern::Any => index.any.push(id),
+                Pattern::Exact(path) => index.exact.entry(path.clone()).or_default().push(id),
+                Pattern::Prefix(path) => {
+                    index.depth = index.depth.max(path.bytes().filter(|byte| *byte == b'/').count());
+                    index.prefixes.entry(path.clone()).or_default().push(id);
+                }
+                Pattern::Template(template) => index.templates.push((template.clone(), id)),
+                Pattern::Regex { source, .. } => sources.push((whole(source), id)),
+            }
+        }
+        if !sources.is_empty() {
+            let (sources, ids): (Vec<_>, Vec<_>) = sources.into_iter().unzip();
+            let all = meta::Regex::builder()
+                .configure(config().match_kind(MatchKind::All))
+                .build_many(&sources)
+                .map_err(|error| format!("the regular expressions of all rules together: {error}"))?;
+            index.regexes = Some((all, ids));
+        }
+        Ok(index)
+    }
+
+    /// Calls `found` for each pattern that matches, in no order.
+    pub(super) fn find(&self, path: &str, mut found: impl FnMut(u32)) {
+        let mut all = |ids: &[u32]| ids.iter().copied().for_each(&mut found);
+        all(&self.any);
+        if let Some(ids) = self.exact.get(path) {
+            all(ids);
+        }
+        if self.depth > 0 {
+            let ends = path.bytes().enumerate().skip(1).filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
+            for end in ends.chain([path.len()]).take(self.depth) {
+                if let Some(ids) = self.prefixes.get(&path[..end]) {
+                    all(ids);
+                }
+            }
+        }
+        for (template, id) in &self.templates {
+            if template.matches(path) {
+                all(&[*id]);
+            }
+        }
+        if let Some((regex, ids)) = &self.regexes {
+            let mut matching = PatternSet::new(ids.len());
+            regex.which_overlapping_matches(&Input::new(path), &mut matching);
+            for pattern in matching.iter() {
+                all(&[ids[pattern.as_usize()]]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pattern(kind: PathKind, value: &str) -> Pattern {
+        Pattern::build(Some(&PathMatch { kind, value: value.to_owned() })).unwrap()
+    }
+
+    #[test]
+    fn other_spellings_of_a_path_become_one() {
+        for (path, normal) in [
+            ("/a/b", "/a/b"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/../../b", "/b"),
+            ("//a///b", "/a/b"),
+            ("/%61dmin", "/admin"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/a%2Fb", "/a%2Fb"),
+            ("/a%zz%", "/a%zz%"),
+            ("/a/.", "/a/"),
+            ("/a/..", "/"),
+            ("/", "/"),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a/b/", "/a/b/"),
+            ("*", "*"),
+            ("", ""),
+        ] {
+            assert_eq!(normalise(path), normal, "{path}");
+        }
+        assert!(matches!(normalise("/a/b.c"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn prefix_takes_whole_segments() {
+        let prefix = pattern(PathKind::Prefix, "/a/");
+        for (path, matches) in [("/a", true), ("/a/", true), ("/a/b", true), ("/ab", false), ("/", false), ("*", false)] {
+            assert_eq!(prefix.matches(path), matches, "{path}");
+        }
+        assert!(pattern(PathKind::Prefix, "/").matches("*"));
+    }
+
+    #[test]
+    fn placeholder_takes_one_segment_and_the_last_may_take_all() {
+        let items = pattern(PathKind::Template, "/v1/items/{id}");
+        for (path, matches) in [
+            ("/v1/items/7", true),
+            ("/v1/items/", false),
+            ("/v1/items", false),
+            ("/v1/items/7/", false),
+            ("/v1/items/7/x", false),
+            ("/v2/items/7", false),
+        ] {
+            assert_eq!(items.matches(path), matches, "{path}");
+        }
+        let files = pattern(PathKind::Template, "/files/{*rest}");
+        for (path, matches) in [("/files/a", true), ("/files/a/b", true), ("/files/", false), ("/files", false)] {
+            assert_eq!(files.matches(path), matches, "{path}");
+        }
+    }
+
+    #[test]
+    fn expression_matches_the_whole_path() {
+        let regex = pattern(PathKind::Regex, "/a|/b");
+        assert!(regex.matches("/a") && regex.matches("/b"));
+        assert!(!regex.matches("/ax") && !regex.matches("x/b"));
+    }
+
+    #[test]
+    fn patterns_that_cannot_be_are_refused() {
+        for (kind, value) in [
+            (PathKind::Exact, "a"),
+            (PathKind::Template, "/a/{*b}/c"),
+            (PathKind::Template, "/a/x{b}"),
+            (PathKind::Regex, "("),
+            (PathKind::Regex, r"(\w{1000}){1000}"),
+        ] {
+            assert!(Pattern::build(Some(&PathMatch { kind, value: value.to_owned() })).is_err(), "{value}");
+        }
+    }
+
+    fn segments() -> impl Strategy<Value = String> {
+        proptest::collection::vec(prop::sample::select(vec!["a", "b", "", ".", "..", "%61", "%2f"]), 0..5)
+            .prop_map(|segments| format!("/{}", segments.join("/")))
+    }
+
+    fn any_pattern() -> impl Strategy<Value = Pattern> {
+        let template = proptest::collection::vec(prop::sample::select(vec!["a", "b", "{x}"]), 1..4);
+        prop_oneof![
+            segments().prop_map(|value| pattern(PathKind::Exact, &value)),
+            segments().prop_map(|value| pattern(PathKind::Prefix, &value)),
+            template.prop_map(|segments| pattern(PathKind::Template, &format!("/{}", segments.join("/")))),
+            prop::sample::select(vec!["/a.*", "/[ab]/b", ".*"]).prop_map(|value| pattern(PathKind::Regex, value)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn index_finds_what_each_pattern_matches(patterns in proptest::collection::vec(any_pattern(), 0..12), path in segments()) {
+            let path = normalise(&path);
+            let mut found = Vec::new();
+            Index::build(patterns.iter()).unwrap().find(&path, |id| found.push(id as usize));
+            found.sort_unstable();
+            let expected: Vec<_> = (0..patterns.len()).filter(|&id| patterns[id].matches(&path)).collect();
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn normal_path_stays_as_it_is(path in "[/a-c.%0-9A-F]{0,24}") {
+            let once = normalise(&path).into_owned();
+            // Decoding once may lay bare another triplet, as `%2561` to `%61` would; it must not be decoded again.
+            prop_assert!(!once.starts_with('/') || !once.contains("//"));
+            prop_assert!(once.split('/').all(|segment| !once.starts_with('/') || (segment != "." && segment != "..")));
+        }
+    }
+}
