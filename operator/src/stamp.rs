@@ -26,9 +26,22 @@ pub struct Stamp {
     /// Digest of all that decides how a sidecar is injected: settings, image, version. Another one now: the pod is outdated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<String>,
+    /// How the pod's grace period was changed, so that a second injection starts from the author's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_period: Option<GracePeriod>,
     /// Why there is no sidecar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<Skipped>,
+}
+
+/// `terminationGracePeriodSeconds` before and after injection.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct GracePeriod {
+    /// Before; absent if the pod did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was: Option<i64>,
+    /// After.
+    pub is: i64,
 }
 
 /// Why an opted-in pod got no sidecar.
