@@ -31,4 +31,24 @@ pub mod reasons {
     pub const TARGET_NOT_FOUND: &str = "TargetNotFound";
     /// The policy has a section that no sidecar knows.
     pub const UNSUPPORTED_FEATURE: &str = "UnsupportedFeature";
+    /// Every pod has a sidecar.
+    pub const INJECTED: &str = "Injected";
+    /// There is no pod that it could be about.
+    pub const NO_PODS: &str = "NoPods";
+    /// A sidecar has no stream to the operator's leader.
+    pub const NOT_CONNECTED: &str = "NotConnected";
+    /// Not every sidecar has answered yet.
+    pub const PENDING: &str = "Pending";
+    /// The plan does not fit the ConfigMap of cold-start plans.
+    pub const PLAN_TOO_LARGE: &str = "PlanTooLarge";
+    /// Every sidecar has applied it.
+    pub const PROGRAMMED: &str = "Programmed";
+    /// The proxy is in force in all of its pods.
+    pub const READY: &str = "Ready";
+    /// A sidecar could not apply the plan and keeps the one before.
+    pub const REJECTED: &str = "Rejected";
+    /// An opted-in pod has no sidecar.
+    pub const SIDECAR_MISSING: &str = "SidecarMissing";
+    /// A sidecar does not know a section of the policy, which is left out of its plan.
+    pub const SIDECAR_TOO_OLD: &str = "SidecarTooOld";
 }

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use wire::v1;
 
 pub use document::Document;
-pub use session::{Hello, Inbox, Report, Session};
+pub use session::{Hello, Inbox, Report, Session, told};
 
 use crate::{
     api::{CommandError, Sidecar, Sidecars},

@@ -1,1 +1,218 @@
 //! Conditions and counts -> `/status`, by server-side apply, only by the leader and only on change.
+
+mod conditions;
+mod policies;
+mod proxies;
+mod survey;
+
+use std::{fmt::Debug, time::Duration};
+
+use crds::{FetchrPolicy, FetchrProxy, plan::ObjectRef};
+use futures::{StreamExt, stream};
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams},
+};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tracing::{debug, warn};
+
+pub use survey::{SettingsDigest, Survey};
+
+use crate::{coldstart::TooLarge, compile::Compilations, context::Context, deliver::Hub, index::Shared};
+
+const FIELD_MANAGER: &str = "fetchr-operator";
+/// A burst of changes becomes one look.
+const COALESCE: Duration = Duration::from_millis(300);
+/// Time after the start in which sidecars come back: before that, all of them would seem not to be connected.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long one write may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Writes at a time.
+const WRITERS: usize = 8;
+/// Pause after a write that failed.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// How pods stand, over all proxies.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pods: Family<ByState, Gauge>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ByState {
+    state: &'static str,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let help = "Pods by state: matched, injected, outdated, programmed; as the leader sees them";
+        registry.register("pods", help, metrics.pods.clone());
+        metrics
+    }
+
+    fn set(&self, state: &'static str, count: i32) {
+        self.pods.get_or_create(&ByState { state }).set(count.into());
+    }
+
+    fn show(&self, survey: &Survey<'_>) {
+        let total = survey.total();
+        self.set("matched", total.matched);
+        self.set("injected", total.injected);
+        self.set("outdated", total.outdated);
+        self.set("programmed", total.programmed);
+    }
+}
+
+/// What statuses are made from.
+pub struct Reporter {
+    /// Client, flags, leadership.
+    pub cx: Context,
+    /// The cluster.
+    pub index: Shared,
+    /// Plans and verdicts.
+    pub compilations: Compilations,
+    /// How sidecars stand.
+    pub hub: Hub,
+    /// Proxies whose cold-start plan does not fit.
+    pub too_large: watch::Receiver<TooLarge>,
+    /// What a sidecar injected now would carry in its stamp.
+    pub settings_digest: SettingsDigest,
+    /// Gauges.
+    pub metrics: Metrics,
+}
+
+impl Reporter {
+    /// Reports while this replica leads, until shut-down.
+    pub async fn run(self) {
+        let shutdown = self.cx.shutdown.clone();
+        shutdown.run_until_cancelled(self.lead()).await;
+    }
+
+    async fn lead(mut self) {
+        let settled = Instant::now() + SETTLE;
+        self.cx.leadership.acquired().await;
+        sleep_until(settled).await;
+        let (mut pods, mut reports) = (self.index.pods_changed(), self.hub.reports_changed());
+        loop {
+            pods.mark_unchanged();
+            reports.mark_unchanged();
+            self.too_large.mark_unchanged();
+            self.compilations.mark_unchanged();
+            let all_well = self.report().await;
+            if !all_well {
+                sleep(RETRY).await;
+                continue;
+            }
+            tokio::select! {
+                Ok(()) = self.compilations.changed() => {}
+                Ok(()) = pods.changed() => {}
+                Ok(()) = reports.changed() => {}
+                Ok(()) = self.too_large.changed() => {}
+            }
+            sleep(COALESCE).await;
+        }
+    }
+
+    /// Writes what differs; whether all went well.
+    async fn report(&self) -> bool {
+        let client = &self.cx.client;
+        let writes: Vec<_> = self.due(Timestamp::now()).into_iter().map(|write| write.run(client.clone())).collect();
+        let mut results = stream::iter(writes).buffer_unordered(WRITERS);
+        let mut all_well = true;
+        while let Some((kind, ok)) = results.next().await {
+            self.cx.metrics.reconciled(kind, ok);
+            all_well &= ok;
+        }
+        all_well
+    }
+
+    /// Statuses that differ from those in the cluster.
+    fn due(&self, now: Timestamp) -> Vec<Write> {
+        let Some(newest) = self.compilations.borrow().clone() else {
+            return Vec::new();
+        };
+        let reports = self.hub.reports();
+        let too_large = self.too_large.borrow().clone();
+        let index = self.index.read();
+        let survey = Survey::new(&index, &newest.content, &reports, &self.cx.settings.namespace, &self.settings_digest);
+        self.metrics.show(&survey);
+        let proxies = proxies::statuses(&survey, &newest.content, &too_large, Time(now));
+        let policies = policies::statuses(&survey, &newest.content, Time(now));
+        // The index may know a newer object than the one compiled; its status is the one to compare with.
+        let proxies = proxies.into_iter().filter_map(|(key, status)| {
+            let current = &index.proxies.get(&key)?.0;
+            (current.status.as_ref() != Some(&status)).then(|| Write::of::<FetchrProxy>(key, &status))
+        });
+        let policies = policies.into_iter().filter_map(|(key, status)| {
+            let current = &index.policies.get(&key)?.0;
+            (current.status.as_ref() != Some(&status)).then(|| Write::of::<FetchrPolicy>(key, &status))
+        });
+        proxies.chain(policies).collect()
+    }
+}
+
+/// A status to be written.
+struct Write {
+    kind: &'static str,
+    key: ObjectRef,
+    body: Value,
+}
+
+impl Write {
+    fn of<K>(key: ObjectRef, status: &impl Serialize) -> Self
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let body = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": {"name": key.name, "namespace": key.namespace},
+            "status": status,
+        });
+        let kind = if K::kind(&()) == FetchrProxy::kind(&()) { "proxy_status" } else { "policy_status" };
+        Self { kind, key, body }
+    }
+
+    async fn run(self, client: Client) -> (&'static str, bool) {
+        let result = if self.kind == "proxy_status" {
+            self.patch::<FetchrProxy>(client).await
+        } else {
+            self.patch::<FetchrPolicy>(client).await
+        };
+        if let Err(error) = &result {
+            warn!(kind = self.kind, object = %self.key, error, "Could not write a status; trying again.");
+        } else {
+            debug!(kind = self.kind, object = %self.key, "Wrote a status.");
+        }
+        (self.kind, result.is_ok())
+    }
+
+    async fn patch<K>(&self, client: Client) -> Result<(), String>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(client, &self.key.namespace);
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let patch = Patch::Apply(&self.body);
+        match timeout(WRITE_TIMEOUT, api.patch_status(&self.key.name, &params, &patch)).await {
+            Ok(Ok(_)) => Ok(()),
+            // Deleted in the meantime.
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("it took longer than {} s", WRITE_TIMEOUT.as_secs())),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! How every pod stands, looked up once for all proxies and policies.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use crds::{
+    FetchrProxy,
+    plan::{Identity, ObjectRef, PlanKey},
+    proxy::PodCounts,
+};
+use wire::v1;
+
+use crate::{
+    compile::Content,
+    deliver::Report,
+    index::{Index, Pod},
+    stamp::OptIn,
+};
+
+/// What the stamp of a sidecar would be that a proxy injected now; the second argument: whether its namespace requires it.
+pub type SettingsDigest = Arc<dyn Fn(&FetchrProxy, bool) -> String + Send + Sync>;
+
+/// How every pod stands.
+pub struct Survey<'a> {
+    proxies: BTreeMap<ObjectRef, OfProxy>,
+    sidecars: HashMap<PlanKey, Vec<Sidecar<'a>>>,
+}
+
+/// How the pods of one proxy stand.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OfProxy {
+    pub(super) counts: PodCounts,
+    /// The first pod without a sidecar, and why if that is known.
+    pub(super) bare: Option<String>,
+    /// The first pod that refused its plan, and why.
+    pub(super) nack: Option<String>,
+    /// The first pod that has no stream.
+    pub(super) away: Option<String>,
+}
+
+/// A pod with a sidecar.
+pub(super) struct Sidecar<'a> {
+    pub(super) pod: &'a ObjectRef,
+    pub(super) identity: Identity,
+    pub(super) report: Option<&'a Report>,
+}
+
+impl<'a> Survey<'a> {
+    /// Looks at every pod.
+    pub fn new(
+        index: &'a Index,
+        content: &Content,
+        reports: &'a HashMap<ObjectRef, Report>,
+        operator_namespace: &str,
+        settings_digest: &SettingsDigest,
+    ) -> Self {
+        let mut survey = Self { proxies: BTreeMap::new(), sidecars: HashMap::new() };
+        let mut digests = Digests { settings_digest, proxies: by_name(content), known: HashMap::new() };
+        for (key, pod) in index.pods.iter().filter(|(_, pod)| !pod.is_terminating) {
+            let opt_in = index.opt_in(key, pod, operator_namespace);
+            let chosen = (opt_in != OptIn::No).then(|| index.choose(key, pod, opt_in, operator_namespace)).flatten();
+            match pod.injected_proxy() {
+                Some(proxy) => {
+                    let report = reports.get(key).filter(|report| report.uid == pod.uid);
+                    let fits = chosen.is_none_or(|chosen| chosen == proxy) && digests.fits(pod, &proxy, opt_in);
+                    survey.injected(key, proxy.clone(), fits, report);
+                    let plan = PlanKey { pod_namespace: key.namespace.clone(), proxy };
+                    let sidecar = Sidecar { pod: key, identity: index.identity(key, pod), report };
+                    survey.sidecars.entry(plan).or_default().push(sidecar);
+                }
+                None => {
+                    if let Some(proxy) = chosen {
+                        survey.bare(key, pod, proxy);
+                    }
+                }
+            }
+        }
+        survey
+    }
+
+    fn injected(&mut self, pod: &ObjectRef, proxy: ObjectRef, fits: bool, report: Option<&Report>) {
+        let of = self.proxies.entry(proxy).or_default();
+        of.counts.matched += 1;
+        of.counts.injected += 1;
+        of.counts.outdated += i32::from(!fits);
+        of.counts.programmed += i32::from(report.is_some_and(|report| report.in_sync));
+        match report {
+            None => of.away = of.away.take().or_else(|| Some(pod.to_string())),
+            Some(Report { nack: Some(nack), .. }) => of.nack = of.nack.take().or_else(|| Some(refusal(pod, nack))),
+            Some(_) => {}
+        }
+    }
+
+    fn bare(&mut self, key: &ObjectRef, pod: &Pod, proxy: ObjectRef) {
+        let of = self.proxies.entry(proxy).or_default();
+        of.counts.matched += 1;
+        let why = pod.stamp.as_ref().and_then(|stamp| stamp.skipped.as_ref());
+        of.bare.get_or_insert_with(|| match why {
+            Some(skipped) => format!("{key}: {}: {}", skipped.reason, skipped.message),
+            None => format!("{key}, which was created before it had opted in or while fetchr was not asked; restart it"),
+        });
+    }
+
+    /// How the pods of a proxy stand.
+    pub(super) fn of_proxy(&self, proxy: &ObjectRef) -> OfProxy {
+        self.proxies.get(proxy).cloned().unwrap_or_default()
+    }
+
+    /// The pods that get a plan.
+    pub(super) fn sidecars(&self, plan: &PlanKey) -> &[Sidecar<'a>] {
+        self.sidecars.get(plan).map_or(&[], Vec::as_slice)
+    }
+
+    /// The counts of all proxies together.
+    pub(super) fn total(&self) -> PodCounts {
+        self.proxies.values().fold(PodCounts::default(), |sum, of| PodCounts {
+            matched: sum.matched + of.counts.matched,
+            injected: sum.injected + of.counts.injected,
+            outdated: sum.outdated + of.counts.outdated,
+            programmed: sum.programmed + of.counts.programmed,
+        })
+    }
+}
+
+/// A nack in words, with its pod.
+pub(super) fn refusal(pod: &ObjectRef, nack: &v1::Nack) -> String {
+    format!("pod {pod} refused it: {}", crate::deliver::told(nack))
+}
+
+fn by_name(content: &Content) -> HashMap<ObjectRef, &FetchrProxy> {
+    let key = |proxy: &FetchrProxy| {
+        let metadata = &proxy.metadata;
+        ObjectRef::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+    };
+    content.proxies.iter().map(|proxy| (key(proxy), &**proxy)).collect()
+}
+
+/// Digests of settings, computed once for each proxy.
+struct Digests<'a> {
+    settings_digest: &'a SettingsDigest,
+    proxies: HashMap<ObjectRef, &'a FetchrProxy>,
+    known: HashMap<(ObjectRef, bool), String>,
+}
+
+impl Digests<'_> {
+    /// Whether the pod's sidecar is what would be injected now. One whose proxy is gone has nothing to be compared with.
+    fn fits(&mut self, pod: &Pod, proxy: &ObjectRef, opt_in: OptIn) -> bool {
+        let Some(object) = self.proxies.get(proxy) else {
+            return true;
+        };
+        let required = opt_in == OptIn::Required;
+        let digest = self.known.entry((proxy.clone(), required)).or_insert_with(|| (self.settings_digest)(object, required));
+        pod.stamp.as_ref().and_then(|stamp| stamp.settings.as_ref()) == Some(digest)
+    }
+}
