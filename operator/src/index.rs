@@ -245,6 +245,11 @@ impl Index {
         }
     }
 
+    /// UID of a Deployment.
+    pub fn deployment_uid(&self, key: &ObjectRef) -> Option<&str> {
+        self.deployments.get(key).map(|deployment| deployment.uid.as_str())
+    }
+
     /// A pod's place in the cluster. `live_pods` is the caller's to fill in, for it is the same for many.
     pub fn identity(&self, key: &ObjectRef, pod: &Pod) -> Identity {
         let (workload_kind, workload_name) = pod.workload().unwrap_or_default();

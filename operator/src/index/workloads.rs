@@ -1,4 +1,4 @@
-//! Deployments, StatefulSets and DaemonSets: that they exist is all that is asked of them.
+//! Deployments, StatefulSets and DaemonSets: that they exist is nearly all that is asked of them.
 
 use std::marker::PhantomData;
 
@@ -10,7 +10,11 @@ use super::{Index, Indexed, Kind, Objects, Touched};
 
 /// A workload of type `K`.
 #[derive(Clone, Debug)]
-pub struct Workload<K>(PhantomData<fn() -> K>);
+pub struct Workload<K> {
+    /// UID, for events about it.
+    pub uid: String,
+    kind: PhantomData<fn() -> K>,
+}
 
 macro_rules! workload {
     ($($resource:ty: $kind:expr, $field:ident;)*) => {
@@ -19,7 +23,8 @@ macro_rules! workload {
             const KIND: Kind = $kind;
 
             fn read(object: Self::Resource) -> Option<(ObjectRef, Self)> {
-                Some((ObjectRef::new(object.metadata.namespace?, object.metadata.name?), Self(PhantomData)))
+                let workload = Self { uid: object.metadata.uid.unwrap_or_default(), kind: PhantomData };
+                Some((ObjectRef::new(object.metadata.namespace?, object.metadata.name?), workload))
             }
 
             fn objects(index: &mut Index) -> &mut Objects<Self> {
