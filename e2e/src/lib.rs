@@ -7,6 +7,7 @@
 pub mod apiserver;
 pub mod cluster;
 pub mod image;
+pub mod origin;
 pub mod pki;
 pub mod process;
 pub mod tools;

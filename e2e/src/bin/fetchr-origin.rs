@@ -1,0 +1,82 @@
+//! The application of the demonstration and the tests, and its client.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use e2e::origin::{self, load};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(version, about = "A small HTTP application that echoes, streams, dawdles and fails as its URL says")]
+struct Arguments {
+    /// Where to listen
+    #[arg(long, env = "ORIGIN_LISTEN", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// Told in answers
+    #[arg(long, env = "ORIGIN_NAME", default_value = "origin")]
+    name: String,
+    #[command(subcommand)]
+    command: Option<Action>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Send numbered requests at a fixed rate and print what became of them as JSON
+    Load {
+        #[arg(long)]
+        url: Uri,
+        /// Requests a second
+        #[arg(long, default_value_t = 100)]
+        rate: u32,
+        /// Seconds
+        #[arg(long, default_value_t = 10.0)]
+        duration: f64,
+        /// Seconds that one request may take
+        #[arg(long, default_value_t = 10.0)]
+        deadline: f64,
+        /// `name: value`, once for each
+        #[arg(long = "header")]
+        headers: Vec<String>,
+        /// HTTP/2 with prior knowledge
+        #[arg(long)]
+        http2: bool,
+        /// Number of the first request
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        None => serve(arguments.listen, &arguments.name).await,
+        Some(Action::Load { url, rate, duration, deadline, headers, http2, first }) => {
+            let (duration, deadline) = (Duration::try_from_secs_f64(duration)?, Duration::try_from_secs_f64(deadline)?);
+            let headers = headers.iter().map(|header| parse_header(header)).collect::<anyhow::Result<HeaderMap>>()?;
+            let report = load::run(load::Load { url, rate, duration, headers, deadline, http2, first }).await?;
+            println!("{}", serde_json::to_string(&report)?);
+            Ok(())
+        }
+    }
+}
+
+async fn serve(address: SocketAddr, name: &str) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listener = TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
+    println!("listening on {}", listener.local_addr()?);
+    let end = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    Ok(origin::serve(listener, name, end).await?)
+}
+
+fn parse_header(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':').with_context(|| format!("{text}: expected name: value"))?;
+    Ok((name.trim().parse()?, value.trim().parse()?))
+}
