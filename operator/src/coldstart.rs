@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +22,7 @@ use tracing::{info, warn};
 use wire::signed::{KeyPair, MAX_ENVELOPE, sign};
 
 use crate::{
+    certs::Certs,
     compile::{Compilation, Compilations, Content},
     context::Context,
     index::{Index, Shared},
@@ -41,22 +41,20 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes at a time.
 const WRITERS: usize = 8;
 
-/// The key that signs; None until there is one.
-pub type SigningKey = watch::Receiver<Option<Arc<KeyPair>>>;
 /// Proxies whose plan does not fit, with what is wrong.
 pub type TooLarge = BTreeMap<ObjectRef, String>;
 
 /// Keeps the ConfigMaps up to date while this replica leads, until shut-down.
-pub async fn run(cx: Context, index: Shared, compilations: Compilations, key: SigningKey, too_large: watch::Sender<TooLarge>) {
+pub async fn run(cx: Context, index: Shared, compilations: Compilations, certs: Certs, too_large: watch::Sender<TooLarge>) {
     let shutdown = cx.shutdown.clone();
-    shutdown.run_until_cancelled(lead(cx, index, compilations, key, too_large)).await;
+    shutdown.run_until_cancelled(lead(cx, index, compilations, certs, too_large)).await;
 }
 
 async fn lead(
     mut cx: Context,
     index: Shared,
     mut compilations: Compilations,
-    mut key: SigningKey,
+    mut certs: Certs,
     too_large: watch::Sender<TooLarge>,
 ) {
     cx.leadership.acquired().await;
@@ -64,12 +62,12 @@ async fn lead(
     let mut pods = index.pods_changed();
     loop {
         let newest = compilations.borrow_and_update().clone();
-        let signer = key.borrow_and_update().clone();
+        let credentials = certs.borrow_and_update().clone();
         pods.mark_unchanged();
         let mut settled = true;
-        if let (Some(newest), Some(signer)) = (newest, signer) {
+        if let (Some(newest), Some(credentials)) = (newest, credentials) {
             let wanted = wanted(&index.read(), &newest.content, &cx.settings.namespace);
-            match tokio::task::spawn_blocking(move || prepare(wanted, &newest, &signer)).await {
+            match tokio::task::spawn_blocking(move || prepare(wanted, &newest, &credentials.signing_key)).await {
                 Ok((maps, large)) => {
                     too_large.send_if_modified(|current| std::mem::replace(current, large) != *current);
                     settled = write(&cx, maps, &mut written).await;
@@ -81,7 +79,7 @@ async fn lead(
         if settled {
             tokio::select! {
                 Ok(()) = compilations.changed() => {}
-                Ok(()) = key.changed() => {}
+                Ok(()) = certs.changed() => {}
                 Ok(()) = pods.changed() => {}
             }
         }
