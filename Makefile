@@ -31,5 +31,9 @@ bench: ## fetchr beside nginx and HAProxy; start and memory; the tables of docs/
 
 generate: ## CRDs and manifests from the code and the chart
 	cargo run --locked -q -p fetchr-crds --bin crdgen
+	@$(MAKE) --no-print-directory manifests
 
-.PHONY: help build run test lint bench generate
+manifests: ## manifests/fetchr.yaml from the chart
+	scripts/manifests >manifests/fetchr.yaml.part && mv manifests/fetchr.yaml.part manifests/fetchr.yaml
+
+.PHONY: help build run test lint bench generate manifests

@@ -54,8 +54,6 @@ pub(super) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Str
 async fn exchange(program: &str, args: &[&str], stdin: &str) -> io::Result<std::process::Output> {
     let mut child = Command::new(program)
         .args(args)
-        // All containers of a pod share /dev/shm, and it is writable even where the root file system and /run are not.
-        .env("XTABLES_LOCKFILE", "/dev/shm/fetchr-xtables.lock")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
