@@ -168,6 +168,13 @@ impl Loading<'_> {
     fn document(&mut self, file: &Path, document: &SourceDocument) {
         let origin = Origin { file: file.to_owned(), line: document.place(&FieldPath::default()).line };
         let (group, kind) = document.group_and_kind();
+        for field in ["apiVersion", "kind"] {
+            if document.text_of(field).is_empty() {
+                let message = "Required value: a document says its apiVersion and kind".to_owned();
+                let at = FieldPath::root(field);
+                return self.error(file, document.place(&at), field.to_owned(), message);
+            }
+        }
         if group != GROUP {
             let kind = format!("{} {kind}", document.text_of("apiVersion"));
             return self.documents.skipped.push(Skipped { origin, kind: kind.trim().to_owned() });

@@ -7,6 +7,8 @@ mod compile;
 mod cover;
 mod order;
 mod position;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeSet, fmt};
 
@@ -70,6 +72,16 @@ impl Plan {
         self.policies = kept;
         let left_out: BTreeSet<_> = left_out.into_iter().map(|policy| policy.policy).collect();
         (self, left_out.into_iter().collect())
+    }
+
+    /// The policies for a pod, the most specific first. A policy that reaches the pod by several of its targets stands here once, by
+    /// the most specific of them, so that nothing is counted twice; by hosts outside of the cluster it stands as often as it names
+    /// some, since only a request tells which.
+    pub fn for_identity(&self, identity: &Identity) -> Vec<&AttachedPolicy> {
+        let mut seen = BTreeSet::new();
+        let is_host = |policy: &AttachedPolicy| matches!(policy.attachment, Attachment::ExternalHost { .. });
+        let own = self.policies.iter().filter(|policy| identity.has(&policy.attachment));
+        own.filter(|policy| is_host(policy) || seen.insert(&policy.policy)).collect()
     }
 
     /// The plan as canonical JSON: keys sorted, no white space, so that equal plans are equal bytes.

@@ -118,6 +118,7 @@ where
     plural = "fetchrpolicies",
     shortname = "fxpol",
     category = "fetchr",
+    doc = "What sidecars do to requests.",
     namespaced,
     status = "FetchrPolicyStatus",
     derive = "PartialEq",

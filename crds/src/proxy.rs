@@ -39,7 +39,7 @@ const FORWARD_PORT: i32 = 4612;
 const METRICS_PORT: i32 = 4621;
 
 /// How sidecars run: which pods, what is intercepted, resources, upstream connections, telemetry, start and drain.
-#[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, CustomResource, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[kube(
     group = "fetchr.sh",
     version = "v1alpha1",
@@ -47,6 +47,7 @@ const METRICS_PORT: i32 = 4621;
     plural = "fetchrproxies",
     shortname = "fxp",
     category = "fetchr",
+    doc = "How sidecars run.",
     namespaced,
     status = "FetchrProxyStatus",
     derive = "PartialEq",
@@ -97,6 +98,24 @@ pub struct FetchrProxySpec {
     /// How a pod starts.
     #[serde(default)]
     pub startup: Startup,
+}
+
+impl Default for FetchrProxySpec {
+    fn default() -> Self {
+        Self {
+            selector: LabelSelector::default(),
+            interception: Interception::default(),
+            missed_pods: MissedPods::default(),
+            workers: None,
+            resources: default_resources(),
+            upstream: Upstream::default(),
+            client_address: ClientAddress::default(),
+            telemetry: Telemetry::default(),
+            logging: Logging::default(),
+            drain: Drain::default(),
+            startup: Startup::default(),
+        }
+    }
 }
 
 fn is_empty_selector(selector: &LabelSelector) -> bool {
@@ -398,6 +417,7 @@ pub enum OnNoConfig {
 pub struct FetchrProxyStatus {
     /// Generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
     /// How many pods stand where.
     #[serde(default)]
@@ -515,5 +535,5 @@ impl Upstream {
 
 /// The rule on names that both the schema and `validate_value` know; it is about `metadata`, so `check` can't see it.
 pub(crate) fn check_name(name: &str, problems: &mut Problems) {
-    SHORT_NAME.check(name.chars().count() <= 63, &FieldPath::default(), problems);
+    SHORT_NAME.check(name.chars().count() <= 63, &FieldPath::root("metadata").field("name"), problems);
 }

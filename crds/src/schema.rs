@@ -59,19 +59,28 @@ fn tidy(crd: impl serde::Serialize) -> Value {
     crd
 }
 
-/// Removes what says nothing to the API server: an absent field is written as absent, so null is never a value.
+/// Removes what says nothing to the API server (an absent field is written as absent, so null is never a value), and writes whole
+/// numbers as such.
 fn tidy_schema(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             if fields.get("nullable") == Some(&Value::Bool(true)) {
                 fields.remove("nullable");
             }
-            if fields.get("type") == Some(&"integer".into()) {
-                fields.remove("format").filter(|format| format == "int32");
+            if fields.get("type") == Some(&"integer".into()) && fields.get("format") == Some(&"int32".into()) {
+                fields.remove("format");
+            }
+            if fields.get("title").is_some_and(Value::is_string) {
+                fields.remove("title");
             }
             fields.values_mut().for_each(tidy_schema);
         }
         Value::Array(items) => items.iter_mut().for_each(tidy_schema),
+        Value::Number(number) => {
+            if let Some(whole) = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0) {
+                *value = Value::from(whole as i64);
+            }
+        }
         _ => {}
     }
 }

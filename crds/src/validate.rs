@@ -39,6 +39,7 @@ pub fn validate_value(document: &Value) -> Problems {
 /// What the schema leaves to the API server's own rules for metadata.
 fn check_metadata(document: &Value, problems: &mut Problems) {
     let at = FieldPath::root("metadata");
+    check_texts(document, &at, problems);
     match document.pointer("/metadata/name").and_then(Value::as_str) {
         None | Some("") => problems.add(&at.field("name"), "Required value: name or generateName is required"),
         Some(name) if !is_dns_subdomain(name) => problems.add(
@@ -46,6 +47,16 @@ fn check_metadata(document: &Value, problems: &mut Problems) {
             format!("Invalid value: {name:?}: a name has lower-case letters, digits, - and ., and begins and ends with a letter or digit"),
         ),
         Some(_) => {}
+    }
+}
+
+/// Labels and annotations are texts; a number or a boolean needs quotes.
+fn check_texts(document: &Value, at: &FieldPath, problems: &mut Problems) {
+    for name in ["labels", "annotations"] {
+        for (key, value) in document["metadata"][name].as_object().into_iter().flatten().filter(|(_, value)| !value.is_string()) {
+            let message = format!("Invalid value: {value}: must be of type string: write it in quotes");
+            problems.add(&at.field(name).field(key), message);
+        }
     }
 }
 

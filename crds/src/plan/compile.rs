@@ -213,6 +213,7 @@ fn plan_keys<'a>(inputs: &Inputs<'a>, verdicts: &[ProxyVerdict]) -> Vec<(PlanKey
             (key, proxy)
         }));
     }
+    keys.sort_by(|(left, _), (right, _)| left.cmp(right));
     keys
 }
 

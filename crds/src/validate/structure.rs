@@ -77,16 +77,16 @@ impl Check<'_> {
         }
         self.count(fields.len(), schema, ("minProperties", "maxProperties", "properties"), at);
         let (known, others) = (schema["properties"].as_object(), &schema["additionalProperties"]);
+        let at_root = *at == FieldPath::default();
         for (name, value) in fields {
             let at = at.field(name);
             match known.and_then(|known| known.get(name)) {
                 Some(schema) => self.value(value, schema, &at),
                 None if others.is_object() => self.value(value, others, &at),
-                // `metadata` is an object without properties here; the API server has a schema of its own for it.
+                None if at_root && TOP_LEVEL.contains(&name.as_str()) => {}
                 None => {
-                    if let Some(known) = known {
-                        self.problems.add(&at, format!("unknown field \"{at}\"{}", suggestion(name, known)));
-                    }
+                    let suggestion = known.map(|known| suggestion(name, known)).unwrap_or_default();
+                    self.problems.add(&at, format!("unknown field \"{at}\"{suggestion}"));
                 }
             }
         }
@@ -149,6 +149,8 @@ impl Check<'_> {
     }
 }
 
+/// Fields of every object, for which the API server has schemas of its own.
+const TOP_LEVEL: &[&str] = &["apiVersion", "kind", "metadata"];
 const YAML_1_1_BOOLEANS: &[&str] = &["y", "n", "yes", "no", "on", "off", "true", "false"];
 const BOOLEAN_HINT: &str = "; kubectl reads a bare On, Off, Yes or No as a boolean (YAML 1.1)";
 
