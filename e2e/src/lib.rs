@@ -1,6 +1,7 @@
 //! A real Kubernetes on one machine, peers that misbehave on request, and what tests need to drive both.
 //!
 //! - [`apiserver`]: an API server without a node, for tests of what the API accepts and what clients of it do.
+//! - [`stream`]: a sidecar that is nothing but its stream to an operator.
 //! - [`wait`]: waiting with a deadline.
 //! - [`process`], [`pki`], [`tools`]: what the others are made of.
 
@@ -10,5 +11,6 @@ pub mod image;
 pub mod origin;
 pub mod pki;
 pub mod process;
+pub mod stream;
 pub mod tools;
 pub mod wait;
