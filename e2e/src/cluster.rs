@@ -249,7 +249,7 @@ async fn node_ready(client: &Client) -> anyhow::Result<()> {
 
 fn pause_image() -> anyhow::Result<Image> {
     let program = tools::sibling("fetchr-pause")?;
-    Ok(Image::new(node::PAUSE_IMAGE).program(&program, "/pause")?.entrypoint(&["/pause"]))
+    Ok(Image::new(node::PAUSE_IMAGE).program(&program, "/pause")?.run("/pause", &[]))
 }
 
 fn load_image(state: &State, image: &Image) -> anyhow::Result<()> {

@@ -18,8 +18,8 @@ use crate::process::output;
 pub struct Image {
     name: String,
     entrypoint: Vec<String>,
+    command: Vec<String>,
     user: String,
-    path: Vec<String>,
     /// Path in the image, without the leading slash, to the file on this machine.
     files: BTreeMap<PathBuf, PathBuf>,
 }
@@ -27,8 +27,8 @@ pub struct Image {
 impl Image {
     /// An empty image. `name` holds the tag, `localhost/fetchr-origin:dev`.
     pub fn new(name: &str) -> Self {
-        let path = vec!["/usr/local/bin".to_owned()];
-        Self { name: name.to_owned(), entrypoint: Vec::new(), user: "0".to_owned(), path, files: BTreeMap::new() }
+        let (entrypoint, command, user) = (Vec::new(), Vec::new(), "0:0".to_owned());
+        Self { name: name.to_owned(), entrypoint, command, user, files: BTreeMap::new() }
     }
 
     /// The name with the tag.
@@ -36,18 +36,38 @@ impl Image {
         &self.name
     }
 
-    /// The command that a container runs by default.
+    /// The program that a container runs, and the arguments that it gets unless the container has some.
     #[must_use]
-    pub fn entrypoint(mut self, command: &[&str]) -> Self {
-        self.entrypoint = command.iter().map(|&word| word.to_owned()).collect();
+    pub fn run(mut self, program: &str, arguments: &[&str]) -> Self {
+        self.entrypoint = vec![program.to_owned()];
+        self.command = arguments.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
-    /// The user id that a container runs as by default.
+    /// The user and group id that a container runs as by default.
     #[must_use]
     pub fn user(mut self, id: u32) -> Self {
-        self.user = id.to_string();
+        self.user = format!("{id}:{id}");
         self
+    }
+
+    /// Adds everything in a folder, which stands for the image's root.
+    ///
+    /// # Errors
+    /// The folder can't be read.
+    pub fn root(mut self, folder: &Path) -> anyhow::Result<Self> {
+        let mut folders = vec![folder.to_owned()];
+        while let Some(next) = folders.pop() {
+            for entry in fs::read_dir(&next).with_context(|| format!("could not read {}", next.display()))? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    self.files.insert(path.strip_prefix(folder)?.to_owned(), path);
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// Adds a file under the path `inside`.
@@ -74,7 +94,7 @@ impl Image {
     /// A file is missing.
     pub fn fingerprint(&self) -> anyhow::Result<String> {
         let mut hash = Sha256::new();
-        hash.update(format!("{:?}", (&self.name, &self.entrypoint, &self.user)));
+        hash.update(format!("{:?}", (&self.name, &self.entrypoint, &self.command, &self.user)));
         for (inside, source) in &self.files {
             let meta = fs::metadata(source).with_context(|| format!("could not read {}", source.display()))?;
             hash.update(format!("{inside:?} {} {:?}\n", meta.len(), meta.modified()?));
@@ -94,8 +114,9 @@ impl Image {
             "os": "linux",
             "config": {
                 "Entrypoint": self.entrypoint,
+                "Cmd": self.command,
                 "User": self.user,
-                "Env": [format!("PATH={}", self.path.join(":"))],
+                "Env": ["PATH=/usr/local/bin"],
             },
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff}")]},
         }))?;
@@ -233,7 +254,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let archive = folder.path().join("image.tar");
         let image = Image::new("localhost/shell:dev").program(Path::new("/bin/sh"), "/usr/local/bin/shell").unwrap();
-        image.entrypoint(&["/usr/local/bin/shell"]).write(&archive).unwrap();
+        image.run("shell", &[]).write(&archive).unwrap();
 
         let outer = entries(&fs::read(&archive).unwrap());
         let manifest: serde_json::Value = serde_json::from_slice(&outer["manifest.json"]).unwrap();

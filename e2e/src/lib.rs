@@ -1,6 +1,9 @@
 //! A real Kubernetes on one machine, peers that misbehave on request, and what tests need to drive both.
 //!
 //! - [`apiserver`]: an API server without a node, for tests of what the API accepts and what clients of it do.
+//! - [`cluster`]: a whole Kubernetes with one node; [`image`] and [`images`]: what runs on it.
+//! - [`origin`]: the HTTP application in its pods, and a client that sends load.
+//! - [`testkit`]: a relay that breaks the network, and peers that follow a script to the byte.
 //! - [`stream`]: a sidecar that is nothing but its stream to an operator.
 //! - [`wait`]: waiting with a deadline.
 //! - [`process`], [`pki`], [`tools`]: what the others are made of.
@@ -8,9 +11,11 @@
 pub mod apiserver;
 pub mod cluster;
 pub mod image;
+pub mod images;
 pub mod origin;
 pub mod pki;
 pub mod process;
 pub mod stream;
+pub mod testkit;
 pub mod tools;
 pub mod wait;
