@@ -49,6 +49,19 @@ pub struct Planned {
     pub source: PlanSource,
 }
 
+/// Whether there is a plan, and what happens without.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub enum Standing {
+    /// A plan is in force.
+    Planned,
+    /// The first plan is still awaited; requests are answered with 503.
+    Waiting,
+    /// No plan came in time; requests pass without policy.
+    PassThrough,
+    /// No plan came in time; requests are answered with 503.
+    Block,
+}
+
 /// A compiled configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -60,8 +73,8 @@ pub struct Config {
     pub inbound: Routes,
     /// Policies for requests from the application.
     pub outbound: Routes,
-    /// Every request is to be answered with 503, since there is no configuration and none may pass without.
-    pub blocks: bool,
+    /// Whether there is a plan, and what happens without.
+    pub standing: Standing,
     settings: Arc<FetchrProxySpec>,
     trusted: Vec<IpNet>,
 }
@@ -74,7 +87,7 @@ impl Config {
         Ok(Self {
             inbound: Routes::build(plan, &identity, Direction::Inbound)?,
             outbound: Routes::build(plan, &identity, Direction::Outbound)?,
-            blocks: false,
+            standing: Standing::Planned,
             trusted: trusted(&settings)?,
             settings,
             identity,
@@ -82,17 +95,41 @@ impl Config {
         })
     }
 
-    /// What holds before the first plan: all passes without policy, or nothing passes.
-    pub fn without_plan(settings: FetchrProxySpec, on_no_config: OnNoConfig) -> Self {
+    /// The same compiled plan, offered at another position or by another source.
+    pub fn moved(&self, position: Position, source: PlanSource) -> Self {
+        let planned = self.planned.clone().map(|planned| Planned { position, source, ..planned });
+        Self { planned, ..self.clone() }
+    }
+
+    /// What holds before the first plan: nothing passes.
+    pub fn waiting(settings: FetchrProxySpec) -> Self {
+        Self::without_plan(settings, Standing::Waiting)
+    }
+
+    /// What holds when no plan came in time: all passes without policy, or nothing passes.
+    pub fn given_up(settings: FetchrProxySpec, on_no_config: OnNoConfig) -> Self {
+        let standing = match on_no_config {
+            OnNoConfig::PassThrough => Standing::PassThrough,
+            OnNoConfig::Block => Standing::Block,
+        };
+        Self::without_plan(settings, standing)
+    }
+
+    fn without_plan(settings: FetchrProxySpec, standing: Standing) -> Self {
         Self {
             planned: None,
             identity: Identity::default(),
             inbound: Routes::empty(Direction::Inbound),
             outbound: Routes::empty(Direction::Outbound),
-            blocks: on_no_config == OnNoConfig::Block,
+            standing,
             trusted: trusted(&settings).unwrap_or_default(),
             settings: Arc::new(settings),
         }
+    }
+
+    /// Whether every request is to be answered with 503, since there is no plan and none may pass without.
+    pub fn blocks(&self) -> bool {
+        matches!(self.standing, Standing::Waiting | Standing::Block)
     }
 
     /// The match table of a direction.
@@ -149,7 +186,7 @@ struct Inner {
 }
 
 impl Shared {
-    /// Starts with a configuration.
+    /// Starts with a configuration; usually [`Config::waiting`].
     pub fn new(config: Config) -> Self {
         Self { inner: Arc::new(Inner { current: ArcSwap::from_pointee(config), changed: watch::Sender::new(0) }) }
     }
@@ -163,6 +200,21 @@ impl Shared {
     pub fn replace(&self, config: Config) {
         self.inner.current.store(Arc::new(config));
         self.inner.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Gives up waiting: without a plan, `on_no_config` holds until one comes. Returns whether that is so.
+    pub fn give_up(&self, on_no_config: OnNoConfig) -> bool {
+        let current = self.inner.current.load_full();
+        if current.standing != Standing::Waiting {
+            return false;
+        }
+        let given_up = Arc::new(Config::given_up((*current.settings).clone(), on_no_config));
+        // A plan that comes at this moment must not be overwritten.
+        let swapped = Arc::ptr_eq(&self.inner.current.compare_and_swap(&current, given_up), &current);
+        if swapped {
+            self.inner.changed.send_modify(|version| *version += 1);
+        }
+        swapped
     }
 
     /// Tells when the configuration changes.
@@ -201,13 +253,23 @@ mod tests {
         assert!(refused.to_string().contains("10.0.0.0/99"), "{refused}");
     }
 
+    #[test]
+    fn giving_up_never_overwrites_a_plan() {
+        let shared = Shared::new(Config::waiting(FetchrProxySpec::default()));
+        assert!(shared.give_up(OnNoConfig::PassThrough));
+        assert!(!shared.load().blocks());
+        shared.replace(Config::build(planned(FetchrProxySpec::default()), Identity::default()).unwrap());
+        assert!(!shared.give_up(OnNoConfig::Block));
+        assert_eq!(shared.load().standing, Standing::Planned);
+    }
+
     #[tokio::test]
     async fn change_is_told_and_old_holders_keep_theirs() {
-        let shared = Shared::new(Config::without_plan(FetchrProxySpec::default(), OnNoConfig::Block));
+        let shared = Shared::new(Config::waiting(FetchrProxySpec::default()));
         let (old, mut changes) = (shared.load(), shared.subscribe());
         shared.replace(Config::build(planned(FetchrProxySpec::default()), Identity::default()).unwrap());
         changes.changed().await.unwrap();
-        assert!(old.blocks && old.digest().is_empty());
-        assert!(!shared.load().blocks && shared.load().source() == PlanSource::File);
+        assert!(old.blocks() && old.digest().is_empty());
+        assert!(!shared.load().blocks() && shared.load().source() == PlanSource::File);
     }
 }

@@ -346,3 +346,6 @@ impl Route {
             .flat_map(|&(rule, matched)| self.table.rules[rule as usize].limits.iter().map(move |limit| (limit, matched)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,3 +9,9 @@ pub mod signed;
 pub mod v1 {
     tonic::include_proto!("fetchr.v1");
 }
+
+/// The health-checking protocol of gRPC, which probes of applications speak, generated from `proto/health.proto`.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}

@@ -9,6 +9,7 @@ use cel::{
     Context, Env, Program, Value,
     objects::{Key, Map},
 };
+use crds::{check::compile_expression, policy::matches::CEL_VARIABLES};
 use http::HeaderMap;
 
 use super::condition::parameters;
@@ -31,8 +32,7 @@ impl std::fmt::Debug for Condition {
 
 impl Condition {
     pub(super) fn compile(source: &str) -> Result<Self, String> {
-        let program = ENV.compile(source).map_err(|error| format!("{source:?} is not a CEL expression: {error}"))?;
-        Ok(Self { program, source: source.into() })
+        Ok(Self { program: compile_expression(source, CEL_VARIABLES)?, source: source.into() })
     }
 
     pub(super) fn source(&self) -> &str {

@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 
-use crds::policy::{
-    Match,
-    matches::{ValueKind, ValueMatch},
+use crds::{
+    check::compile_pattern,
+    policy::{
+        Match,
+        matches::{ValueKind, ValueMatch},
+    },
 };
 use http::{HeaderMap, HeaderName, Method};
 use regex_automata::meta;
 
-use super::{
-    cel,
-    path::{regex, triplet},
-};
+use super::{cel, path::triplet};
 use crate::facts::Facts;
 
 /// All conditions of a match but the path.
@@ -165,7 +165,7 @@ impl Test {
         let wanted = || value.value.as_deref().ok_or_else(|| format!("{:?} has no value to compare with", value.name));
         Ok(match value.kind {
             ValueKind::Exact => Self::Exact(wanted()?.into()),
-            ValueKind::Regex => Self::Regex(regex(wanted()?)?),
+            ValueKind::Regex => Self::Regex(compile_pattern(wanted()?)?),
             ValueKind::Present => Self::Present,
             ValueKind::Absent => Self::Absent,
         })

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use crds::policy::{Direction, Mode};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Entry, Rule, Table, cel,
@@ -15,7 +15,7 @@ use super::{
 use crate::facts::Facts;
 
 /// What holds for a request, and why the rest doesn't.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// Which way the request goes.
@@ -30,12 +30,15 @@ pub struct Explanation {
     pub client: IpAddr,
     /// Set if the request passes without policy, because its host is one of `skipHosts`.
     pub skipped: bool,
+    /// `namespace/policy/rule` of the best match, as logs and metrics name the route; none if no rule matches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
     /// Every rule, the most specific policy first.
     pub rules: Vec<RuleVerdict>,
 }
 
 /// How a rule stands.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleVerdict {
     /// `namespace/name` of its policy.
@@ -43,40 +46,40 @@ pub struct RuleVerdict {
     /// What the policy is attached to.
     pub attached_to: String,
     /// Name of the rule; none for a policy that is not for this pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// The match that the request meets: `matches[0]`, or `every request`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matched: Option<String>,
     /// If none is met: for each of them the first condition that isn't.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub why_not: Vec<String>,
     /// Its sections; only of a rule that matches.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sections: Vec<SectionVerdict>,
 }
 
 /// How a section of a matching rule stands.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SectionVerdict {
     /// `headers`, `rateLimits`, `timeouts`.
-    pub section: &'static str,
+    pub section: String,
     /// Whether it holds. A section that holds in mode Disabled does nothing, and keeps others from acting.
     pub applies: bool,
     /// Mode of a section that has one; limits have one each.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The limits of `rateLimits`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<LimitNamed>,
     /// `namespace/policy/rule` that won instead.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_to: Option<String>,
 }
 
 /// A limit by name.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitNamed {
     /// Name of the limit.
@@ -88,7 +91,7 @@ pub struct LimitNamed {
 pub(super) fn explain(table: &Table, facts: &Facts<'_>) -> Explanation {
     let path = path::normalise(facts.path);
     let skipped = table.skips(facts);
-    let mut rules = if skipped { Vec::new() } else { verdicts(table, facts, &path) };
+    let (best, mut rules) = if skipped { (None, Vec::new()) } else { verdicts(table, facts, &path) };
     rules.extend(table.others.iter().map(|(policy, attachment)| RuleVerdict {
         policy: policy.to_string(),
         attached_to: attachment.to_string(),
@@ -104,6 +107,7 @@ pub(super) fn explain(table: &Table, facts: &Facts<'_>) -> Explanation {
         path: path.into_owned(),
         client: facts.client,
         skipped,
+        route: best.map(|rule| rule.label.to_string()),
         rules,
     }
 }
@@ -120,11 +124,12 @@ fn not_of(table: &Table) -> String {
     }
 }
 
-/// One verdict for each rule at each place where its policy is attached, in the order in which they are tried.
-fn verdicts(table: &Table, facts: &Facts<'_>, path: &str) -> Vec<RuleVerdict> {
+/// The rule of the best match, and one verdict for each rule at each place where its policy is attached, in the order in which
+/// they are tried.
+fn verdicts<'a>(table: &'a Table, facts: &Facts<'_>, path: &str) -> (Option<&'a Rule>, Vec<RuleVerdict>) {
     let request = cel::Request::new(facts, path);
     let mut found: Vec<(u32, &Entry, RuleVerdict)> = Vec::new();
-    let (mut headers, mut timeouts): (Option<&Rule>, Option<&Rule>) = (None, None);
+    let (mut best, mut headers, mut timeouts) = (None, None, None);
     for entry in &table.entries {
         let rule = &table.rules[entry.rule as usize];
         let known = found.iter_mut().find(|(id, at, _)| *id == entry.rule && at.attachment == entry.attachment);
@@ -145,10 +150,11 @@ fn verdicts(table: &Table, facts: &Facts<'_>, path: &str) -> Vec<RuleVerdict> {
         verdict.why_not.clear();
         verdict.matched = Some(entry.matched.map_or_else(|| "every request".to_owned(), |at| format!("matches[{at}]")));
         verdict.sections = sections(rule, headers, timeouts);
+        best = best.or(Some(rule));
         headers = headers.or(rule.headers.is_some().then_some(rule));
         timeouts = timeouts.or(rule.timeouts.is_some().then_some(rule));
     }
-    found.into_iter().map(|(_, _, verdict)| verdict).collect()
+    (best, found.into_iter().map(|(_, _, verdict)| verdict).collect())
 }
 
 fn unmatched(rule: &Rule, entry: &Entry) -> RuleVerdict {
@@ -164,16 +170,22 @@ fn unmatched(rule: &Rule, entry: &Entry) -> RuleVerdict {
 
 /// The sections of a rule that matches. `headers` and `timeouts` are the rules that have won these sections already.
 fn sections(rule: &Rule, headers: Option<&Rule>, timeouts: Option<&Rule>) -> Vec<SectionVerdict> {
-    let shaping = |section, mode, winner: Option<&Rule>| {
+    let shaping = |section: &str, mode, winner: Option<&Rule>| {
         // A second attachment of the same rule does not lose to itself.
         let lost_to = winner.filter(|winner| !std::ptr::eq(*winner, rule)).map(|winner| winner.label.to_string());
-        SectionVerdict { section, applies: lost_to.is_none(), mode: Some(mode), limits: Vec::new(), lost_to }
+        SectionVerdict { section: section.to_owned(), applies: lost_to.is_none(), mode: Some(mode), limits: Vec::new(), lost_to }
     };
     let limits = || rule.limits.iter().map(|limit| LimitNamed { name: limit.name().to_owned(), mode: limit.mode() }).collect();
     let mut sections = Vec::new();
     sections.extend(rule.headers.as_ref().map(|section| shaping("headers", section.mode, headers)));
     if !rule.limits.is_empty() {
-        sections.push(SectionVerdict { section: "rateLimits", applies: true, mode: None, limits: limits(), lost_to: None });
+        sections.push(SectionVerdict {
+            section: "rateLimits".to_owned(),
+            applies: true,
+            mode: None,
+            limits: limits(),
+            lost_to: None,
+        });
     }
     sections.extend(rule.timeouts.map(|section| shaping("timeouts", section.mode, timeouts)));
     sections

@@ -6,7 +6,10 @@
 
 use std::{borrow::Cow, collections::HashMap, fmt};
 
-use crds::policy::matches::{PathKind, PathMatch};
+use crds::{
+    check::{Segment, compile_pattern, parse_template},
+    policy::matches::{PathKind, PathMatch},
+};
 use regex_automata::{Input, MatchKind, PatternSet, meta};
 
 /// Memory that all path expressions of one table may take when compiled, in bytes.
@@ -99,8 +102,7 @@ impl Pattern {
     pub(super) fn build(path: Option<&PathMatch>) -> Result<Self, String> {
         let Some(PathMatch { kind, value }) = path else { return Ok(Self::Any) };
         if *kind == PathKind::Regex {
-            let regex = regex(value)?;
-            return Ok(Self::Regex { source: value.as_str().into(), regex });
+            return Ok(Self::Regex { source: value.as_str().into(), regex: compile_pattern(value)? });
         }
         if !value.starts_with('/') {
             return Err(format!("path {value:?} does not start with a slash"));
@@ -127,75 +129,30 @@ impl Pattern {
     }
 }
 
-/// A regular expression that has to match the whole of a value.
-pub(super) fn regex(source: &str) -> Result<meta::Regex, String> {
-    meta::Regex::builder()
-        .configure(config())
-        .build(&whole(source))
-        .map_err(|error| format!("{source:?} is not a regular expression: {error}"))
-}
-
-fn whole(source: &str) -> String {
-    format!(r"\A(?:{source})\z")
-}
-
-fn config() -> meta::Config {
-    meta::Config::new().nfa_size_limit(Some(REGEX_SIZE)).hybrid_cache_capacity(1 << 20)
-}
-
 /// A path of segments of which some stand for any.
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     source: Box<str>,
     segments: Box<[Segment]>,
-    /// Whether the last placeholder takes all that follows.
-    catch_all: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Segment {
-    Literal(Box<str>),
-    Any,
 }
 
 impl Template {
     fn parse(value: &str) -> Result<Self, String> {
-        let mut segments = Vec::new();
-        let mut catch_all = false;
-        for segment in value[1..].split('/') {
-            if catch_all {
-                return Err(format!("template {value:?} goes on after {{*...}}, which has to come last"));
-            }
-            segments.push(match segment.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
-                Some(name) => {
-                    catch_all = name.starts_with('*');
-                    Segment::Any
-                }
-                None if segment.contains(['{', '}']) => {
-                    return Err(format!(
-                        "template {value:?} has braces around a part of a segment; write {{name}} for a whole one"
-                    ));
-                }
-                None => Segment::Literal(segment.into()),
-            });
-        }
-        Ok(Self { source: value.into(), segments: segments.into(), catch_all })
+        Ok(Self { source: value.into(), segments: parse_template(value)?.into() })
     }
 
     fn matches(&self, path: &str) -> bool {
         let Some(mut rest) = path.strip_prefix('/') else { return false };
         let last = self.segments.len() - 1;
         for (at, segment) in self.segments.iter().enumerate() {
-            if at == last && self.catch_all {
-                return !rest.is_empty();
-            }
             let (head, tail) = match rest.split_once('/') {
                 Some((head, tail)) => (head, Some(tail)),
                 None => (rest, None),
             };
             let fits = match segment {
-                Segment::Literal(literal) => **literal == *head,
-                Segment::Any => !head.is_empty(),
+                Segment::Literal(literal) => literal == head,
+                Segment::One(_) => !head.is_empty(),
+                Segment::Rest(_) => return !rest.is_empty(),
             };
             match tail {
                 _ if !fits => return false,
@@ -247,13 +204,14 @@ impl Index {
                     index.prefixes.entry(path.clone()).or_default().push(id);
                 }
                 Pattern::Template(template) => index.templates.push((template.clone(), id)),
-                Pattern::Regex { source, .. } => sources.push((whole(source), id)),
+                Pattern::Regex { source, .. } => sources.push((format!("^(?:{source})$"), id)),
             }
         }
         if !sources.is_empty() {
             let (sources, ids): (Vec<_>, Vec<_>) = sources.into_iter().unzip();
+            let config = meta::Config::new().nfa_size_limit(Some(REGEX_SIZE)).match_kind(MatchKind::All);
             let all = meta::Regex::builder()
-                .configure(config().match_kind(MatchKind::All))
+                .configure(config)
                 .build_many(&sources)
                 .map_err(|error| format!("the regular expressions of all rules together: {error}"))?;
             index.regexes = Some((all, ids));
@@ -381,11 +339,12 @@ mod tests {
     }
 
     fn any_pattern() -> impl Strategy<Value = Pattern> {
-        let template = proptest::collection::vec(prop::sample::select(vec!["a", "b", "{x}"]), 1..4);
+        let template =
+            prop::sample::select(vec!["/a", "/{x}", "/{x}/b", "/a/{x}", "/a/b/{x}", "/{x}/{y}", "/a/{*x}", "/{x}/{*y}"]);
         prop_oneof![
             segments().prop_map(|value| pattern(PathKind::Exact, &value)),
             segments().prop_map(|value| pattern(PathKind::Prefix, &value)),
-            template.prop_map(|segments| pattern(PathKind::Template, &format!("/{}", segments.join("/")))),
+            template.prop_map(|value| pattern(PathKind::Template, value)),
             prop::sample::select(vec!["/a.*", "/[ab]/b", ".*"]).prop_map(|value| pattern(PathKind::Regex, value)),
         ]
     }

@@ -1,0 +1,91 @@
+//! The admin port: what is in force, why a request gets what it gets, drain, log level.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    middleware::from_fn_with_state,
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+
+use super::guard::{Token, guard};
+use crate::{
+    ask::{self, ExplainRequest},
+    config::Shared,
+    drain,
+    route::Explanation,
+};
+
+/// Sets what is logged, by a level or a filter such as `info,sidecar::limit=debug`. The error says what is wrong with it.
+pub type SetLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// What the admin port works on.
+#[derive(Clone)]
+pub struct Admin {
+    /// The configuration in force.
+    pub shared: Shared,
+    /// Starts the drain.
+    pub drain: drain::Handle,
+    /// Sets what is logged.
+    pub set_level: SetLevel,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("shared", &self.shared).field("drain", &self.drain).finish_non_exhaustive()
+    }
+}
+
+/// What is wrong with a request of the administrator.
+type Wrong = (StatusCode, String);
+
+/// The routes of the admin port; every one needs the token.
+pub fn admin(admin: Admin, token: &str) -> Router {
+    Router::new()
+        .route("/config", get(config))
+        .route("/explain", get(explain))
+        .route("/drain", post(drain))
+        .route("/loglevel", post(log_level))
+        .with_state(admin)
+        .layer(from_fn_with_state(Token::new(token), guard))
+}
+
+async fn config(State(admin): State<Admin>) -> Json<Value> {
+    Json(ask::describe(&admin.shared.load()))
+}
+
+/// `?url=http://shop/products&method=GET&direction=Inbound&client=10.0.0.1&header=x-tier:gold`; `header` may stand several times.
+async fn explain(State(admin): State<Admin>, Query(parts): Query<Vec<(String, String)>>) -> Result<Json<Explanation>, Wrong> {
+    let wrong = |message: String| (StatusCode::BAD_REQUEST, format!("{message}\n"));
+    let mut fields = serde_json::Map::new();
+    let mut headers = BTreeMap::new();
+    for (name, value) in parts {
+        if name == "header" {
+            let (name, value) =
+                value.split_once(':').ok_or_else(|| wrong(format!("header: {value:?} is not like x-tier:gold")))?;
+            headers.insert(name.trim().to_ascii_lowercase(), value.trim().to_owned());
+        } else {
+            fields.insert(name, value.into());
+        }
+    }
+    fields.insert("headers".to_owned(), json!(headers));
+    let request: ExplainRequest = serde_json::from_value(fields.into()).map_err(|error| wrong(error.to_string()))?;
+    request.explain(admin.shared.load().routes(request.direction)).map(Json).map_err(wrong)
+}
+
+/// Drains inbound traffic as the FetchrProxy says, and answers when it is over.
+async fn drain(State(admin): State<Admin>) -> Json<Value> {
+    let settings = admin.shared.load().settings().drain.clone();
+    let left = admin.drain.drain_inbound(settings.delay.0, settings.timeout.0).await;
+    Json(json!({"connectionsLeft": left}))
+}
+
+async fn log_level(State(admin): State<Admin>, filter: String) -> Result<String, Wrong> {
+    let filter = filter.trim();
+    (admin.set_level)(filter).map_err(|error| (StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")))?;
+    tracing::info!(filter, "What is logged was changed through the admin port.");
+    Ok(format!("{filter}\n"))
+}

@@ -1,0 +1,192 @@
+//! What an administrator may ask: the configuration in force, and what it does to a request. The admin port and the operator's
+//! stream give the same answers.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use crds::policy::Direction;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    config::Config,
+    facts::Facts,
+    route::{Explanation, Routes},
+};
+
+/// Sections and verbs that [`answer`] knows, by verb.
+pub const VERBS: [&str; 2] = ["config", "explain"];
+
+/// Words in the name of a field whose value is shown to nobody.
+const SECRETIVE: [&str; 6] = ["authorization", "cookie", "key", "password", "secret", "token"];
+const REDACTED: &str = "[redacted]";
+
+/// Answers a command of the stream as JSON.
+pub fn answer(config: &Config, verb: &str, body: &[u8]) -> Result<Vec<u8>, String> {
+    let answer = match verb {
+        "config" => describe(config),
+        "explain" => {
+            let request: ExplainRequest =
+                serde_json::from_slice(body).map_err(|error| format!("not a request to explain: {error}"))?;
+            json!(request.explain(config.routes(request.direction))?)
+        }
+        _ => return Err(format!("unknown verb {verb:?}; this sidecar knows {}", VERBS.join(", "))),
+    };
+    Ok(answer.to_string().into_bytes())
+}
+
+/// The configuration in force as JSON. Values of fields that may hold credentials are left out.
+pub fn describe(config: &Config) -> Value {
+    let planned = config.planned.as_ref();
+    let mut plan = planned.map(|planned| json!(*planned.plan)).unwrap_or_default();
+    redact(&mut plan);
+    json!({
+        "standing": config.standing,
+        "digest": config.digest(),
+        "source": config.source(),
+        "position": planned.map(|planned| &planned.position),
+        "identity": config.identity,
+        "rules": {"inbound": config.inbound.rules(), "outbound": config.outbound.rules()},
+        "plan": plan,
+    })
+}
+
+/// Hides the value of every `{name, value}` whose name tells of a credential.
+fn redact(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let name = fields.get("name").and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
+            if let Some(Value::String(text)) = fields.get_mut("value")
+                && SECRETIVE.iter().any(|word| name.contains(word))
+            {
+                REDACTED.clone_into(text);
+            }
+            fields.values_mut().for_each(redact);
+        }
+        Value::Array(items) => items.iter_mut().for_each(redact),
+        _ => {}
+    }
+}
+
+/// A request that does not exist, to be explained.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExplainRequest {
+    /// Which way it goes.
+    #[serde(default)]
+    pub direction: Direction,
+    /// Its method. Default: GET.
+    #[serde(default = "get")]
+    pub method: String,
+    /// Its URL, such as `http://shop.example/products?page=1`.
+    pub url: String,
+    /// Its header fields.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Address of its client. Default: 127.0.0.1.
+    #[serde(default = "localhost")]
+    pub client: IpAddr,
+}
+
+fn get() -> String {
+    Method::GET.to_string()
+}
+
+fn localhost() -> IpAddr {
+    Ipv4Addr::LOCALHOST.into()
+}
+
+impl ExplainRequest {
+    /// A GET request to the application.
+    pub fn to(url: impl Into<String>) -> Self {
+        Self { direction: Direction::Inbound, method: get(), url: url.into(), headers: BTreeMap::new(), client: localhost() }
+    }
+
+    /// What a table does to the request. The error says which part of the request is wrong.
+    pub fn explain(&self, routes: &Routes) -> Result<Explanation, String> {
+        let method = Method::from_bytes(self.method.as_bytes()).map_err(|_| format!("method: {:?} is no method", self.method))?;
+        let wrong = || format!("url: {:?} is not like http://shop.example/products?page=1", self.url);
+        let uri: Uri = self.url.parse().map_err(|_| wrong())?;
+        let (Some(scheme @ ("http" | "https")), Some(host)) = (uri.scheme_str(), uri.host()) else { return Err(wrong()) };
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.headers {
+            let parsed = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value));
+            let (Ok(name), Ok(value)) = parsed else { return Err(format!("headers: {name}: {value:?} is no header field")) };
+            headers.append(name, value);
+        }
+        let host = host.to_ascii_lowercase();
+        let facts = Facts {
+            method: &method,
+            scheme,
+            host: &host,
+            path: uri.path(),
+            query: uri.query(),
+            headers: &headers,
+            client: self.client,
+        };
+        Ok(routes.explain(&facts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crds::plan::{Identity, Plan, Position};
+
+    use super::*;
+    use crate::config::{PlanSource, Planned};
+
+    fn config() -> Config {
+        let plan: Plan = serde_json::from_value(json!({
+            "proxy": {"namespace": "shop", "name": "web"},
+            "settings": {},
+            "policies": [{
+                "policy": {"namespace": "shop", "name": "p"},
+                "attachment": {"kind": "proxy"},
+                "direction": "Inbound",
+                "rules": [{
+                    "name": "r",
+                    "matches": [{"path": {"type": "Prefix", "value": "/a"}, "headers": [{"name": "X-Api-Key", "value": "s3cret"}]}],
+                    "headers": {"request": {"set": [{"name": "Authorization", "value": "Basic s3cret"}, {"name": "x-a", "value": "shown"}]}},
+                }],
+            }],
+        }))
+        .unwrap();
+        let planned =
+            Planned { plan: Arc::new(plan), digest: "d1".to_owned(), position: Position::default(), source: PlanSource::File };
+        Config::build(planned, Identity::default()).unwrap()
+    }
+
+    fn text(answer: Result<Vec<u8>, String>) -> String {
+        String::from_utf8(answer.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn configuration_shows_no_credentials() {
+        let shown = text(answer(&config(), "config", b""));
+        assert!(shown.contains("\"digest\":\"d1\"") && shown.contains("shown") && shown.contains(REDACTED));
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn request_is_explained_from_its_description() {
+        let body = br#"{"url": "http://Shop.Example:8080/a/b?x=1", "headers": {"x-api-key": "s3cret"}}"#;
+        let explained: Explanation = serde_json::from_slice(&answer(&config(), "explain", body).unwrap()).unwrap();
+        assert_eq!((explained.host.as_str(), explained.path.as_str()), ("shop.example", "/a/b"));
+        assert_eq!(explained.rules[0].matched.as_deref(), Some("matches[0]"));
+    }
+
+    #[test]
+    fn wrong_questions_say_what_is_wrong() {
+        let wrong = |body: &str| answer(&config(), "explain", body.as_bytes()).unwrap_err();
+        assert!(wrong(r#"{"url": "/a"}"#).starts_with("url:"));
+        assert!(wrong(r#"{"url": "http://a/", "method": "G T"}"#).starts_with("method:"));
+        assert!(wrong(r#"{"url": "http://a/", "headers": {"a b": ""}}"#).starts_with("headers:"));
+        assert!(wrong(r#"{"url": "http://a/", "verb": 1}"#).contains("unknown field"));
+        assert!(answer(&config(), "reboot", b"").unwrap_err().contains("config, explain"));
+    }
+}

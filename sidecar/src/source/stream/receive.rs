@@ -1,0 +1,273 @@
+//! Receives what all streams bring, and answers.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crds::plan::{Identity, Plan, digest_bytes};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+use wire::{signed::PublicKey, v1};
+
+use super::{Event, Settings};
+use crate::{
+    ask,
+    config::{Config, ConfigError, PlanSource, Planned, Shared, Standing},
+    health::Health,
+    source::{
+        Metrics,
+        order::{Order, StreamId, Verdict},
+        state::Trust,
+    },
+};
+
+const STATUS_EVERY: Duration = Duration::from_secs(30);
+/// How often the mounted plan is looked for while there is none.
+const COLD_START_EVERY: Duration = Duration::from_secs(2);
+/// Largest answer to a command, in bytes.
+const MAX_ANSWER: usize = 3 << 20;
+
+/// Owns the order of plans and the configuration.
+pub(super) struct Receiver {
+    settings: Arc<Settings>,
+    shared: Shared,
+    health: Health,
+    metrics: Metrics,
+    order: Order<v1::Plan>,
+    identity: Identity,
+    streams: BTreeMap<StreamId, mpsc::Sender<v1::Up>>,
+    told: Option<v1::Status>,
+}
+
+impl Receiver {
+    pub(super) fn new(settings: Arc<Settings>, shared: Shared, health: Health, metrics: Metrics) -> Self {
+        let identity = settings.cold_start.identity.clone();
+        let (order, streams) = (Order::default(), BTreeMap::new());
+        Self { settings, shared, health, metrics, order, identity, streams, told: None }
+    }
+
+    /// Puts the mounted or the kept plan in force, if there is one.
+    pub(super) fn cold_start(&mut self) {
+        let Some(config) = self.settings.cold_start.load(&self.metrics) else { return };
+        if let Some(planned) = &config.planned {
+            tracing::info!(digest = planned.digest, source = %planned.source, "A plan from before the first stream is in force.");
+            self.order.cold_start(planned.digest.clone(), planned.position.clone());
+        }
+        self.identity = config.identity.clone();
+        self.shared.replace(config);
+    }
+
+    pub(super) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        let mut changes = self.shared.subscribe();
+        let mut status = interval(STATUS_EVERY);
+        status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut cold_start = interval(COLD_START_EVERY);
+        let health = self.health.clone();
+        let (mut opened, mut draining) = (std::pin::pin!(health.opened()), std::pin::pin!(health.draining()));
+        let (mut seen_opened, mut seen_draining) = (false, false);
+        loop {
+            let deadline = self.order.deadline();
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.event(event),
+                    None => return,
+                },
+                () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => self.restored(),
+                Ok(()) = changes.changed() => self.tell(false),
+                () = &mut opened, if !seen_opened => { seen_opened = true; self.tell(false) }
+                () = &mut draining, if !seen_draining => { seen_draining = true; self.tell(false) }
+                _ = status.tick() => self.tell(true),
+                _ = cold_start.tick(), if self.shared.load().standing != Standing::Planned => self.cold_start(),
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Opened { stream, up } => {
+                self.streams.insert(stream, up);
+                let status = self.status();
+                self.send(stream, v1::up::Message::Status(status));
+            }
+            Event::Closed { stream } => {
+                self.streams.remove(&stream);
+                self.order.closed(stream, now());
+            }
+            Event::Down { stream, message } => self.down(stream, message),
+        }
+        self.metrics.streams.set(i64::try_from(self.streams.len()).unwrap_or(i64::MAX));
+    }
+
+    fn down(&mut self, stream: StreamId, message: v1::down::Message) {
+        match message {
+            v1::down::Message::Identity(identity) => self.place(identity),
+            v1::down::Message::Plan(plan) => self.plan(stream, plan),
+            v1::down::Message::Trust(trust) => self.trust(&trust),
+            v1::down::Message::Command(command) => self.command(stream, command),
+            // No section of a plan refers to a Service yet, so no operator sends any.
+            v1::down::Message::Endpoints(_) => {}
+        }
+    }
+
+    /// The pod's place changed: the same plan may now hold other policies for it.
+    fn place(&mut self, identity: v1::Identity) {
+        let v1::Identity { workload_kind, workload_name, services, live_pods } = identity;
+        let identity = Identity { workload_kind, workload_name, services, live_pods };
+        if identity == self.identity {
+            return;
+        }
+        self.identity = identity;
+        let current = self.shared.load();
+        let Some(planned) = current.planned.clone() else { return };
+        match Config::build(planned, self.identity.clone()) {
+            Ok(config) => self.shared.replace(config),
+            Err(error) => tracing::warn!(%error, "The plan in force can't be applied to the pod's new place."),
+        }
+    }
+
+    fn plan(&mut self, stream: StreamId, plan: v1::Plan) {
+        if digest_bytes(&plan.document) != plan.digest {
+            return self.nack(stream, &plan.digest, "", "the document does not have the digest that the message says".to_owned());
+        }
+        let position = plan.position.clone().into_iter().collect();
+        match self.order.offer(stream, plan.digest.clone(), position, plan.clone(), now()) {
+            Verdict::Take => self.apply(stream, &plan),
+            Verdict::InForce => self.ack(stream, plan.digest),
+            Verdict::Behind => {
+                self.metrics.behind.inc();
+                tracing::info!(
+                    digest = plan.digest,
+                    stream,
+                    "An operator offered a plan older than the one in force; it was not taken."
+                );
+            }
+        }
+    }
+
+    /// Every stream has offered only older plans for a minute.
+    fn restored(&mut self) {
+        let Some((stream, plan)) = self.order.restored(now()).map(|(stream, plan)| (stream, plan.clone())) else { return };
+        tracing::warn!(
+            digest = plan.digest,
+            "All operators offer only plans older than the one in force; the cluster went back, so the newest of them is taken."
+        );
+        self.apply(stream, &plan);
+    }
+
+    fn apply(&mut self, stream: StreamId, plan: &v1::Plan) {
+        let config = match self.compile(plan) {
+            Ok(config) => config,
+            Err(error) => {
+                self.metrics.planned("stream", false);
+                tracing::warn!(digest = plan.digest, %error, "A plan can't be applied; the one in force stays.");
+                let subject = error.policy.as_ref().map(|policy| format!("policy {policy}")).unwrap_or_default();
+                return self.nack(stream, &plan.digest, &subject, error.to_string());
+            }
+        };
+        let position: crds::plan::Position = plan.position.clone().into_iter().collect();
+        if let Some(state) = self.settings.state()
+            && let Err(error) = state.keep_plan(&plan.digest, &position, &self.identity, &plan.document)
+        {
+            tracing::warn!(%error, "The plan can't be kept for the next start.");
+        }
+        self.order.took(plan.digest.clone(), position, now());
+        self.metrics.planned("stream", true);
+        tracing::info!(digest = plan.digest, "A plan of the operator is in force.");
+        self.shared.replace(config);
+        self.ack(stream, plan.digest.clone());
+    }
+
+    fn compile(&self, plan: &v1::Plan) -> Result<Config, ConfigError> {
+        let position = plan.position.clone().into_iter().collect();
+        let current = self.shared.load();
+        if current.digest() == plan.digest && current.identity == self.identity {
+            return Ok(current.moved(position, PlanSource::Stream));
+        }
+        let whole = |message| ConfigError { policy: None, rule: None, message };
+        let read: Plan = serde_json::from_slice(&plan.document).map_err(|error| whole(format!("not a plan: {error}")))?;
+        if read.proxy != *self.settings.proxy() {
+            return Err(whole(format!("the plan is for proxy {}, the pod's is {}", read.proxy, self.settings.proxy())));
+        }
+        let planned = Planned { plan: Arc::new(read), digest: plan.digest.clone(), position, source: PlanSource::Stream };
+        Config::build(planned, self.identity.clone())
+    }
+
+    /// Keeps whom to trust; the next connection uses it.
+    fn trust(&self, trust: &v1::Trust) {
+        let keys = trust.plan_keys.iter().filter_map(|key| PublicKey::try_from(key.as_ref()).ok());
+        let trust = Trust { ca_pem: trust.ca_pem.clone(), plan_keys: keys.map(|key| key.to_string()).collect() };
+        let Some(state) = self.settings.state() else { return };
+        if state.trust().as_ref() == Some(&trust) {
+            return;
+        }
+        match state.keep_trust(&trust) {
+            Ok(()) => tracing::info!(keys = trust.plan_keys.len(), "The operator's new trust bundle is kept."),
+            Err(error) => tracing::warn!(%error, "The operator's trust bundle can't be kept."),
+        }
+    }
+
+    fn command(&mut self, stream: StreamId, command: v1::Command) {
+        let answer = ask::answer(&self.shared.load(), &command.verb, &command.body).and_then(|body| {
+            let size = body.len();
+            if size > MAX_ANSWER {
+                Err(format!("the answer has {size} bytes, at most {MAX_ANSWER} can be sent"))
+            } else {
+                Ok(body)
+            }
+        });
+        let (body, error) = match answer {
+            Ok(body) => (body, String::new()),
+            Err(error) => (Vec::new(), error),
+        };
+        self.send(stream, v1::up::Message::CommandAnswer(v1::CommandAnswer { id: command.id, body: body.into(), error }));
+    }
+
+    /// Tells all streams how the sidecar is; unless `anyway`, only if that has changed.
+    fn tell(&mut self, anyway: bool) {
+        let status = self.status();
+        if !anyway && self.told.as_ref() == Some(&status) {
+            return;
+        }
+        for stream in self.streams.keys().copied().collect::<Vec<_>>() {
+            self.send(stream, v1::up::Message::Status(status.clone()));
+        }
+        self.told = Some(status);
+    }
+
+    fn status(&self) -> v1::Status {
+        let config = self.shared.load();
+        v1::Status {
+            plan_digest: config.digest().to_owned(),
+            ready: self.health.readiness().is_ok(),
+            draining: self.health.is_draining(),
+            conditions: Vec::new(),
+            plan_source: config.source().to_string(),
+        }
+    }
+
+    fn ack(&mut self, stream: StreamId, digest: String) {
+        self.send(stream, v1::up::Message::Ack(v1::Ack { digest }));
+    }
+
+    fn nack(&mut self, stream: StreamId, digest: &str, subject: &str, reason: String) {
+        let nack = v1::Nack { digest: digest.to_owned(), subject: subject.to_owned(), reason };
+        self.send(stream, v1::up::Message::Nack(nack));
+    }
+
+    fn send(&mut self, stream: StreamId, message: v1::up::Message) {
+        let Some(up) = self.streams.get(&stream) else { return };
+        // A stream that takes no more is broken; without its sender it ends and is opened again.
+        if up.try_send(v1::Up { message: Some(message) }).is_err() {
+            self.streams.remove(&stream);
+        }
+    }
+}
+
+/// tokio's time, so that tests can pause it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
