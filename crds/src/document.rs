@@ -191,7 +191,7 @@ impl Loading<'_> {
         if namespace.is_null() {
             *namespace = DEFAULT_NAMESPACE.into();
         }
-        self.typed(&kind, value, origin);
+        self.typed(kind, value, origin);
     }
 
     fn typed(&mut self, kind: &str, value: Value, origin: Origin) {

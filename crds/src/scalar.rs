@@ -1,17 +1,21 @@
-//! Scalars that a document spells as strings: durations (`1m30s`, `500ms`) and sizes (`64Ki`).
+//! Scalars that a document spells as strings: durations (`1m30s`, `500ms`).
 
 use std::{borrow::Cow, fmt, str::FromStr, time};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// A length of time in the format of the Gateway API (GEP-2257): up to four of `{number}{h|m|s|ms}`, such as `1m30s`.
+/// A length of time in the format of the Gateway API (GEP-2257): up to four of `{number}{h|m|s|ms}`, such as `1m30s`. The longest
+/// that can be written is `99999h59m59s999ms`; what adds up to more is read as that.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Duration(pub time::Duration);
 
 impl Duration {
     /// The pattern that the schema carries.
     pub const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+
+    const LONGEST_MILLIS: u64 = 100_000 * 3_600_000 - 1;
+    const LONGEST: Self = Self::from_millis(Self::LONGEST_MILLIS);
 
     /// A duration of whole milliseconds.
     pub const fn from_millis(millis: u64) -> Self {
@@ -45,7 +49,7 @@ impl FromStr for Duration {
             rest = &tail[unit.len()..];
             parts += 1;
         }
-        if parts == 0 { Err(wrong()) } else { Ok(Self(total)) }
+        if parts == 0 { Err(wrong()) } else { Ok(Self(total).min(Self::LONGEST)) }
     }
 }
 
@@ -65,75 +69,73 @@ impl fmt::Display for Duration {
     }
 }
 
-/// A number of bytes as a Kubernetes quantity of whole bytes: `512`, `64Ki`, `16Mi`, `1Gi`, `10M`.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Size(pub u64);
-
-impl Size {
-    /// The pattern that the schema carries.
-    pub const PATTERN: &str = "^[0-9]{1,12}(k|M|G|Ki|Mi|Gi)?$";
-    const UNITS: [(&'static str, u64); 6] =
-        [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10), ("G", 1_000_000_000), ("M", 1_000_000), ("k", 1000)];
-}
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a size: write whole bytes with an optional k, M, G, Ki, Mi or Gi, such as 64Ki");
-        let (number, unit) = Self::UNITS
-            .into_iter()
-            .find_map(|(unit, size)| text.strip_suffix(unit).map(|number| (number, size)))
-            .unwrap_or((text, 1));
-        if number.is_empty() || number.len() > 12 || !number.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(wrong());
-        }
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        number.checked_mul(unit).map(Self).ok_or_else(wrong)
+impl Serialize for Duration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit =
-            Self::UNITS.into_iter().find(|(unit, size)| unit.ends_with('i') && self.0 >= *size && self.0.is_multiple_of(*size));
-        match unit {
-            Some((unit, size)) => write!(f, "{}{unit}", self.0 / size),
-            None => write!(f, "{}", self.0),
-        }
+impl<'de> Deserialize<'de> for Duration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
     }
 }
 
-macro_rules! string_scalar {
-    ($type:ident) => {
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
+impl JsonSchema for Duration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
 
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = Cow::<'de, str>::deserialize(deserializer)?;
-                text.parse().map_err(D::Error::custom)
-            }
-        }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": Self::PATTERN, "maxLength": 24})
+    }
 
-        impl JsonSchema for $type {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($type).into()
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "pattern": Self::PATTERN, "maxLength": 24})
-            }
-
-            fn inline_schema() -> bool {
-                true
-            }
-        }
-    };
+    fn inline_schema() -> bool {
+        true
+    }
 }
 
-string_scalar!(Duration);
-string_scalar!(Size);
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations_are_written_in_the_largest_units() {
+        let cases = [("90s", "1m30s"), ("1000ms", "1s"), ("0ms", "0s"), ("1m1m", "2m"), ("24h", "24h"), ("1h0m5ms", "1h5ms")];
+        for (text, canonical) in cases {
+            assert_eq!(text.parse::<Duration>().map(|duration| duration.to_string()), Ok(canonical.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused_with_what_would_be_right() {
+        for text in ["", "5", "s", "1.5s", "-1s", "1d", "100000s", "1s1s1s1s1s", " 1s", "1s ", "1 s", "1us"] {
+            let refused = text.parse::<Duration>().expect_err(text);
+            assert!(refused.contains("such as 500ms or 1m30s"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn longest_duration_can_be_written() {
+        let longest = "99999h".repeat(4).parse::<Duration>();
+        assert_eq!(longest, Ok(Duration::LONGEST));
+        assert_eq!(Duration::LONGEST.to_string().parse(), longest);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(millis in 0..=Duration::LONGEST_MILLIS) {
+            let duration = Duration::from_millis(millis);
+            prop_assert_eq!(duration.to_string().parse(), Ok(duration));
+        }
+
+        #[test]
+        fn whatever_meets_the_pattern_is_read(text in "([0-9]{1,5}(h|m|s|ms)){1,4}") {
+            let duration = text.parse::<Duration>();
+            prop_assert!(text.len() > 24 || duration.is_ok_and(|duration| duration.to_string().len() <= 24), "{text}");
+        }
+    }
+}

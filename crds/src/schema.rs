@@ -155,6 +155,8 @@ pub(crate) fn resources_schema(_: &mut SchemaGenerator) -> Schema {
             "additionalProperties": {
                 "x-kubernetes-int-or-string": true,
                 "anyOf": [{"type": "integer"}, {"type": "string"}],
+                "minimum": 0,
+                "maximum": 999_999_999_999_i64,
                 "maxLength": 24,
                 "pattern": QUANTITY_PATTERN,
             },

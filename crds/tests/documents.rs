@@ -1,5 +1,7 @@
 //! Files of documents: where each problem stands, variables, bounds.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
+
 use std::{fs, path::PathBuf};
 
 use crds::document::{DocumentError, Documents, MAX_FILE, load};

@@ -1,6 +1,8 @@
 //! The fixtures: each invalid one is refused at its field and in its words, each valid one is accepted. The end-to-end tests apply
 //! the same files to an API server.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! The generated CustomResourceDefinitions: up to date, bounded, and with the defaults that the types have.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
+
 use std::{fs, path::Path};
 
 use crds::{FetchrPolicy, FetchrProxy, proxy::FetchrProxySpec, schema::definitions};

@@ -109,3 +109,36 @@ pub(crate) fn check_host_pattern(host: &str, at: &FieldPath, problems: &mut Prob
         problems.add(at, format!("{host} can match no host: addresses have no patterns; write the address, or a name"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_are_read_with_their_port() {
+        let read = |upstream: &str| parse_upstream(upstream).map(|address| (address.scheme, address.host, address.port));
+        assert_eq!(read("http://127.0.0.1:9000"), Ok((UpstreamScheme::Http, "127.0.0.1".to_owned(), 9000)));
+        assert_eq!(read("http://app.shop.svc/"), Ok((UpstreamScheme::Http, "app.shop.svc".to_owned(), 80)));
+        assert_eq!(read("h2c://[::1]:9000"), Ok((UpstreamScheme::H2c, "::1".to_owned(), 9000)));
+    }
+
+    #[test]
+    fn what_is_no_upstream_is_refused() {
+        for upstream in [
+            "127.0.0.1:9000",
+            "https://a",
+            "http://",
+            "http://a:0",
+            "http://a:65536",
+            "http://a:b",
+            "http://a/path",
+            "http://u@a",
+            "http://[::1",
+            "http://::1:80",
+            "http://[zz]:80",
+            "http://a b",
+        ] {
+            assert!(parse_upstream(upstream).is_err(), "{upstream}");
+        }
+    }
+}

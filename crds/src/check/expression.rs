@@ -186,3 +186,89 @@ fn check_call(call: &CallExpr) -> Result<(), String> {
         _ => Err("the expression is too costly: matches needs its regular expression written out, in quotes".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+
+    fn refusal(source: &str) -> String {
+        compile_expression(source, &["request", "source"]).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn ordinary_conditions_are_accepted() {
+        for source in [
+            "true",
+            "request.method == 'GET'",
+            "request.headers['x-tier'] in ['gold', 'silver'] && !request.path.startsWith('/internal')",
+            "has(request.query.page) ? int(request.query.page) > 10 : false",
+            "['a', 'b'].exists(one, one == request.host) || size(request.path) > 100",
+            "request.path.matches('/v[0-9]+/.*')",
+            "source.address != '192.0.2.1'",
+            "{'GET': true}[request.method]",
+        ] {
+            assert_eq!(refusal(source), "", "{source}");
+        }
+    }
+
+    #[test]
+    fn costly_conditions_are_refused_with_what_makes_them_so() {
+        let nested = "request.headers.all(a, request.headers.all(b, a != b))";
+        let in_range = "request.headers.map(a, a).exists(b, ['x'].exists(c, c == b))";
+        let long = vec!["request.method == 'GET'"; 60].join(" || ");
+        let many = format!("request.method in [{}]", vec!["1"; 300].join(","));
+        let deep = format!("{}true{}", "[".repeat(60), "]".repeat(60));
+        let chained = format!("true{}", " && true".repeat(90));
+        for (source, reason) in [
+            (nested, "a macro (all, exists, exists_one, map, filter) inside of another"),
+            (in_range, "inside of another"),
+            (&long, "bytes, 1024 are allowed"),
+            (&many, "more than 256 parts"),
+            (&deep, "nested 60 deep"),
+            ("request.path.matches(request.path)", "matches needs its regular expression written out"),
+        ] {
+            let refused = refusal(source);
+            assert!(refused.contains("too costly") && refused.contains(reason), "{source}: {refused}");
+        }
+        assert_eq!(refusal(&chained), "");
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_with_what_is() {
+        assert!(refusal("response.status == 1").contains("an expression may use request and source"));
+        assert!(refusal("request.path.lowerAscii() == 'a'").contains("an expression may call contains, double"));
+        assert!(refusal("request.path.matches('(')").contains("is not a regular expression"));
+        assert!(refusal("Foo{a: 1} == 1").contains("not known"));
+    }
+
+    #[test]
+    fn what_gives_no_truth_is_refused() {
+        for source in ["1 + 1", "'GET'", "size(request.path)", "[true]", "{'a': true}"] {
+            assert!(refusal(source).contains("is not a condition"), "{source}");
+        }
+    }
+
+    #[test]
+    fn brackets_in_quotes_do_not_count() {
+        assert_eq!(refusal(&format!("request.path != '{}'", "(".repeat(100))), "");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(source in "\\PC{0,60}") {
+            drop(compile_expression(&source, &["request"]));
+        }
+
+        #[test]
+        fn no_row_of_tokens_makes_it_panic(tokens in proptest::collection::vec(select(&TOKENS[..]), 0..24)) {
+            drop(compile_expression(&tokens.join(" "), &["request"]));
+        }
+    }
+
+    const TOKENS: [&str; 36] = [
+        "request", ".", "path", "(", ")", "[", "]", "{", "}", ",", ":", "?", "&&", "||", "!", "-", "+", "*", "/", "%", "==", "<",
+        "in", "has", "all", "exists", "map", "x", "1", "0x1", "1u", "1.5e3", "'a'", "\"b\"", "b'c'", "r'\\d'",
+    ];
+}

@@ -70,3 +70,40 @@ pub(crate) fn check_path(path: &str, at: &FieldPath, problems: &mut Problems) {
         None => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn templates_are_read_by_segment() {
+        use Segment::{Literal, One, Rest};
+        let literal = |text: &str| Literal(text.to_owned());
+        let cases = [
+            ("/", vec![literal("")]),
+            ("/v1/items/{id}", vec![literal("v1"), literal("items"), One("id".to_owned())]),
+            ("/{a}/b/{*rest}", vec![One("a".to_owned()), literal("b"), Rest("rest".to_owned())]),
+        ];
+        for (template, segments) in cases {
+            assert_eq!(parse_template(template), Ok(segments), "{template}");
+        }
+    }
+
+    #[test]
+    fn half_placeholders_are_refused() {
+        for template in
+            ["a", "/{id", "/id}", "/a{id}", "/{id}b", "/{}", "/{*}", "/{1a}", "/{a-b}", "/{a}/{a}", "/{*a}/b", "/{{a}}"]
+        {
+            assert!(parse_template(template).is_err(), "{template}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(template in "[/{}*a-c1_-]{0,20}") {
+            drop(parse_template(&template));
+        }
+    }
+}

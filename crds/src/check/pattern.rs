@@ -40,3 +40,42 @@ fn illegal(pattern: &str, error: &dyn Display) -> String {
     let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
     format!("{pattern:?} is not a regular expression: {reason} (RE2 syntax: no look-around, no back-references)")
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn pattern_matches_the_whole_value() {
+        let regex = compile_pattern("a|bc").expect("it is a pattern");
+        assert!(regex.is_match("a") && regex.is_match("bc"));
+        assert!(!regex.is_match("ab") && !regex.is_match("bcd") && !regex.is_match("xa"));
+    }
+
+    #[test]
+    fn pattern_cannot_break_out_of_its_group() {
+        for pattern in ["a)(?:b", "a)|(?:b", "(?x)a #", "("] {
+            let refused = compile_pattern(pattern).expect_err(pattern);
+            assert!(refused.contains("is not a regular expression"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn large_and_deep_patterns_are_refused() {
+        for pattern in [r"(\w{1,100}){1,100}".to_owned(), r"\pL{500}".to_owned()] {
+            assert!(compile_pattern(&pattern).expect_err(&pattern).contains("is too large"));
+        }
+        let deep = format!("{}a{}", "(".repeat(100), ")".repeat(100));
+        assert!(compile_pattern(&deep).is_err());
+        assert!(compile_pattern(&"[a-z]".repeat(200)).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(pattern in "[(){}|*+?a-z0-9,\\\\pw:<>=!#x \\[\\]^-]{0,40}") {
+            drop(compile_pattern(&pattern));
+        }
+    }
+}

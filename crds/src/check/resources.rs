@@ -42,3 +42,19 @@ fn thousandths(quantity: &str) -> Option<u128> {
     let number = whole.parse::<u128>().ok()?.checked_mul(1_000_000_000)? + billionths.get(..9)?.parse::<u128>().ok()?;
     Some(number.checked_mul(size)? / 1_000_000_000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_of_different_units_are_compared() {
+        for (small, large) in
+            [("999m", "1"), ("0.5", "501m"), ("1023Mi", "1Gi"), ("1G", "1Gi"), ("1.5Gi", "1600Mi"), ("999k", "1M"), ("1T", "1Ti")]
+        {
+            assert!(thousandths(small) < thousandths(large), "{small} {large}");
+        }
+        assert_eq!(thousandths("1.5"), thousandths("1500m"));
+        assert_eq!(thousandths("lots"), None);
+    }
+}

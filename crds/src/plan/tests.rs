@@ -390,13 +390,14 @@ fn any_rule(name: usize) -> impl Strategy<Value = PolicyRule> {
     })
 }
 
+/// Namespace, target, rules, age, and whether it is outbound.
+type AnyPolicy = (&'static str, TargetRef, (PolicyRule, PolicyRule), i64, bool);
+
 fn any_policies(most: usize) -> impl Strategy<Value = Vec<FetchrPolicy>> {
     let one = (select(vec!["shop", "bank", PLATFORM]), any_target(), (any_rule(0), any_rule(1)), 0..3i64, any::<bool>());
     proptest::collection::vec(one, 0..most).prop_map(|policies| {
-        let build = |(index, (namespace, target, rules, age, outbound)): (
-            usize,
-            (&str, TargetRef, (PolicyRule, PolicyRule), i64, bool),
-        )| {
+        let build = |(index, one): (usize, AnyPolicy)| {
+            let (namespace, target, rules, age, outbound) = one;
             let mut policy = policy(namespace, &format!("policy-{index}"), target, vec![rules.0, rules.1]);
             policy.metadata = metadata(namespace, &format!("policy-{index}"), age);
             if outbound {
@@ -463,6 +464,8 @@ proptest! {
         for (key, plan) in &one.plans {
             prop_assert_eq!(plan.to_bytes(), other.plans[key].to_bytes());
             prop_assert_eq!(digest(plan), digest(&other.plans[key]));
+            let read: Plan = serde_json::from_slice(&plan.to_bytes()).expect("what was written can be read");
+            prop_assert_eq!(&read, plan);
         }
         prop_assert_eq!(one, other);
     }

@@ -178,3 +178,45 @@ impl Key {
         self.name.as_ref().map(|name| name.to_ascii_lowercase())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(requests: i64, per: Duration, burst: Option<i64>) -> bool {
+        let mut problems = Problems::default();
+        Limit { requests, per, burst }.check(&FieldPath::default(), &mut problems);
+        !problems.is_empty()
+    }
+
+    #[test]
+    fn rate_is_in_lowest_terms() {
+        let rate = |requests, per| Limit { requests, per, burst: None }.rate();
+        assert_eq!(rate(100, Duration::from_secs(1)), (1, 10_000));
+        assert_eq!(rate(3, Duration::from_secs(1)), (3, 1_000_000));
+        assert_eq!(rate(1_000_000, Duration::from_secs(86_400)), (1, 86_400));
+    }
+
+    #[test]
+    fn limits_that_a_double_holds_exactly_are_accepted() {
+        for (requests, per) in [(1, 1), (100, 1), (1_000_000_000, 1), (1_000_000, 86_400), (7, 3600), (99_991, 60)] {
+            assert!(!refused(requests, Duration::from_secs(per), None), "{requests} in {per} s");
+        }
+    }
+
+    #[test]
+    fn limits_beyond_that_are_refused() {
+        assert!(refused(999_999_937, Duration::from_secs(86_400), None));
+        assert!(refused(7, Duration::from_secs(86_400), Some(1_000_000_000)));
+        assert!(refused(1, Duration::default(), None));
+    }
+
+    #[test]
+    fn bound_is_exact() {
+        let burst_at_bound = i64::try_from(MAX_LEVEL / 1_000_000).expect("it fits");
+        assert!(!refused(3, Duration::from_secs(1), Some(burst_at_bound.min(1_000_000_000))));
+        let per = Duration::from_secs(3600);
+        let most = i64::try_from(MAX_LEVEL / 3_600_000_000).expect("it fits");
+        assert!(!refused(7, per, Some(most)) && refused(7, per, Some(most + 1)));
+    }
+}

@@ -8,7 +8,9 @@ use regex_automata::meta::Regex;
 use serde_json::{Map, Value};
 
 use crate::{
+    check::{CIDR_PATTERN, HOST_PATTERN, NAME, QUANTITY_PATTERN, UPSTREAM_PATTERN},
     problems::{FieldPath, Problems},
+    scalar::Duration,
     schema::definitions,
 };
 
@@ -49,7 +51,7 @@ impl Check<'_> {
     fn int_or_string(&mut self, value: &Value, schema: &Value, at: &FieldPath) {
         match value {
             Value::String(text) => self.text(text, schema, at),
-            Value::Number(number) if number.is_i64() => {}
+            Value::Number(number) if number.is_i64() => self.range(number.as_i64().unwrap_or(i64::MAX), schema, at),
             _ => {
                 let given = type_name(value);
                 self.problems
@@ -77,16 +79,16 @@ impl Check<'_> {
         }
         self.count(fields.len(), schema, ("minProperties", "maxProperties", "properties"), at);
         let (known, others) = (schema["properties"].as_object(), &schema["additionalProperties"]);
-        let at_root = *at == FieldPath::default();
         for (name, value) in fields {
             let at = at.field(name);
             match known.and_then(|known| known.get(name)) {
                 Some(schema) => self.value(value, schema, &at),
                 None if others.is_object() => self.value(value, others, &at),
-                None if at_root && TOP_LEVEL.contains(&name.as_str()) => {}
+                // `metadata` is an object without properties here; the API server has a schema of its own for it.
                 None => {
-                    let suggestion = known.map(|known| suggestion(name, known)).unwrap_or_default();
-                    self.problems.add(&at, format!("unknown field \"{at}\"{suggestion}"));
+                    if let Some(known) = known {
+                        self.problems.add(&at, format!("unknown field \"{at}\"{}", suggestion(name, known)));
+                    }
                 }
             }
         }
@@ -149,8 +151,6 @@ impl Check<'_> {
     }
 }
 
-/// Fields of every object, for which the API server has schemas of its own.
-const TOP_LEVEL: &[&str] = &["apiVersion", "kind", "metadata"];
 const YAML_1_1_BOOLEANS: &[&str] = &["y", "n", "yes", "no", "on", "off", "true", "false"];
 const BOOLEAN_HINT: &str = "; kubectl reads a bare On, Off, Yes or No as a boolean (YAML 1.1)";
 
@@ -178,10 +178,13 @@ fn type_name(value: &Value) -> &'static str {
 
 /// What a pattern means, where its reader can't be expected to see it.
 fn meaning(pattern: &str) -> &'static str {
-    use crate::scalar::{Duration, Size};
     match pattern {
         Duration::PATTERN => "; write a duration such as 500ms, 15s or 1m30s",
-        Size::PATTERN => "; write a size such as 512, 64Ki or 16Mi",
+        NAME => "; write lower-case letters, digits and -",
+        HOST_PATTERN => "; write a host in lower case, without a port, such as shop.example.org or *.example.org",
+        UPSTREAM_PATTERN => "; write http://HOST:PORT, or h2c://HOST:PORT for HTTP/2 in clear",
+        CIDR_PATTERN => "; write address/prefix length, such as 10.0.0.0/8",
+        QUANTITY_PATTERN => "; write a quantity such as 500m, 2, 64Mi or 1Gi",
         _ => "",
     }
 }
