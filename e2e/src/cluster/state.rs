@@ -104,6 +104,16 @@ impl State {
         Ok(file)
     }
 
+    /// Only one process installs or removes fetchr at a time.
+    ///
+    /// # Errors
+    /// The lock file can't be opened.
+    pub fn install_lock(&self) -> anyhow::Result<File> {
+        let file = self.beside("install")?;
+        file.lock()?;
+        Ok(file)
+    }
+
     /// Holding this keeps a cluster up that is up only while it is used.
     ///
     /// # Errors
