@@ -23,6 +23,22 @@ lint: ## rustfmt and clippy
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
+demo: ## from nothing to policies in force, step by step; KUBECONFIG=... uses a cluster that is there
+	@e2e/tools/install >/dev/null
+	cargo build --locked --release -p fetchr-sidecar -p fetchr-operator -p fetchr-cli -p fetchr-e2e --bins
+	@$(CARGO_TARGET_DIR)/release/fetchr-e2e demo
+
+cluster-up: ## a real Kubernetes on this machine, in namespaces of its own; prints its KUBECONFIG
+	@e2e/tools/install >/dev/null
+	cargo build --locked -q -p fetchr-e2e --bins
+	@$(CARGO_TARGET_DIR)/debug/fetchr-e2e cluster up
+
+cluster-down: ## end it and remove its files
+	@cargo run --locked -q -p fetchr-e2e --bin fetchr-e2e -- cluster down
+
+cluster-shell: ## a shell that reaches its pods and Services by address
+	@cargo run --locked -q -p fetchr-e2e --bin fetchr-e2e -- cluster shell
+
 bench: ## fetchr beside nginx and HAProxy; start and memory; the tables of docs/performance.md
 	@command -v wrk nginx haproxy >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nginx-light haproxy)
 	cargo build --locked --release -p fetchr-sidecar -p fetchr-bench --bins
@@ -36,4 +52,4 @@ generate: ## CRDs and manifests from the code and the chart
 manifests: ## manifests/fetchr.yaml from the chart
 	scripts/manifests >manifests/fetchr.yaml.part && mv manifests/fetchr.yaml.part manifests/fetchr.yaml
 
-.PHONY: help build run test lint bench generate manifests
+.PHONY: help build run test lint demo cluster-up cluster-down cluster-shell bench generate manifests

@@ -2,6 +2,7 @@
 //!
 //! - [`apiserver`]: an API server without a node, for tests of what the API accepts and what clients of it do.
 //! - [`cluster`]: a whole Kubernetes with one node; [`image`] and [`images`]: what runs on it.
+//! - [`demo`]: the demonstration.
 //! - [`testbed`]: the cluster that all tests share, with fetchr ([`install`]) and a [`namespace`] for each test.
 //! - [`origin`]: the HTTP application in its pods, and a client that sends load.
 //! - [`testkit`]: a relay that breaks the network, and peers that follow a script to the byte.
@@ -11,6 +12,7 @@
 
 pub mod apiserver;
 pub mod cluster;
+pub mod demo;
 pub mod image;
 pub mod images;
 pub mod install;

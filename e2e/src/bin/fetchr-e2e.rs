@@ -1,10 +1,12 @@
-//! The cluster on this machine, from the command line.
+//! The cluster on this machine, the demonstration and the test kit, from the command line.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use e2e::cluster::{self, Cluster, Lifetime};
+use e2e::testkit::relay::{self, Faults, Lane};
 
 #[derive(Parser)]
 #[command(version, about = "A real Kubernetes on this machine, and a demonstration of fetchr on it")]
@@ -18,9 +20,31 @@ enum Action {
     /// The cluster: one node in namespaces of its own
     #[command(subcommand)]
     Cluster(ClusterAction),
+    /// The demonstration: a cluster, fetchr, an application, policies; the cluster stays up
+    Demo(e2e::demo::Images),
+    /// Write the images as archives for `docker load`
+    Images { folder: PathBuf },
+    /// A TCP relay that breaks the network on request
+    Relay(Relay),
     /// The node's first process; `cluster up` starts it
     #[command(hide = true)]
     Node { state: PathBuf, listener: i32 },
+}
+
+#[derive(Args)]
+struct Relay {
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Where connections go
+    #[arg(long)]
+    to: SocketAddr,
+    /// What is wrong on the way there, such as `delay=50ms,jitter=10ms`; also rate=, stall-after=, blackhole, rst-after=, fin-after=, flip=
+    #[arg(long, default_value = "")]
+    up: Lane,
+    /// What is wrong on the way back
+    #[arg(long, default_value = "")]
+    down: Lane,
 }
 
 #[derive(Subcommand)]
@@ -38,11 +62,41 @@ enum ClusterAction {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Action::Node { state, listener } => cluster::node::run(&state, listener),
-        Action::Cluster(action) => tokio::runtime::Runtime::new()?.block_on(run(action)),
+        command => tokio::runtime::Runtime::new()?.block_on(run(command)),
     }
 }
 
-async fn run(action: ClusterAction) -> anyhow::Result<()> {
+async fn run(command: Action) -> anyhow::Result<()> {
+    match command {
+        Action::Cluster(action) => cluster(action).await,
+        Action::Demo(images) => e2e::demo::run(images).await,
+        Action::Images { folder } => write_images(&folder),
+        Action::Relay(relay) => relay.run().await,
+        Action::Node { state, listener } => cluster::node::run(&state, listener),
+    }
+}
+
+fn write_images(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for image in e2e::images::all()? {
+        let name = image.name().rsplit('/').next().unwrap_or_default().replace(':', "-");
+        let archive = folder.join(format!("{name}.tar"));
+        image.write(&archive)?;
+        println!("{}\t{} KiB\t{}", archive.display(), std::fs::metadata(&archive)?.len() / 1024, image.name());
+    }
+    Ok(())
+}
+
+impl Relay {
+    async fn run(self) -> anyhow::Result<()> {
+        let relay = relay::Relay::listen(self.listen, self.to).await?;
+        relay.set(Faults { up: self.up, down: self.down, refuse: false });
+        println!("listening on {}", relay.address());
+        Ok(tokio::signal::ctrl_c().await?)
+    }
+}
+
+async fn cluster(action: ClusterAction) -> anyhow::Result<()> {
     match action {
         ClusterAction::Up => {
             let start = Instant::now();
