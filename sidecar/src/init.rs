@@ -81,13 +81,15 @@ pub async fn set(rules: &Rules, backend: Backend) -> Result<Backend, Error> {
     match backend {
         Backend::Nftables => nft::set(rules).await.map(|()| Backend::Nftables),
         Backend::Iptables => iptables::set(rules).await.map(|()| Backend::Iptables),
-        Backend::Auto => {
-            let Err(nftables) = nft::set(rules).await else { return Ok(Backend::Nftables) };
-            match iptables::set(rules).await {
+        Backend::Auto => match nft::set(rules).await {
+            Ok(()) => Ok(Backend::Nftables),
+            // Nothing was set, so nothing is in the way of the other one.
+            Err(nftables @ Error::Tool(_)) => match iptables::set(rules).await {
                 Ok(()) => Ok(Backend::Iptables),
                 Err(iptables) => Err(Error::NoBackend { nftables: nftables.into(), iptables: iptables.into() }),
-            }
-        }
+            },
+            Err(error) => Err(error),
+        },
     }
 }
 
