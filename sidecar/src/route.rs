@@ -33,6 +33,7 @@ static CEL_ERRORS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Adds the table's figures to a registry.
 pub fn register(registry: &mut prometheus_client::registry::Registry) {
+    crate::edit::headers::register(registry);
     registry.register("fetchr_cel_errors", "CEL conditions that ended in an error and so did not match", CEL_ERRORS.clone());
 }
 
@@ -238,14 +239,16 @@ impl Rule {
     fn build(policy: &ObjectRef, rule: &PolicyRule) -> Result<Self, ConfigError> {
         let wrong = |message| ConfigError { policy: Some(policy.clone()), rule: Some(rule.name.clone()), message };
         let (policy_label, rule_label): (Arc<str>, Arc<str>) = (policy.to_string().into(), rule.name.as_str().into());
+        let label: Arc<str> = format!("{policy}/{}", rule.name).into();
+        let headers = |section| HeaderEdits::build(&label, section);
         let limit = |limit| Limit::build(&policy_label, &rule_label, limit).map(Arc::new);
         Ok(Self {
             policy: policy.clone(),
             name: rule.name.clone(),
-            label: format!("{policy}/{}", rule.name).into(),
-            headers: rule.headers.as_ref().map(HeaderEdits::build).transpose().map_err(wrong)?,
+            headers: rule.headers.as_ref().map(headers).transpose().map_err(wrong)?,
             limits: rule.rate_limits.iter().map(limit).collect::<Result<_, _>>().map_err(wrong)?,
             timeouts: rule.timeouts,
+            label,
         })
     }
 }
