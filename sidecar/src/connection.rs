@@ -1,0 +1,337 @@
+//! One connection of a client: which protocol it speaks, and its requests.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use crds::policy::Direction;
+use futures::FutureExt as _;
+use hyper::{server::conn, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+
+use crate::{
+    drain::Open,
+    exchange::MAX_FIELDS,
+    fields::Via,
+    io::{ClientIo, Progress},
+    listen::Counted,
+    pipeline, tunnel,
+    upstream::{Endpoint, Key, connect::connect},
+    worker::{LocalExecutor, Worker},
+};
+
+mod detect;
+
+use detect::{Guess, guess};
+
+/// Bytes of a request head, at most.
+const MAX_HEAD: usize = 64 << 10;
+
+/// How long a client may be silent before the upstream is asked whether it speaks first.
+const SILENCE: Duration = Duration::from_millis(200);
+
+/// How long a client may take to say enough that its protocol is known.
+const DETECTION: Duration = Duration::from_secs(10);
+
+/// How a connection came to the proxy.
+pub(crate) enum Entry {
+    /// It was redirected; this is where it was to go.
+    Intercepted(SocketAddr),
+    /// To a listener with an upstream, which may change on a reload.
+    Reverse(Arc<ArcSwap<Key>>),
+    /// To a forward proxy.
+    Forward,
+}
+
+impl Entry {
+    pub(crate) fn is_forward_proxy(&self) -> bool {
+        matches!(self, Self::Forward)
+    }
+}
+
+/// A socket that was accepted, and what its listener knows of it.
+pub(crate) struct Arrival {
+    pub(crate) peer: SocketAddr,
+    pub(crate) direction: Direction,
+    pub(crate) entry: Entry,
+    /// Keeps the connection in the counts of the drain and of the listeners' cap.
+    pub(crate) held: (Open, Counted),
+}
+
+/// A client's connection, as its requests see it.
+pub(crate) struct Connection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) direction: Direction,
+    pub(crate) entry: Entry,
+    pub(crate) progress: Arc<Progress>,
+}
+
+impl Connection {
+    /// How the proxy names itself to this direction's peers.
+    pub(crate) fn via(&self) -> &Via {
+        match self.direction {
+            Direction::Inbound => &self.worker.via.inbound,
+            Direction::Outbound => &self.worker.via.outbound,
+        }
+    }
+
+    fn error(&self, reason: &'static str) {
+        self.worker.metrics.error(self.direction, reason);
+    }
+}
+
+/// Serves a connection to its end. A panic ends this connection only.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
+    let Arrival { peer, direction, entry, held } = arrival;
+    let connection = Rc::new(Connection { worker, peer, direction, entry, progress: Arc::default() });
+    let served = AssertUnwindSafe(detect_and_serve(Rc::clone(&connection), stream)).catch_unwind().await;
+    if served.is_err() {
+        connection.worker.metrics.panics.inc();
+    }
+    drop(held);
+}
+
+async fn detect_and_serve(connection: Rc<Connection>, mut stream: TcpStream) {
+    if stream.set_nodelay(true).is_err() {
+        return; // it is closed already
+    }
+    let mut ahead = BytesMut::new();
+    let detecting = connection.worker.connection_gauge(connection.direction, "detecting");
+    let detected = match connection.entry {
+        Entry::Intercepted(destination) => detect_any(&connection, &mut stream, &mut ahead, destination).await,
+        Entry::Reverse(_) | Entry::Forward => detect_http(&mut stream, &mut ahead).await,
+    };
+    drop(detecting);
+    match detected {
+        Ok(Detected::Http1) => serve_http1(connection, stream, ahead.freeze()).await,
+        Ok(Detected::Http2) => serve_http2(connection, stream, ahead.freeze()).await,
+        Ok(Detected::Bytes(upstream)) => pass_through(connection, stream, ahead.freeze(), upstream).await,
+        Ok(Detected::Nothing) => {}
+        Err(reason) => connection.error(reason),
+    }
+}
+
+/// What a connection speaks.
+enum Detected {
+    Http1,
+    Http2,
+    /// Anything else; with the upstream's connection if it is open already.
+    Bytes(Option<TcpStream>),
+    /// It was closed before it said anything.
+    Nothing,
+}
+
+/// Tells HTTP/2 from HTTP/1. Whatever is neither gets HTTP/1's answer to malformed requests.
+async fn detect_http(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Detected, &'static str> {
+    let read = async {
+        loop {
+            match guess(ahead) {
+                Guess::Http2 => return Ok(Detected::Http2),
+                Guess::Unknown if detect::may_be_http2(ahead) => {}
+                _ => return Ok(Detected::Http1),
+            }
+            if !read_more(stream, ahead).await? {
+                return Ok(if ahead.is_empty() { Detected::Nothing } else { Detected::Http1 });
+            }
+        }
+    };
+    timeout(DETECTION, read).await.unwrap_or(Err("client_timeout"))
+}
+
+/// Tells HTTP from other protocols. In some of those the server speaks first: when the client is silent, the upstream is
+/// connected, and whoever speaks first decides. A client that spoke late still gets its requests seen, so waiting is no way
+/// around a policy.
+async fn detect_any(
+    connection: &Connection,
+    stream: &mut TcpStream,
+    ahead: &mut BytesMut,
+    destination: SocketAddr,
+) -> Result<Detected, &'static str> {
+    match timeout(SILENCE, stream.readable()).await {
+        Ok(_) => detect_spoken(stream, ahead).await,
+        Err(_) => {
+            let config = connection.worker.config.load();
+            if config.blocks {
+                return Err("proxy_configuration_error");
+            }
+            let limit = config.settings().upstream.connect_timeout.0;
+            let upstream = connect(&Endpoint::Address(destination), limit).await.map_err(|error| error.reason())?;
+            let first = tokio::select! {
+                biased;
+                _ = stream.readable() => detect_spoken(stream, ahead).await?,
+                _ = upstream.readable() => Detected::Bytes(None),
+                () = tokio::time::sleep(tunnel::IDLE) => Detected::Nothing,
+            };
+            Ok(match first {
+                Detected::Bytes(None) => Detected::Bytes(Some(upstream)),
+                other => other,
+            })
+        }
+    }
+}
+
+async fn detect_spoken(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Detected, &'static str> {
+    let read = async {
+        loop {
+            if !read_more(stream, ahead).await? {
+                return Ok(if ahead.is_empty() { Detected::Nothing } else { Detected::Bytes(None) });
+            }
+            match guess(ahead) {
+                Guess::Http1 => return Ok(Detected::Http1),
+                Guess::Http2 => return Ok(Detected::Http2),
+                Guess::Other => return Ok(Detected::Bytes(None)),
+                Guess::Unknown => {}
+            }
+        }
+    };
+    match timeout(DETECTION, read).await {
+        Ok(detected) => detected,
+        // It began like HTTP and stopped: as HTTP it is held to the limits on heads.
+        Err(_) => Ok(Detected::Http1),
+    }
+}
+
+/// False at the end of the stream.
+async fn read_more(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<bool, &'static str> {
+    ahead.reserve(1024);
+    Ok(stream.read_buf(ahead).await.map_err(|_| "client_left")? > 0)
+}
+
+async fn serve_http1(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes) {
+    let _open = connection.worker.connection_gauge(connection.direction, "http1");
+    let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
+    let io = TokioIo::new(ClientIo::new(stream, ahead, Arc::clone(&connection.progress), stall));
+    let service = {
+        let connection = Rc::clone(&connection);
+        service_fn(move |request| pipeline::serve(Rc::clone(&connection), request).map(Ok::<_, Infallible>))
+    };
+    let served = conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None) // ClientIo has one that leaves idle connections alone
+        .max_headers(MAX_FIELDS)
+        .max_header_size(MAX_HEAD)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let served = until_closing(&connection, served, |served| served.graceful_shutdown(), Announced::Later).await;
+    report(&connection, served);
+}
+
+async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes) {
+    let _open = connection.worker.connection_gauge(connection.direction, "http2");
+    let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
+    // Streams have limits of their own, and pings find dead peers: the limit on heads is for HTTP/1.
+    connection.progress.request_started();
+    let io = TokioIo::new(ClientIo::new(stream, ahead, Arc::clone(&connection.progress), stall));
+    let service = {
+        let connection = Rc::clone(&connection);
+        service_fn(move |request| pipeline::serve(Rc::clone(&connection), request).map(Ok::<_, Infallible>))
+    };
+    let served = http2_builder().serve_connection(io, service);
+    let served = until_closing(&connection, served, |served| served.graceful_shutdown(), Announced::Now).await;
+    report(&connection, served);
+}
+
+/// Bounds that keep one client from costing more than its share: 100 streams, 64 KiB a stream and 1 MiB a connection under way,
+/// and few resets, whoever caused them.
+fn http2_builder() -> conn::http2::Builder<LocalExecutor> {
+    let mut builder = conn::http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .initial_stream_window_size(64 << 10)
+        .initial_connection_window_size(1 << 20)
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(100)
+        .max_send_buf_size(64 << 10)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10));
+    builder
+}
+
+/// When a connection begins to leave.
+#[derive(Clone, Copy, PartialEq)]
+enum Announced {
+    /// As soon as the drain is announced: GOAWAY loses no request.
+    Now,
+    /// When connections are closed: until then its answers say `Connection: close`.
+    Later,
+}
+
+/// Runs a connection, and lets it finish what is under way when the drain wants it closed.
+async fn until_closing<C>(
+    connection: &Connection,
+    served: C,
+    shut_down: impl FnOnce(Pin<&mut C>),
+    announced: Announced,
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut served = pin!(served);
+    let drain = &connection.worker.drain;
+    let leave = async {
+        match announced {
+            Announced::Now => drain.announced(connection.direction).await,
+            Announced::Later => drain.closing(connection.direction).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = served.as_mut() => return ended,
+        () = leave => {}
+    }
+    shut_down(served.as_mut());
+    served.await
+}
+
+fn report(connection: &Connection, served: hyper::Result<()>) {
+    let Err(error) = served else { return };
+    let timed_out = || {
+        let source = std::error::Error::source(&error)?.downcast_ref::<io::Error>()?;
+        Some(source.kind() == io::ErrorKind::TimedOut)
+    };
+    let reason = match () {
+        () if error.is_parse_too_large() => "header_too_large",
+        () if error.is_parse() => "malformed_request",
+        () if timed_out() == Some(true) => "client_timeout",
+        () => return, // the exchange that it broke has been counted
+    };
+    tracing::debug!(%error, peer = %connection.peer, reason, "A client's connection was closed.");
+    connection.error(reason);
+}
+
+async fn pass_through(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes, upstream: Option<TcpStream>) {
+    let Entry::Intercepted(destination) = connection.entry else { return };
+    let _open = connection.worker.connection_gauge(connection.direction, "tcp");
+    let config = connection.worker.config.load();
+    if config.blocks {
+        return connection.error("proxy_configuration_error");
+    }
+    let upstream = match upstream {
+        Some(upstream) => Ok(upstream),
+        None => connect(&Endpoint::Address(destination), config.settings().upstream.connect_timeout.0).await,
+    };
+    drop(config);
+    match upstream {
+        Ok(upstream) => {
+            let bytes = connection.worker.tunnel_bytes(connection.direction);
+            let client = tunnel::ReadAhead::new(ahead, stream);
+            // Either side may break off; it has nobody else to tell.
+            let _ = tunnel::run(client, upstream, &bytes, tunnel::IDLE).await;
+        }
+        Err(error) => connection.error(error.reason()),
+    }
+}

@@ -1,0 +1,126 @@
+//! Why a request could not be forwarded.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use http::StatusCode;
+
+/// Why a request got no answer from its upstream, with the name that RFC 9209 gives it.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The request itself is wrong.
+    #[error("{0}")]
+    BadRequest(&'static str),
+    /// More header fields than we take.
+    #[error("the request has more than {0} header fields")]
+    TooManyFields(usize),
+    /// The client's body broke off.
+    #[error("the request's body broke off or is framed wrongly")]
+    BodyBroken,
+    /// The client paused for too long.
+    #[error("the request's body paused for too long")]
+    BodyIdle,
+    /// The request has been here before.
+    #[error("the request came back to this proxy: the field Via names it")]
+    Loop,
+    /// The request asks for a port of ours.
+    #[error("{0} is a port of the proxy itself")]
+    OwnPort(String),
+    /// CONNECT where there is no forward proxy.
+    #[error("this listener is not a forward proxy")]
+    NotForwardProxy,
+    /// The host has no address.
+    #[error("could not resolve {host}")]
+    Resolve {
+        /// The host.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// The upstream is not there.
+    #[error("could not connect to {address}")]
+    Connect {
+        /// The last address that was tried.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The upstream does not answer.
+    #[error("no connection to {upstream} within {limit:?}")]
+    ConnectTimeout {
+        /// The upstream.
+        upstream: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// All connections to the upstream are in use.
+    #[error("all {max} connections to {upstream} are in use")]
+    ConnectionLimit {
+        /// The upstream.
+        upstream: String,
+        /// The limit.
+        max: usize,
+    },
+    /// The upstream closed, reset, or spoke something else.
+    #[error("the upstream broke off before it answered")]
+    Broken(#[source] hyper::Error),
+    /// The upstream switched protocols unasked.
+    #[error("the upstream switched protocols without being asked")]
+    Switched,
+    /// There is no configuration, and nothing passes without one.
+    #[error("there is no configuration yet")]
+    NoConfig,
+    /// No response head in time.
+    #[error("no response within {0:?}")]
+    ResponseTimeout(Duration),
+    /// A bug of ours.
+    #[error("an internal error")]
+    Panic,
+}
+
+impl ForwardError {
+    /// The status for the client.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyIdle => StatusCode::REQUEST_TIMEOUT,
+            Self::OwnPort(_) => StatusCode::FORBIDDEN,
+            Self::NotForwardProxy => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched => StatusCode::BAD_GATEWAY,
+            Self::ConnectionLimit { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The error type of RFC 9209, section 2.3; also the reason in metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) | Self::TooManyFields(_) | Self::NotForwardProxy => "http_request_error",
+            Self::BodyBroken => "http_request_body_broken",
+            Self::BodyIdle => "http_request_body_timeout",
+            Self::OwnPort(_) => "http_request_denied",
+            Self::Loop => "proxy_loop_detected",
+            Self::Resolve { .. } => "dns_error",
+            Self::Connect { source, .. } => match source.kind() {
+                io::ErrorKind::ConnectionRefused => "connection_refused",
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "destination_ip_unroutable",
+                _ => "destination_unavailable",
+            },
+            Self::ConnectTimeout { .. } => "connection_timeout",
+            Self::ConnectionLimit { .. } => "connection_limit_reached",
+            Self::Broken(error) if error.is_parse() => "http_protocol_error",
+            Self::Broken(error) if error.is_incomplete_message() => "http_response_incomplete",
+            Self::Broken(_) => "connection_terminated",
+            Self::Switched => "http_upgrade_failed",
+            Self::NoConfig => "proxy_configuration_error",
+            Self::ResponseTimeout(_) => "http_response_timeout",
+            Self::Panic => "proxy_internal_error",
+        }
+    }
+
+    /// Whether the rest of the client's connection can't be trusted.
+    pub fn poisons_connection(&self) -> bool {
+        matches!(self, Self::BadRequest(_) | Self::TooManyFields(_) | Self::BodyBroken | Self::BodyIdle | Self::Panic)
+    }
+}

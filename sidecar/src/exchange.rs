@@ -1,0 +1,299 @@
+//! One request: what is known of it, and what must happen when it ends.
+
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crds::policy::Direction;
+use http::{HeaderMap, Method, Response, Version, header, request::Parts, uri::Authority};
+
+use crate::{
+    config::Config,
+    connection::Connection,
+    error::ForwardError,
+    facts::Facts,
+    fields,
+    flow::{End, Flow, Upload},
+    io::Progress,
+    limit,
+    metrics::{ByteLabels, DirectionLabels, Metrics, Raised, RequestLabels},
+    route::Route,
+};
+
+/// Header fields of a request, at most.
+pub(crate) const MAX_FIELDS: usize = 100;
+
+/// One request on its way through the pipeline. It keeps the configuration that it started with.
+pub(crate) struct Exchange {
+    /// The client's connection.
+    pub(crate) connection: Rc<Connection>,
+    /// The configuration at its start.
+    pub(crate) config: Arc<Config>,
+    /// What holds for it.
+    pub(crate) route: Route,
+    /// When its head was complete.
+    pub(crate) started: Instant,
+    /// Version that the client speaks.
+    pub(crate) version: Version,
+    /// Host that it is for, as the client wrote it, with the port.
+    pub(crate) authority: String,
+    /// Who sent it.
+    pub(crate) client: IpAddr,
+    /// Whether it is a gRPC call.
+    pub(crate) grpc: bool,
+    /// What the limits say to its client.
+    pub(crate) limits: limit::Outcome,
+    guards: Box<Guards>,
+}
+
+impl Exchange {
+    /// Reads the head of a request and chooses its route. The error leaves an exchange that can still be answered.
+    pub(crate) fn begin(connection: Rc<Connection>, parts: &Parts) -> (Self, Result<(), ForwardError>) {
+        let started = Instant::now();
+        let config = connection.worker.config.load();
+        let (authority, checked) = match authority(parts) {
+            Ok(authority) => (authority, Ok(())),
+            Err(error) => (String::new(), Err(error)),
+        };
+        let checked = checked.and_then(|()| check(parts, &connection));
+        let client = fields::client(&parts.headers, connection.peer.ip(), |address| config.trusts(address));
+        let host = host(&authority);
+        let route = config.routes(connection.direction).select(&facts(parts, &host, client));
+        let labels = RequestLabels::new(connection.direction, &parts.method, parts.version, route.label());
+        let guards = Box::new(Guards::begin(&connection, labels, started));
+        let exchange = Self {
+            config,
+            route,
+            started,
+            version: parts.version,
+            client,
+            grpc: fields::is_grpc(&parts.headers),
+            limits: limit::Outcome::default(),
+            guards,
+            authority,
+            connection,
+        };
+        (exchange, checked)
+    }
+
+    /// Charges the limits that hold.
+    pub(crate) fn charge(&mut self, parts: &Parts) {
+        let host = host(&self.authority);
+        let limiter = &self.connection.worker.limiter;
+        self.limits = limiter.charge(&self.route, &facts(parts, &host, self.client), self.started);
+    }
+
+    /// The client's body, once it is on its way.
+    pub(crate) fn uploads(&mut self, upload: Upload) {
+        self.guards.upload = Some(upload);
+    }
+
+    /// Notes why the answer is our own.
+    pub(crate) fn failed(&mut self, reason: &'static str) {
+        self.guards.labels.error_type = Some(reason);
+    }
+
+    /// Ends the pipeline: what the exchange holds goes on with the response body.
+    pub(crate) fn answer(mut self, response: Response<Flow>) -> Response<Flow> {
+        self.guards.answered(&response);
+        let guards = self.guards;
+        response.map(|body| body.guarded(guards))
+    }
+
+    /// Ends the pipeline with a tunnel, which holds the guards for as long as it lives.
+    pub(crate) fn tunnel(mut self, response: Response<Flow>) -> (Response<Flow>, Box<Guards>) {
+        self.guards.answered(&response);
+        (response, self.guards)
+    }
+}
+
+/// What acts when an exchange ends, however that happens.
+pub(crate) struct Guards {
+    metrics: Arc<Metrics>,
+    progress: Arc<Progress>,
+    direction: Direction,
+    labels: RequestLabels,
+    started: Instant,
+    upload: Option<Upload>,
+    ended: bool,
+    _active: Raised,
+}
+
+impl Guards {
+    fn begin(connection: &Connection, labels: RequestLabels, started: Instant) -> Self {
+        let metrics = Arc::clone(&connection.worker.metrics);
+        let progress = Arc::clone(&connection.progress);
+        progress.request_started();
+        let direction = connection.direction;
+        let active = metrics.active.get_or_create_owned(&DirectionLabels { direction: direction.into() });
+        Self { metrics, progress, direction, labels, started, upload: None, ended: false, _active: Raised::new(active) }
+    }
+
+    fn answered(&mut self, response: &Response<Flow>) {
+        self.labels.http_response_status_code = response.status().as_u16();
+    }
+
+    /// The body has ended, after so many bytes.
+    pub(crate) fn end(mut self, end: End, bytes: u64) {
+        self.ended = true;
+        match end {
+            End::Complete => {}
+            End::Failed => self.labels.error_type = Some("response_broken"),
+            End::Dropped => self.labels.error_type = Some("client_left"),
+        }
+        self.count(bytes);
+    }
+
+    fn count(&self, received: u64) {
+        let direction = self.direction.into();
+        let bytes = |part, count| {
+            if count > 0 {
+                self.metrics.bytes.get_or_create(&ByteLabels { direction, part }).inc_by(count);
+            }
+        };
+        bytes("request", self.upload.as_ref().map_or(0, Upload::sent));
+        bytes("response", received);
+        if let Some(reason) = self.labels.error_type {
+            self.metrics.error(self.direction, reason);
+        }
+        self.metrics.request_ended(&self.labels, self.started.elapsed());
+    }
+}
+
+impl Drop for Guards {
+    /// Without an end there was no answer: the client left while it waited.
+    fn drop(&mut self) {
+        self.progress.request_ended();
+        if !self.ended {
+            if self.labels.http_response_status_code == 0 {
+                self.labels.error_type = Some("client_left");
+            }
+            self.count(0);
+        }
+    }
+}
+
+/// Time limits of a request, from its route or else from the FetchrProxy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    /// From the end of the request to the head of the response.
+    pub(crate) head: Duration,
+    /// From the start of the request to the head of the response.
+    pub(crate) request: Option<Duration>,
+    /// A body's pause.
+    pub(crate) idle: Duration,
+}
+
+impl Timeouts {
+    pub(crate) fn of(config: &Config, route: &Route) -> Self {
+        let (settings, policy) = (&config.settings().upstream, route.timeouts());
+        Self {
+            connect: policy.connect.map_or(settings.connect_timeout.0, |limit| limit.0),
+            // A policy that allows the whole request longer means the head too.
+            head: policy.request.map_or(settings.response_header_timeout.0, |limit| limit.0),
+            request: policy.request.map(|limit| limit.0),
+            idle: policy.idle.map_or(settings.idle_timeout.0, |limit| limit.0),
+        }
+    }
+}
+
+fn facts<'a>(parts: &'a Parts, host: &'a str, client: IpAddr) -> Facts<'a> {
+    Facts {
+        method: &parts.method,
+        scheme: "http",
+        host,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        headers: &parts.headers,
+        client,
+    }
+}
+
+/// The host of an authority, without the port, in lower case.
+fn host(authority: &str) -> Cow<'_, str> {
+    let host = match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+        _ => authority,
+    };
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
+}
+
+/// The authority that a request is for: from its target if that has one, else from `Host` (RFC 9112, section 3.3).
+fn authority(parts: &Parts) -> Result<String, ForwardError> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(ForwardError::BadRequest("the request has more than one Host field"));
+    }
+    if let Some(authority) = parts.uri.authority() {
+        return checked(authority.as_str());
+    }
+    match host {
+        Some(host) => checked(host.to_str().map_err(|_| ForwardError::BadRequest("the Host field is not ASCII"))?),
+        None if parts.version == Version::HTTP_11 => Err(ForwardError::BadRequest("the request has no Host field")),
+        None => Ok(String::new()),
+    }
+}
+
+fn checked(authority: &str) -> Result<String, ForwardError> {
+    let valid = authority.is_empty() || (!authority.contains('@') && authority.parse::<Authority>().is_ok());
+    if valid { Ok(authority.to_owned()) } else { Err(ForwardError::BadRequest("the host is not one")) }
+}
+
+fn check(parts: &Parts, connection: &Connection) -> Result<(), ForwardError> {
+    if parts.headers.len() > MAX_FIELDS {
+        return Err(ForwardError::TooManyFields(MAX_FIELDS));
+    }
+    if fields::is_loop(&parts.headers, &connection.via().pseudonym) {
+        return Err(ForwardError::Loop);
+    }
+    if smuggles(&parts.headers) {
+        return Err(ForwardError::BadRequest("the request has both Transfer-Encoding and Content-Length"));
+    }
+    if parts.version == Version::HTTP_10 && parts.headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(ForwardError::BadRequest("an HTTP/1.0 request can't have Transfer-Encoding"));
+    }
+    if parts.method == Method::CONNECT && parts.uri.authority().is_none() {
+        return Err(ForwardError::BadRequest("CONNECT needs a host and a port"));
+    }
+    Ok(())
+}
+
+fn smuggles(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(uri: &str, hosts: &[&str]) -> Parts {
+        let request = hosts.iter().fold(http::Request::get(uri), |request, host| request.header("host", *host));
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn absolute_target_wins_over_host() {
+        assert_eq!(authority(&parts("http://a.example:81/x", &["b.example"])).unwrap(), "a.example:81");
+    }
+
+    #[test]
+    fn two_hosts_or_none_are_refused() {
+        assert!(authority(&parts("/", &["a", "b"])).is_err());
+        assert!(authority(&parts("/", &[])).is_err());
+        assert!(authority(&parts("/", &["user@a"])).is_err());
+    }
+
+    #[test]
+    fn host_has_no_port_and_lower_case() {
+        assert_eq!(host("A.Example:8080"), "a.example");
+        assert_eq!(host("[::1]:8080"), "[::1]");
+        assert_eq!(host("[::1]"), "[::1]");
+        assert_eq!(host("a"), "a");
+    }
+}

@@ -1,0 +1,331 @@
+//! Header fields that a proxy must read, drop or add (RFC 9110, section 7.6; RFC 7239).
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry},
+};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Names that only the sidecar itself may use.
+const OWN_PREFIX: &str = "x-fetchr-";
+
+/// Fields that `Connection` can't remove, whatever it names: they are end-to-end, and losing one changes what the request means
+/// or who it comes from.
+fn is_protected(name: &HeaderName) -> bool {
+    matches!(*name, header::HOST | header::AUTHORIZATION | header::COOKIE | header::SET_COOKIE | header::CACHE_CONTROL)
+        || name.as_str().starts_with("content-")
+        || name.as_str().starts_with("x-forwarded-")
+        || *name == header::FORWARDED
+        || *name == header::VIA
+}
+
+/// The protocol that a request asks to switch to, or that a response switches to. `h2c` is not passed on: RFC 9113 has
+/// deprecated it.
+pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = list(headers, header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let protocol = headers.get(header::UPGRADE).filter(|_| asked)?;
+    (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+}
+
+/// Sets the fields that carry a switch of protocols to the next hop.
+pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
+/// Removes the fields that are for this hop only, and those that `Connection` names. `TE: trailers` stays, for gRPC needs it.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> =
+            list(headers, header::CONNECTION).filter_map(|token| token.parse().ok()).filter(|name| !is_protected(name)).collect();
+        let trailers = trailers_wanted(headers);
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+        if trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::TRANSFER_ENCODING, header::UPGRADE] {
+        headers.remove(name);
+    }
+    if headers.contains_key(header::TE) {
+        if trailers_wanted(headers) {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(header::TE);
+        }
+    }
+}
+
+fn trailers_wanted(headers: &HeaderMap) -> bool {
+    list(headers, header::TE).any(|token| token.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
+}
+
+/// Removes the fields that are between the sidecar and itself.
+pub(crate) fn remove_own(headers: &mut HeaderMap) {
+    if headers.keys().any(|name| name.as_str().starts_with(OWN_PREFIX)) {
+        let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
+        own.into_iter().for_each(|name| drop(headers.remove(name)));
+    }
+}
+
+/// Whether `Via` names this proxy already.
+pub(crate) fn is_loop(headers: &HeaderMap, pseudonym: &str) -> bool {
+    list(headers, header::VIA).any(|hop| hop.split_ascii_whitespace().nth(1) == Some(pseudonym))
+}
+
+/// Appends this hop to `Via`.
+pub(crate) fn append_via(headers: &mut HeaderMap, version: http::Version, via: &Via) {
+    let value = match version {
+        http::Version::HTTP_2 => &via.http2,
+        http::Version::HTTP_10 => &via.http10,
+        _ => &via.http11,
+    };
+    headers.append(header::VIA, value.clone());
+}
+
+/// The `Via` values of a proxy, made once.
+#[derive(Clone, Debug)]
+pub(crate) struct Via {
+    /// How the proxy names itself.
+    pub(crate) pseudonym: String,
+    http10: HeaderValue,
+    http11: HeaderValue,
+    http2: HeaderValue,
+}
+
+impl Via {
+    /// `pseudonym` holds token characters only.
+    pub(crate) fn new(pseudonym: &str) -> Self {
+        let value = |version: &str| {
+            HeaderValue::try_from(format!("{version} {pseudonym}")).expect("a pseudonym holds token characters only")
+        };
+        Self { http10: value("1.0"), http11: value("1.1"), http2: value("2.0"), pseudonym: pseudonym.to_owned() }
+    }
+}
+
+/// Who the client is: the peer, or what trusted peers say. Right-most address of `X-Forwarded-For` that no trusted proxy has.
+pub(crate) fn client(headers: &HeaderMap, peer: IpAddr, trusts: impl Fn(IpAddr) -> bool) -> IpAddr {
+    let peer = peer.to_canonical();
+    if !trusts(peer) {
+        return peer;
+    }
+    let mut client = peer;
+    let hops: Vec<&str> = list(headers, FORWARDED_FOR).collect();
+    for hop in hops.into_iter().rev() {
+        let Some(address) = address(hop) else { break };
+        client = address;
+        if !trusts(address) {
+            break;
+        }
+    }
+    client
+}
+
+/// An address of `X-Forwarded-For`: bare, or with a port as some proxies write it.
+fn address(hop: &str) -> Option<IpAddr> {
+    let bare = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
+    hop.parse().ok().or_else(bare).or_else(with_port).map(|address: IpAddr| address.to_canonical())
+}
+
+/// Tells the application where a request came from. What a trusted peer said is extended; what others said is replaced.
+pub(crate) fn set_forwarded(headers: &mut HeaderMap, peer: IpAddr, host: &str, trusted: bool) {
+    if !trusted {
+        remove_forwarded(headers);
+    }
+    let peer = peer.to_canonical();
+    let hop = ascii(peer.to_string());
+    let mut value = String::with_capacity(64);
+    let quoted = host.replace(['"', '\\'], "");
+    // Writing to a string can't fail.
+    let _ = match peer {
+        IpAddr::V4(_) => write!(value, "for={peer};host=\"{quoted}\";proto=http"),
+        IpAddr::V6(_) => write!(value, "for=\"[{peer}]\";host=\"{quoted}\";proto=http"),
+    };
+    append_to_list(headers, FORWARDED_FOR, hop);
+    append_to_list(headers, header::FORWARDED, ascii(value));
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if !headers.contains_key(FORWARDED_HOST)
+        && let Ok(host) = HeaderValue::from_str(host)
+    {
+        headers.insert(FORWARDED_HOST, host);
+    }
+}
+
+fn remove_forwarded(headers: &mut HeaderMap) {
+    headers.remove(header::FORWARDED);
+    if headers.keys().any(|name| name.as_str().starts_with("x-forwarded-")) {
+        let names: Vec<HeaderName> =
+            headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
+        names.into_iter().for_each(|name| drop(headers.remove(name)));
+    }
+}
+
+/// Adds a member at the end of a list that may stand on several lines.
+fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: HeaderValue) {
+    match headers.entry(name) {
+        Entry::Vacant(vacant) => drop(vacant.insert(member)),
+        Entry::Occupied(mut occupied) => {
+            let mut joined = Vec::new();
+            for line in occupied.iter() {
+                joined.extend_from_slice(line.as_bytes());
+                joined.extend_from_slice(b", ");
+            }
+            joined.extend_from_slice(member.as_bytes());
+            occupied.insert(HeaderValue::from_bytes(&joined).unwrap_or(member));
+        }
+    }
+}
+
+/// HTTP/2 may split `Cookie` into several lines; HTTP/1 must have one (RFC 9113, section 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
+        let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, joined);
+        }
+    }
+}
+
+/// Whether a request is a gRPC call.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The members of a comma-separated field without quoted strings, over all its lines.
+fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+        .filter(|member| !member.is_empty())
+}
+
+fn ascii(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let line = |(name, value): &(&str, &str)| (name.parse().unwrap(), HeaderValue::from_str(value).unwrap());
+        lines.iter().map(line).collect()
+    }
+
+    fn left(mut headers: HeaderMap) -> Vec<String> {
+        remove_hop_by_hop(&mut headers);
+        let mut names: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        names.sort();
+        names
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn fields_named_by_connection_are_removed() {
+        let request = headers(&[("connection", "close, X-Secret"), ("x-secret", "1"), ("keep-alive", "5"), ("accept", "*/*")]);
+        assert_eq!(left(request), ["accept: */*"]);
+    }
+
+    #[test]
+    fn connection_cannot_remove_end_to_end_fields() {
+        let names = "host, content-length, authorization, cookie, x-forwarded-for, via";
+        let request = headers(&[
+            ("connection", names),
+            ("host", "a"),
+            ("content-length", "1"),
+            ("authorization", "b"),
+            ("cookie", "c"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("via", "1.1 x"),
+        ]);
+        assert_eq!(left(request).len(), 6);
+    }
+
+    #[test]
+    fn te_keeps_only_trailers() {
+        assert_eq!(left(headers(&[("te", "gzip, trailers")])), ["te: trailers"]);
+        assert_eq!(left(headers(&[("te", "trailers"), ("connection", "TE")])), ["te: trailers"]);
+        assert!(left(headers(&[("te", "gzip")])).is_empty());
+    }
+
+    #[test]
+    fn upgrade_to_h2c_is_not_passed_on() {
+        assert!(upgrade(&headers(&[("connection", "Upgrade"), ("upgrade", "websocket")])).is_some());
+        assert!(upgrade(&headers(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")])).is_none());
+        assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
+    }
+
+    #[test]
+    fn loop_is_seen_in_any_line_of_via() {
+        let seen = headers(&[("via", "1.1 a, 1.1 fetchr-1-in"), ("via", "2.0 b")]);
+        assert!(is_loop(&seen, "fetchr-1-in"));
+        assert!(!is_loop(&seen, "fetchr-1-out"));
+    }
+
+    #[test]
+    fn client_is_the_rightmost_address_that_is_not_trusted() {
+        let trusts = |address: IpAddr| address.to_string().starts_with("10.");
+        let told = headers(&[("x-forwarded-for", "6.6.6.6, 1.2.3.4"), ("x-forwarded-for", "10.0.0.9")]);
+        assert_eq!(client(&told, ip("10.0.0.1"), trusts), ip("1.2.3.4"));
+        assert_eq!(client(&told, ip("9.9.9.9"), trusts), ip("9.9.9.9"), "a stranger's word counts nothing");
+        let broken = headers(&[("x-forwarded-for", "6.6.6.6, nonsense")]);
+        assert_eq!(client(&broken, ip("10.0.0.1"), trusts), ip("10.0.0.1"));
+        assert_eq!(client(&headers(&[("x-forwarded-for", "[2001:db8::1]:443")]), ip("10.0.0.1"), trusts), ip("2001:db8::1"));
+    }
+
+    #[test]
+    fn strangers_forwarded_fields_are_replaced() {
+        let mut request = headers(&[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-port", "1"), ("forwarded", "for=6.6.6.6")]);
+        set_forwarded(&mut request, ip("9.9.9.9"), "shop.example", false);
+        assert_eq!(request["x-forwarded-for"], "9.9.9.9");
+        assert_eq!(request["forwarded"], "for=9.9.9.9;host=\"shop.example\";proto=http");
+        assert_eq!(request["x-forwarded-host"], "shop.example");
+        assert!(!request.contains_key("x-forwarded-port"));
+    }
+
+    #[test]
+    fn trusted_forwarded_fields_are_extended() {
+        let mut request = headers(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")]);
+        set_forwarded(&mut request, ip("10.0.0.1"), "shop.example", true);
+        assert_eq!(request["x-forwarded-for"], "1.2.3.4, 10.0.0.1");
+        assert_eq!(request["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn crumbs_of_a_cookie_are_joined() {
+        let mut request = headers(&[("cookie", "a=1"), ("cookie", "b=2")]);
+        join_cookies(&mut request);
+        assert_eq!(request["cookie"], "a=1; b=2");
+        assert_eq!(request.get_all("cookie").iter().count(), 1);
+    }
+
+    #[test]
+    fn own_fields_are_removed() {
+        let mut request = headers(&[("x-fetchr-route", "1"), ("x-other", "2")]);
+        remove_own(&mut request);
+        assert_eq!(request.len(), 1);
+    }
+}

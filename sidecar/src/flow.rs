@@ -1,0 +1,327 @@
+//! The one body type. A [`Flow`] carries a response to the client; an [`Upload`] shares the client's body between the tries of
+//! a request.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::{exchange::Guards, io::Silence, upstream};
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum FlowError {
+    /// The client's body could not be read to its end.
+    #[error("the client's body broke off")]
+    Client(#[source] hyper::Error),
+    /// The upstream's body could not be read to its end.
+    #[error("the upstream's body broke off")]
+    Upstream(#[source] hyper::Error),
+    /// Nothing came for too long.
+    #[error("the body paused for longer than {0:?}")]
+    Idle(Duration),
+}
+
+/// How a body ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// To its last byte.
+    Complete,
+    /// The upstream broke it off, or paused for too long.
+    Failed,
+    /// The client left before its end.
+    Dropped,
+}
+
+/// A response body: where it comes from, how long it may pause, and what must be told when it ends.
+pub struct Flow {
+    source: Source,
+    silence: Silence,
+    limit: Duration,
+    passed: u64,
+    guards: Option<Box<Guards>>,
+}
+
+enum Source {
+    Bytes(Bytes),
+    Stream(Incoming, upstream::h2::Stream),
+    Reply(upstream::h1::Reply),
+}
+
+impl Flow {
+    /// A body that is all here.
+    pub(crate) fn bytes(bytes: impl Into<Bytes>) -> Self {
+        Self::new(Source::Bytes(bytes.into()), Duration::MAX)
+    }
+
+    /// A body that comes over an HTTP/1 connection.
+    pub(crate) fn reply(reply: upstream::h1::Reply, idle: Duration) -> Self {
+        Self::new(Source::Reply(reply), idle)
+    }
+
+    /// A body that comes over an HTTP/2 stream.
+    pub(crate) fn stream(body: Incoming, stream: upstream::h2::Stream, idle: Duration) -> Self {
+        Self::new(Source::Stream(body, stream), idle)
+    }
+
+    fn new(source: Source, limit: Duration) -> Self {
+        Self { source, silence: Silence::new(limit), limit, passed: 0, guards: None }
+    }
+
+    /// Hands over what ends with the body.
+    pub(crate) fn guarded(mut self, guards: Box<Guards>) -> Self {
+        self.guards = Some(guards);
+        self
+    }
+
+    fn end(&mut self, end: End) {
+        if let Some(guards) = self.guards.take() {
+            guards.end(end, self.passed);
+        }
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
+        match &mut self.source {
+            Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Source::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Source::Stream(body, _) => Pin::new(body).poll_frame(cx).map_err(FlowError::Upstream),
+            Source::Reply(reply) => reply.poll_frame(cx).map_err(FlowError::Upstream),
+        }
+    }
+}
+
+impl Body for Flow {
+    type Data = Bytes;
+    type Error = FlowError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
+        let this = &mut *self;
+        match this.poll_source(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.silence.broken();
+                this.passed += frame.data_ref().map_or(0, |data| data.len() as u64);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.end(End::Failed);
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(None) => {
+                this.end(End::Complete);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                ready!(this.silence.poll(cx));
+                this.end(End::Failed);
+                Poll::Ready(Some(Err(FlowError::Idle(this.limit))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Bytes(bytes) => bytes.is_empty(),
+            Source::Stream(body, _) => body.is_end_stream(),
+            Source::Reply(reply) => reply.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Stream(body, _) => body.size_hint(),
+            Source::Reply(reply) => reply.size_hint(),
+        }
+    }
+}
+
+impl Drop for Flow {
+    /// hyper drops a body of known length once it has its last byte, and any body when the client leaves.
+    fn drop(&mut self) {
+        self.end(if self.is_end_stream() { End::Complete } else { End::Dropped });
+    }
+}
+
+/// How long an upload waits for a `100 (Continue)` before it goes on without one (RFC 9110, section 10.1.1).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// The client's body on its way to the upstream. Clones share it: a try that gave up without touching it leaves it whole for the
+/// next one, and the connection's owner sees from outside whether it is sent.
+#[derive(Clone)]
+pub(crate) struct Upload(Rc<Shared>);
+
+struct Shared {
+    body: RefCell<Incoming>,
+    silence: RefCell<Silence>,
+    limit: Duration,
+    gate: Option<Gate>,
+    touched: Cell<bool>,
+    done: Cell<bool>,
+    failure: Cell<Option<Failure>>,
+    sent: Cell<u64>,
+    moved: Cell<Instant>,
+}
+
+/// Why an upload ended early.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Failure {
+    /// The client left, or framed its body wrongly.
+    Broken,
+    /// The client paused for too long.
+    Idle,
+}
+
+impl Upload {
+    /// An upload that may pause for `idle`. With `expects`, it waits for the upstream to ask for it.
+    pub(crate) fn new(body: Incoming, idle: Duration, expects: bool) -> Self {
+        let done = body.is_end_stream();
+        Self(Rc::new(Shared {
+            body: RefCell::new(body),
+            silence: RefCell::new(Silence::new(idle)),
+            limit: idle,
+            gate: (expects && !done).then(Gate::new),
+            touched: Cell::new(false),
+            done: Cell::new(done),
+            failure: Cell::new(None),
+            sent: Cell::new(0),
+            moved: Cell::new(Instant::now()),
+        }))
+    }
+
+    /// What opens the gate of an upload that waits to be asked for.
+    pub(crate) fn permission(&self) -> Option<Permission> {
+        self.0.gate.as_ref().map(|gate| Permission(Arc::clone(&gate.asked)))
+    }
+
+    /// Whether the upstream's connection has taken all of it.
+    pub(crate) fn is_done(&self) -> bool {
+        self.0.done.get()
+    }
+
+    /// Whether a part of it was taken, so that another try can't have it whole.
+    pub(crate) fn is_touched(&self) -> bool {
+        self.0.touched.get()
+    }
+
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.0.failure.get()
+    }
+
+    /// Bytes taken so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.0.sent.get()
+    }
+
+    /// When it last moved.
+    pub(crate) fn moved(&self) -> Instant {
+        self.0.moved.get()
+    }
+
+    /// A new try begins: its time counts from now.
+    pub(crate) fn restart(&self) {
+        self.0.moved.set(Instant::now());
+    }
+
+    fn fail(&self, failure: Failure) {
+        self.0.failure.set(Some(failure));
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = FlowError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
+        let shared = &self.0;
+        if let Some(gate) = &shared.gate {
+            ready!(gate.poll(cx));
+        }
+        shared.touched.set(true);
+        let mut body = shared.body.borrow_mut();
+        let Poll::Ready(polled) = Pin::new(&mut *body).poll_frame(cx) else {
+            ready!(shared.silence.borrow_mut().poll(cx));
+            self.fail(Failure::Idle);
+            return Poll::Ready(Some(Err(FlowError::Idle(shared.limit))));
+        };
+        shared.silence.borrow_mut().broken();
+        shared.moved.set(Instant::now());
+        match polled {
+            Some(Ok(frame)) => {
+                shared.sent.set(shared.sent.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
+                shared.done.set(frame.is_trailers() || body.is_end_stream());
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.fail(Failure::Broken);
+                Poll::Ready(Some(Err(FlowError::Client(error))))
+            }
+            None => {
+                shared.done.set(true);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.body.borrow().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.body.borrow().size_hint()
+    }
+}
+
+/// Holds an upload back until the upstream asks for it, or a moment has passed. A final answer ends the exchange without the
+/// upload ever being read, and so without a `100 (Continue)` to the client.
+struct Gate {
+    asked: Arc<Asked>,
+    wait: RefCell<Option<Pin<Box<Sleep>>>>,
+}
+
+#[derive(Default)]
+struct Asked {
+    open: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self { asked: Arc::default(), wait: RefCell::new(None) }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.asked.waker.register(cx.waker());
+        if self.asked.open.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        let mut wait = self.wait.borrow_mut();
+        ready!(wait.get_or_insert_with(|| Box::pin(sleep(CONTINUE_WAIT))).as_mut().poll(cx));
+        self.asked.open.store(true, Ordering::Release);
+        Poll::Ready(())
+    }
+}
+
+/// Lets an upload go.
+#[derive(Clone)]
+pub(crate) struct Permission(Arc<Asked>);
+
+impl Permission {
+    pub(crate) fn give(&self) {
+        self.0.open.store(true, Ordering::Release);
+        self.0.waker.wake();
+    }
+}

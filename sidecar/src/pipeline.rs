@@ -1,0 +1,232 @@
+//! The order of stages; the only place that knows it.
+
+use std::{panic::AssertUnwindSafe, rc::Rc};
+
+use crds::policy::Direction;
+use futures::FutureExt as _;
+use http::{
+    HeaderValue, Method, Request, Response, Uri, Version, header,
+    request::Parts,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+
+use crate::{
+    attempt::{self, Answered, Call},
+    connection::{Connection, Entry},
+    error::ForwardError,
+    exchange::{Exchange, Timeouts},
+    fields,
+    flow::{Flow, Upload},
+    metrics::RequestLabels,
+    reply::{self, Stop},
+    tunnel::{self, ReadAhead},
+    upstream::{Endpoint, Key, Protocol, connect::connect},
+};
+
+/// Serves one request.
+pub(crate) async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Flow> {
+    let (parts, body) = request.into_parts();
+    let (mut ex, checked) = Exchange::begin(connection, &parts);
+    let outcome = match checked {
+        Ok(()) => match AssertUnwindSafe(admit_and_forward(&mut ex, parts, body)).catch_unwind().await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                ex.connection.worker.metrics.panics.inc();
+                Err(ForwardError::Panic.into())
+            }
+        },
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(Forwarded::Response(response)) => finish(Ok(response), ex),
+        Ok(Forwarded::Tunnel(tunnel)) => open_tunnel(*tunnel, ex),
+        Err(stop) => finish(Err(stop), ex),
+    }
+}
+
+fn finish(outcome: Result<Response<Flow>, Stop>, mut ex: Exchange) -> Response<Flow> {
+    let response = reply::render(outcome, &mut ex);
+    ex.answer(response)
+}
+
+/// What came of a request.
+enum Forwarded {
+    Response(Response<Flow>),
+    Tunnel(Box<Tunnel>),
+}
+
+/// Two sides that will speak another protocol, once the client has the head of the answer.
+struct Tunnel {
+    head: Response<Flow>,
+    client: OnUpgrade,
+    upstream: Side,
+}
+
+/// The upstream's side of a tunnel.
+enum Side {
+    Connected(tokio::net::TcpStream),
+    Switched(Box<crate::upstream::h1::Switched>),
+}
+
+async fn admit_and_forward(ex: &mut Exchange, mut parts: Parts, body: Incoming) -> Result<Forwarded, Stop> {
+    if ex.config.blocks {
+        return Err(ForwardError::NoConfig.into());
+    }
+    ex.charge(&parts);
+    if ex.limits.denied().is_some() {
+        return Err(Stop::Limited);
+    }
+    let target = target(ex, &parts)?;
+    let client = parts.extensions.remove::<OnUpgrade>();
+    if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
+        return connect_tunnel(ex, target, client).await;
+    }
+    let call = call(ex, target, parts, body)?;
+    forward(ex, call, client).await
+}
+
+async fn forward(ex: &mut Exchange, call: Call, client: Option<OnUpgrade>) -> Result<Forwarded, Stop> {
+    let worker = Rc::clone(&ex.connection.worker);
+    ex.uploads(call.upload.clone());
+    let version = if call.key.protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    let labels = RequestLabels::new(ex.connection.direction, &call.method, version, ex.route.label());
+    match attempt::send(&worker.pool, &worker.metrics, labels, call).await? {
+        Answered::Response(response) => Ok(Forwarded::Response(response)),
+        Answered::Switched(head, switched) => {
+            let client = client.ok_or(ForwardError::Switched)?;
+            let upstream = Side::Switched(switched);
+            Ok(Forwarded::Tunnel(Box::new(Tunnel { head: reply::switched(head), client, upstream })))
+        }
+    }
+}
+
+async fn connect_tunnel(ex: &Exchange, target: Key, client: Option<OnUpgrade>) -> Result<Forwarded, Stop> {
+    let client = client.ok_or(ForwardError::BadRequest("this connection can't become a tunnel"))?;
+    let stream = connect(&target.endpoint, Timeouts::of(&ex.config, &ex.route).connect).await?;
+    let upstream = Side::Connected(stream);
+    Ok(Forwarded::Tunnel(Box::new(Tunnel { head: reply::connected(), client, upstream })))
+}
+
+fn open_tunnel(tunnel: Tunnel, mut ex: Exchange) -> Response<Flow> {
+    let Tunnel { mut head, client, upstream } = tunnel;
+    if let Some(edits) = ex.route.headers() {
+        edits.edit_response(head.headers_mut());
+    }
+    ex.limits.write(head.headers_mut());
+    let worker = Rc::clone(&ex.connection.worker);
+    let bytes = worker.tunnel_bytes(ex.connection.direction);
+    let open = worker.connection_gauge(ex.connection.direction, "tunnel");
+    let idle = ex.route.timeouts().idle.map_or(tunnel::IDLE, |limit| limit.0);
+    let tracked = worker.drain.track(ex.connection.direction);
+    let (response, guards) = ex.tunnel(head);
+    tokio::task::spawn_local(async move {
+        let _held = (guards, open, tracked);
+        // The client may leave before it switches, and either side may break off: a tunnel has nobody to tell.
+        let Ok(client) = client.await else { return };
+        let client = TokioIo::new(client);
+        let _ = match upstream {
+            Side::Connected(stream) => tunnel::run(client, stream, &bytes, idle).await,
+            Side::Switched(switched) => {
+                let upstream = ReadAhead::new(switched.read_ahead, switched.io);
+                let _permit = switched.permit;
+                tunnel::run(client, upstream, &bytes, idle).await
+            }
+        };
+    });
+    response
+}
+
+/// Where a request goes.
+fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
+    let connection = &ex.connection;
+    let key = match &connection.entry {
+        Entry::Intercepted(destination) => Key {
+            endpoint: Endpoint::Address(*destination),
+            // The application hears the protocol that its client speaks.
+            protocol: if parts.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 },
+        },
+        Entry::Reverse(upstream) => Key::clone(&upstream.load()),
+        Entry::Forward => return forward_target(connection, parts),
+    };
+    // An application that is a forward proxy itself gets its CONNECT, over HTTP/1.
+    let passes_on = matches!(connection.entry, Entry::Intercepted(_)) && key.protocol == Protocol::Http1;
+    if parts.method == Method::CONNECT && !passes_on {
+        return Err(ForwardError::NotForwardProxy);
+    }
+    Ok(key)
+}
+
+fn forward_target(connection: &Connection, parts: &Parts) -> Result<Key, ForwardError> {
+    let authority = parts.uri.authority().ok_or(ForwardError::BadRequest("a forward proxy needs an absolute URI"))?;
+    if parts.method == Method::CONNECT && authority.port_u16().is_none() {
+        return Err(ForwardError::BadRequest("CONNECT needs a host and a port"));
+    }
+    if parts.method != Method::CONNECT && parts.uri.scheme() != Some(&Scheme::HTTP) {
+        return Err(ForwardError::BadRequest("a forward proxy takes http URIs, and CONNECT for all else"));
+    }
+    let endpoint = Endpoint::parse(authority, 80);
+    if connection.worker.own.is_own(&endpoint) {
+        return Err(ForwardError::OwnPort(endpoint.to_string()));
+    }
+    Ok(Key { endpoint, protocol: Protocol::Http1 })
+}
+
+/// The request as the upstream gets it.
+fn call(ex: &Exchange, key: Key, parts: Parts, body: Incoming) -> Result<Call, ForwardError> {
+    let Parts { method, uri, mut headers, .. } = parts;
+    let timeouts = Timeouts::of(&ex.config, &ex.route);
+    let connection = &ex.connection;
+    let upgrade = fields::upgrade(&headers).filter(|_| key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11);
+    let expects = headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let expects = expects && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
+    let upload = Upload::new(body, timeouts.idle, expects);
+    fields::remove_hop_by_hop(&mut headers);
+    fields::remove_own(&mut headers);
+    if upload.permission().is_none() {
+        headers.remove(header::EXPECT);
+    }
+    if connection.direction == Direction::Inbound {
+        let peer = connection.peer.ip();
+        fields::set_forwarded(&mut headers, peer, &ex.authority, ex.config.trusts(peer));
+    }
+    if connection.entry.is_forward_proxy() {
+        headers.remove(header::PROXY_AUTHORIZATION);
+    }
+    fields::append_via(&mut headers, ex.version, connection.via());
+    if let Some(edits) = ex.route.headers() {
+        edits.edit_request(&mut headers);
+    }
+    if let Some(protocol) = upgrade {
+        fields::set_upgrade(&mut headers, protocol);
+    }
+    let uri = addressed(&key, &method, uri, &mut headers, &ex.authority)?;
+    let max_connections = usize::try_from(ex.config.settings().upstream.max_connections_per_host).unwrap_or(1);
+    Ok(Call { key, method, uri, headers, upload, timeouts, max_connections, started: ex.started })
+}
+
+/// The target as the protocol of the upstream writes it: with the host in `Host`, or in `:authority`.
+fn addressed(
+    key: &Key,
+    method: &Method,
+    uri: Uri,
+    headers: &mut http::HeaderMap,
+    authority: &str,
+) -> Result<Uri, ForwardError> {
+    let wrong = || ForwardError::BadRequest("the host is not one");
+    let authority = if authority.is_empty() { key.endpoint.to_string() } else { authority.to_owned() };
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    match key.protocol {
+        Protocol::Http1 => {
+            fields::join_cookies(headers);
+            headers.insert(header::HOST, HeaderValue::from_str(&authority).map_err(|_| wrong())?);
+            if *method == Method::CONNECT { Ok(uri) } else { Ok(Uri::from(path)) }
+        }
+        Protocol::Http2 => {
+            headers.remove(header::HOST);
+            let authority: Authority = authority.parse().map_err(|_| wrong())?;
+            Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build().map_err(|_| wrong())
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Responses of our own, and the last touch on those of upstreams. The only place that makes responses.
+
+use std::fmt::Write as _;
+
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header};
+
+use crate::{error::ForwardError, exchange::Exchange, fields, flow::Flow};
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Why an exchange goes no further.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// A limit denied it.
+    Limited,
+    /// It could not be forwarded.
+    Fail(ForwardError),
+}
+
+impl From<ForwardError> for Stop {
+    fn from(error: ForwardError) -> Self {
+        Self::Fail(error)
+    }
+}
+
+/// Makes the response to the client of what came of its request.
+pub(crate) fn render(outcome: Result<Response<Flow>, Stop>, ex: &mut Exchange) -> Response<Flow> {
+    let mut response = match outcome {
+        Ok(response) => of_upstream(response, ex),
+        Err(Stop::Limited) => limited(ex),
+        Err(Stop::Fail(error)) => failed(&error, ex),
+    };
+    ex.limits.write(response.headers_mut());
+    if let Some(edits) = ex.route.headers() {
+        edits.edit_response(response.headers_mut());
+    }
+    let asks_to_close = ex.connection.worker.drain.asks_to_close(ex.connection.direction);
+    if asks_to_close && ex.version != Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The response to a CONNECT that we have connected.
+pub(crate) fn connected() -> Response<Flow> {
+    Response::new(Flow::bytes(""))
+}
+
+/// The head of an answer that switches protocols; what follows goes through the tunnel.
+pub(crate) fn switched(head: Response<()>) -> Response<Flow> {
+    let protocol = head.headers().get(header::UPGRADE).cloned();
+    let mut response = head.map(|()| Flow::bytes(""));
+    let headers = response.headers_mut();
+    fields::remove_hop_by_hop(headers);
+    fields::remove_own(headers);
+    if let Some(protocol) = protocol {
+        fields::set_upgrade(headers, protocol);
+    }
+    response.extensions_mut().clear();
+    response
+}
+
+fn of_upstream(mut response: Response<Flow>, ex: &Exchange) -> Response<Flow> {
+    let spoken = response.version();
+    *response.version_mut() = Version::HTTP_11;
+    response.extensions_mut().clear();
+    let headers = response.headers_mut();
+    fields::remove_hop_by_hop(headers);
+    fields::remove_own(headers);
+    fields::append_via(headers, spoken, ex.connection.via());
+    response
+}
+
+fn limited(ex: &mut Exchange) -> Response<Flow> {
+    ex.failed("rate_limited");
+    let text = ex.limits.denied().map_or_else(String::new, |denied| {
+        format!("limit {} of {} ({}) is used up; try again in {} s", denied.limit, denied.policy, denied.rule, seconds(denied))
+    });
+    own(StatusCode::TOO_MANY_REQUESTS, &text, ex)
+}
+
+fn seconds(denied: crate::limit::Denied<'_>) -> u64 {
+    denied.retry_after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+}
+
+fn failed(error: &ForwardError, ex: &mut Exchange) -> Response<Flow> {
+    ex.failed(error.reason());
+    let cause = std::error::Error::source(error).map(ToString::to_string);
+    tracing::debug!(reason = error.reason(), cause, "{error}.");
+    let mut response = own(error.status(), &error.to_string(), ex);
+    let headers = response.headers_mut();
+    headers.insert(PROXY_STATUS, proxy_status(error));
+    if error.status() == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if error.poisons_connection() && ex.version != Version::HTTP_2 {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// `fetchr; error=connection_refused; details="..."` (RFC 9209).
+fn proxy_status(error: &ForwardError) -> HeaderValue {
+    let mut value = format!("fetchr; error={}; details=\"", error.reason());
+    // A structured string holds printable ASCII, and escapes two of them (RFC 9651, section 3.3.3).
+    for char in error.to_string().chars().filter(|char| char.is_ascii_graphic() || *char == ' ') {
+        if matches!(char, '"' | '\\') {
+            value.push('\\');
+        }
+        value.push(char);
+    }
+    value.push('"');
+    HeaderValue::try_from(value).unwrap_or_else(|_| HeaderValue::from_static("fetchr; error=proxy_internal_error"))
+}
+
+fn own(status: StatusCode, text: &str, ex: &Exchange) -> Response<Flow> {
+    if ex.grpc {
+        return grpc(status, text);
+    }
+    let mut response = Response::new(Flow::bytes(format!("fetchr: {text}\n")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// A gRPC client reads no HTTP status: the call ends in the head of the response ("Trailers-Only").
+fn grpc(status: StatusCode, text: &str) -> Response<Flow> {
+    let code = match status {
+        StatusCode::TOO_MANY_REQUESTS => "8", // RESOURCE_EXHAUSTED
+        StatusCode::GATEWAY_TIMEOUT => "4",   // DEADLINE_EXCEEDED
+        StatusCode::FORBIDDEN => "7",         // PERMISSION_DENIED
+        status if status.is_client_error() || status == StatusCode::INTERNAL_SERVER_ERROR => "13", // INTERNAL
+        _ => "14",                            // UNAVAILABLE
+    };
+    let mut message = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte == b'%' || !(b' '..=b'~').contains(&byte) {
+            let _ = write!(message, "%{byte:02X}"); // writing to a string can't fail
+        } else {
+            message.push(byte.into());
+        }
+    }
+    let mut response = Response::new(Flow::bytes(""));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from_static(code));
+    if let Ok(message) = HeaderValue::try_from(message) {
+        headers.insert(GRPC_MESSAGE, message);
+    }
+    response
+}

@@ -1,0 +1,76 @@
+//! Connections to upstreams: where they go, how they are opened, kept, shared and closed.
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+pub(crate) mod connect;
+pub(crate) mod h1;
+pub(crate) mod h2;
+pub(crate) mod pool;
+
+/// Where a connection goes.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Endpoint {
+    /// An address.
+    Address(SocketAddr),
+    /// A host by name, which is resolved for each new connection.
+    Name(Arc<str>, u16),
+}
+
+impl Endpoint {
+    /// Reads `host:port`, `[v6]:port` or a host alone, which gets the default port.
+    pub fn parse(authority: &http::uri::Authority, default_port: u16) -> Self {
+        let port = authority.port_u16().unwrap_or(default_port);
+        let host = authority.host();
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        match bare.parse() {
+            Ok(ip) => Self::Address(SocketAddr::new(ip, port)),
+            Err(_) => Self::Name(host.to_ascii_lowercase().into(), port),
+        }
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 in clear, by prior knowledge.
+    Http2,
+}
+
+/// An upstream: connections of one key are alike.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Key {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// How.
+    pub protocol: Protocol,
+}
+
+/// The limits that hold for one request's connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Until the connection stands, waiting for a free place included.
+    pub(crate) connect: Duration,
+    /// How long the connection is kept idle, and how long a body may pause.
+    pub(crate) idle: Duration,
+    /// Connections to the host, over all workers.
+    pub(crate) connections: usize,
+}

@@ -1,0 +1,374 @@
+//! The pool of one worker, and the caps that hold over all workers of the pod.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use futures::task::AtomicWaker;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, Sleep, sleep_until, timeout_at},
+};
+
+use super::{
+    Key, Limits,
+    connect::connect,
+    h1::{H1, Watcher},
+    h2::H2,
+};
+use crate::error::ForwardError;
+
+/// Requests that wait for a connection to one host, over all workers.
+const MAX_WAITING: usize = 1024;
+
+/// How often idle connections are looked through for old ones.
+const SWEEP: Duration = Duration::from_secs(2);
+
+/// The right to one connection to a host.
+pub(crate) type Permit = OwnedSemaphorePermit;
+
+/// The caps of all hosts; shared by the workers.
+#[derive(Debug, Default)]
+pub struct Caps {
+    hosts: Mutex<HashMap<Key, Weak<Cap>>>,
+    pools: Mutex<Vec<Arc<Watch>>>,
+}
+
+#[derive(Debug)]
+struct Cap {
+    places: Arc<Semaphore>,
+    size: Mutex<usize>,
+    waiting: AtomicUsize,
+}
+
+impl Caps {
+    fn cap(&self, key: &Key) -> Arc<Cap> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cap) = hosts.get(key).and_then(Weak::upgrade) {
+            return cap;
+        }
+        hosts.retain(|_, cap| cap.strong_count() > 0);
+        let cap =
+            Arc::new(Cap { places: Arc::new(Semaphore::new(0)), size: Mutex::new(0), waiting: AtomicUsize::new(0) });
+        hosts.insert(key.clone(), Arc::downgrade(&cap));
+        cap
+    }
+
+    /// Asks the other workers to let go of a connection that is idle there.
+    fn press(&self, key: &Key) {
+        for pool in self.pools.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            pool.tell(Event::Pressed(key.clone()));
+        }
+    }
+}
+
+impl Cap {
+    /// Follows a change of the configured size. Places in use are taken away when they come back.
+    fn resize(&self, wanted: usize) {
+        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted > *size {
+            self.places.add_permits(wanted - *size);
+            *size = wanted;
+        } else if wanted < *size {
+            *size -= self.places.forget_permits(*size - wanted);
+        }
+    }
+}
+
+/// A request that waits for a place.
+struct Waiting<'a>(&'a Cap);
+
+impl<'a> Waiting<'a> {
+    fn begin(cap: &'a Cap) -> Option<Self> {
+        let waiting = Self(cap);
+        (cap.waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The connections of one worker.
+pub(crate) struct Pool {
+    hosts: RefCell<HashMap<Key, Rc<Host>>>,
+    caps: Arc<Caps>,
+    watch: Arc<Watch>,
+}
+
+/// One upstream, as a worker sees it.
+pub(crate) struct Host {
+    key: Key,
+    cap: Arc<Cap>,
+    idle: RefCell<Vec<Idle>>,
+    idle_limit: Cell<Duration>,
+    /// Requests of this worker that take a connection as soon as one is idle.
+    waiting: RefCell<VecDeque<oneshot::Sender<Box<H1>>>>,
+    h2: tokio::sync::Mutex<Option<H2>>,
+    watch: Arc<Watch>,
+}
+
+struct Idle {
+    conn: Box<H1>,
+    id: u64,
+    since: Instant,
+}
+
+/// A connection for a request, and whether it has carried one before.
+pub(crate) struct Taken<C> {
+    pub(crate) conn: C,
+    pub(crate) reused: bool,
+}
+
+enum Place {
+    Free(Permit),
+    Idle(Box<H1>),
+}
+
+impl Pool {
+    /// An empty pool. Its worker must run [`Pool::keep`].
+    pub(crate) fn new(caps: Arc<Caps>) -> Rc<Self> {
+        let watch = Arc::new(Watch::default());
+        caps.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&watch));
+        Rc::new(Self { hosts: RefCell::default(), caps, watch })
+    }
+
+    /// The host of a key.
+    pub(crate) fn host(&self, key: &Key, limits: &Limits) -> Rc<Host> {
+        let mut hosts = self.hosts.borrow_mut();
+        let host = hosts.entry(key.clone()).or_insert_with(|| {
+            self.watch.task.wake(); // there is something to sweep from now on
+            Rc::new(Host {
+                key: key.clone(),
+                cap: self.caps.cap(key),
+                idle: RefCell::default(),
+                idle_limit: Cell::new(limits.idle),
+                waiting: RefCell::default(),
+                h2: tokio::sync::Mutex::default(),
+                watch: Arc::clone(&self.watch),
+            })
+        });
+        host.cap.resize(limits.connections);
+        host.idle_limit.set(limits.idle);
+        Rc::clone(host)
+    }
+
+    /// An HTTP/1 connection: an idle one unless `fresh`, else a new one, within the cap of the host.
+    pub(crate) async fn take(&self, host: &Rc<Host>, limits: &Limits, fresh: bool) -> Result<Taken<Box<H1>>, ForwardError> {
+        if !fresh && let Some(conn) = poll_fn(|cx| Poll::Ready(host.pop(cx))).await {
+            return Ok(Taken { conn, reused: true });
+        }
+        let deadline = Instant::now() + limits.connect;
+        match self.place(host, limits, deadline).await? {
+            Place::Idle(conn) => Ok(Taken { conn, reused: true }),
+            Place::Free(permit) => {
+                let stream = connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
+                let conn = H1::open(stream, permit).await.map_err(ForwardError::Broken)?;
+                Ok(Taken { conn, reused: false })
+            }
+        }
+    }
+
+    /// The HTTP/2 connection of this worker, opened if there is none.
+    pub(crate) async fn take_h2(&self, host: &Rc<Host>, limits: &Limits) -> Result<Taken<H2>, ForwardError> {
+        let deadline = Instant::now() + limits.connect;
+        let too_late =
+            || ForwardError::ConnectTimeout { upstream: host.key.endpoint.to_string(), limit: limits.connect };
+        let mut shared = timeout_at(deadline, host.h2.lock()).await.map_err(|_| too_late())?;
+        if let Some(conn) = shared.as_ref().filter(|conn| !conn.is_closed()) {
+            return Ok(Taken { conn: conn.clone(), reused: true });
+        }
+        *shared = None;
+        let Place::Free(permit) = self.place(host, limits, deadline).await? else {
+            return Err(too_late());
+        };
+        let stream = connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
+        let conn = timeout_at(deadline, H2::open(stream, permit))
+            .await
+            .map_err(|_| too_late())?
+            .map_err(ForwardError::Broken)?;
+        *shared = Some(conn.clone());
+        Ok(Taken { conn, reused: false })
+    }
+
+    /// A place under the cap: at once, or from a bounded queue.
+    async fn place(&self, host: &Host, limits: &Limits, deadline: Instant) -> Result<Place, ForwardError> {
+        if let Ok(permit) = Arc::clone(&host.cap.places).try_acquire_owned() {
+            return Ok(Place::Free(permit));
+        }
+        let full =
+            || ForwardError::ConnectionLimit { upstream: host.key.endpoint.to_string(), max: limits.connections };
+        let _waiting = Waiting::begin(&host.cap).ok_or_else(full)?;
+        let (give, given) = oneshot::channel();
+        host.waiting.borrow_mut().push_back(give);
+        self.caps.press(&host.key);
+        let either = async {
+            tokio::select! {
+                biased;
+                Ok(conn) = given => Some(Place::Idle(conn)),
+                permit = Arc::clone(&host.cap.places).acquire_owned() => permit.ok().map(Place::Free),
+            }
+        };
+        timeout_at(deadline, either).await.ok().flatten().ok_or_else(full)
+    }
+
+    /// Watches idle connections for ever: rule (d).
+    pub(crate) async fn keep(self: Rc<Self>) {
+        let mut sweep: Option<Pin<Box<Sleep>>> = None;
+        poll_fn(|cx| {
+            self.watch.task.register(cx.waker());
+            for event in self.watch.events() {
+                self.handle(event);
+            }
+            loop {
+                let hosts = self.hosts.borrow().len();
+                if hosts == 0 {
+                    sweep = None;
+                    return Poll::Pending;
+                }
+                let timer = sweep.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + SWEEP)));
+                if timer.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                self.sweep(Instant::now());
+                timer.as_mut().reset(Instant::now() + SWEEP);
+            }
+        })
+        .await
+    }
+
+    fn handle(&self, event: Event) {
+        let hosts = self.hosts.borrow();
+        match event {
+            Event::Woken(key, id) => {
+                if let Some(host) = hosts.get(&key) {
+                    host.check(id);
+                }
+            }
+            Event::Pressed(key) => {
+                if let Some(host) = hosts.get(&key)
+                    && host.waiting.borrow().is_empty()
+                {
+                    host.idle.borrow_mut().pop();
+                }
+            }
+        }
+    }
+
+    fn sweep(&self, now: Instant) {
+        self.hosts.borrow_mut().retain(|_, host| {
+            let limit = host.idle_limit.get();
+            host.idle.borrow_mut().retain(|idle| now.duration_since(idle.since) < limit);
+            host.waiting.borrow_mut().retain(|waiting| !waiting.is_closed());
+            let Ok(mut h2) = host.h2.try_lock() else { return true };
+            if h2.as_ref().is_some_and(|conn| conn.is_closed() || conn.is_idle(now, limit)) {
+                *h2 = None;
+            }
+            h2.is_some() || !host.idle.borrow().is_empty() || Rc::strong_count(host) > 1
+        });
+    }
+}
+
+impl Host {
+    /// The connection that was idle for the shortest time and still stands.
+    fn pop(&self, cx: &mut Context<'_>) -> Option<Box<H1>> {
+        loop {
+            let mut conn = self.idle.borrow_mut().pop()?.conn;
+            if conn.poll(cx).is_pending() && conn.is_idle() {
+                return Some(conn);
+            }
+        }
+    }
+
+    /// Takes a connection back, if it is ready for a next request; else it is closed.
+    pub(super) fn put(&self, mut conn: Box<H1>) {
+        let watcher = conn.watcher.take().unwrap_or_else(|| self.watcher());
+        let polled = conn.poll(&mut Context::from_waker(&watcher.waker));
+        if polled.is_ready() || !conn.is_idle() {
+            return;
+        }
+        let id = watcher.id;
+        conn.watcher = Some(watcher);
+        while let Some(waiting) = self.waiting.borrow_mut().pop_front() {
+            match waiting.send(conn) {
+                Ok(()) => return,
+                Err(back) => conn = back,
+            }
+        }
+        if self.cap.waiting.load(Ordering::Relaxed) > 0 {
+            return; // its place is for a worker that has none
+        }
+        self.idle.borrow_mut().push(Idle { conn, id, since: Instant::now() });
+    }
+
+    fn watcher(&self) -> Watcher {
+        let id = self.watch.next.fetch_add(1, Ordering::Relaxed) as u64;
+        let signal = Signal { key: self.key.clone(), id, watch: Arc::clone(&self.watch) };
+        Watcher { id, waker: Waker::from(Arc::new(signal)) }
+    }
+
+    /// An idle connection has woken: it is readable or closed, unless the wake-up was an old one.
+    fn check(&self, id: u64) {
+        let mut idle = self.idle.borrow_mut();
+        let Some(at) = idle.iter().position(|idle| idle.id == id) else { return };
+        let conn = &mut idle[at].conn;
+        let Some(waker) = conn.watcher.as_ref().map(|watcher| watcher.waker.clone()) else { return };
+        if conn.poll(&mut Context::from_waker(&waker)).is_ready() || !conn.is_idle() {
+            idle.remove(at);
+        }
+    }
+}
+
+/// What wakes the keeper of a pool.
+#[derive(Debug, Default)]
+struct Watch {
+    events: Mutex<Vec<Event>>,
+    task: AtomicWaker,
+    next: AtomicUsize,
+}
+
+#[derive(Debug)]
+enum Event {
+    Woken(Key, u64),
+    Pressed(Key),
+}
+
+impl Watch {
+    fn tell(&self, event: Event) {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        self.task.wake();
+    }
+
+    fn events(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Tells the keeper which connection woke.
+struct Signal {
+    key: Key,
+    id: u64,
+    watch: Arc<Watch>,
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.watch.tell(Event::Woken(self.key.clone(), self.id));
+    }
+}

@@ -1,0 +1,166 @@
+//! One thread with one runtime: its connections, its upstream pool, and its share of what the pod holds together.
+
+use std::{
+    future::Future,
+    io, net,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use crds::policy::Direction;
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::mpsc,
+};
+
+use crate::{
+    config::Shared,
+    connection::{self, Arrival},
+    drain,
+    fields::Via,
+    limit::Limiter,
+    listen::Own,
+    metrics::{ByteLabels, ConnectionLabels, Metrics, Raised},
+    tunnel,
+    upstream::pool::{Caps, Pool},
+};
+
+/// Stack of a worker's thread. Futures live on the heap, so this is for calls only.
+const STACK: usize = 1 << 20;
+
+/// What all workers of the pod share.
+#[derive(Clone)]
+pub(crate) struct Pod {
+    pub(crate) config: Shared,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) drain: drain::Handle,
+    pub(crate) caps: Arc<Caps>,
+    pub(crate) own: Arc<Own>,
+    pub(crate) via: Arc<Vias>,
+}
+
+/// How the sidecar names itself in `Via`, by direction: a request that leaves one pod and enters it again is no loop.
+pub(crate) struct Vias {
+    pub(crate) inbound: Via,
+    pub(crate) outbound: Via,
+}
+
+impl Vias {
+    /// Names with a part that no other sidecar has.
+    pub(crate) fn new(unique: &str) -> Self {
+        Self { inbound: Via::new(&format!("fetchr-{unique}-in")), outbound: Via::new(&format!("fetchr-{unique}-out")) }
+    }
+}
+
+/// A worker, as its own tasks see it.
+pub(crate) struct Worker {
+    pub(crate) config: Shared,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) drain: drain::Handle,
+    pub(crate) own: Arc<Own>,
+    pub(crate) via: Arc<Vias>,
+    pub(crate) pool: Rc<Pool>,
+}
+
+impl Worker {
+    /// The counters of a tunnel's bytes.
+    pub(crate) fn tunnel_bytes(&self, direction: Direction) -> tunnel::Bytes {
+        let bytes = |part| self.metrics.bytes.get_or_create_owned(&ByteLabels { direction: direction.into(), part });
+        tunnel::Bytes { sent: bytes("request"), received: bytes("response") }
+    }
+
+    /// Counts an open connection of a kind until the guard is dropped.
+    pub(crate) fn connection_gauge(&self, direction: Direction, kind: &'static str) -> Raised {
+        Raised::new(self.metrics.connections.get_or_create_owned(&ConnectionLabels { direction: direction.into(), kind }))
+    }
+}
+
+/// Runs futures on the worker that they are born on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Hands sockets to the least busy worker.
+#[derive(Clone)]
+pub(crate) struct Workers {
+    workers: Arc<[Seat]>,
+}
+
+struct Seat {
+    open: Arc<AtomicUsize>,
+    arrivals: mpsc::UnboundedSender<(net::TcpStream, Arrival, Busy)>,
+}
+
+/// A connection that a worker is busy with.
+pub(crate) struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    /// Starts `count` threads.
+    pub(crate) fn start(count: usize, pod: &Pod) -> io::Result<Self> {
+        let seats: io::Result<Vec<Seat>> = (0..count.max(1)).map(|number| Seat::start(number, pod.clone())).collect();
+        Ok(Self { workers: seats?.into() })
+    }
+
+    /// Hands a socket over. The queue needs no bound of its own: the listeners bound the connections of the pod.
+    pub(crate) fn serve(&self, stream: net::TcpStream, arrival: Arrival) {
+        let least = self.workers.iter().min_by_key(|seat| seat.open.load(Ordering::Relaxed));
+        let Some(seat) = least else { return };
+        seat.open.fetch_add(1, Ordering::Relaxed);
+        // A worker that is gone drops the socket, and so closes it.
+        let _ = seat.arrivals.send((stream, arrival, Busy(Arc::clone(&seat.open))));
+    }
+}
+
+impl Seat {
+    fn start(number: usize, pod: Pod) -> io::Result<Self> {
+        let (arrivals, incoming) = mpsc::unbounded_channel();
+        let runtime = |pod| -> io::Result<()> {
+            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+            runtime.block_on(work(pod, incoming));
+            Ok(())
+        };
+        thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK).spawn(move || {
+            if let Err(error) = runtime(pod) {
+                tracing::error!(%error, number, "A worker could not start.");
+                std::process::exit(1);
+            }
+        })?;
+        Ok(Self { open: Arc::new(AtomicUsize::new(0)), arrivals })
+    }
+}
+
+async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
+    let pool = Pool::new(pod.caps);
+    tokio::task::spawn_local(Rc::clone(&pool).keep());
+    let Pod { config, metrics, limiter, drain, own, via, .. } = pod;
+    let worker = Rc::new(Worker { config, metrics, limiter, drain, own, via, pool });
+    while let Some((stream, arrival, busy)) = incoming.recv().await {
+        match tokio::net::TcpStream::from_std(stream) {
+            Ok(stream) => {
+                let worker = Rc::clone(&worker);
+                tokio::task::spawn_local(async move {
+                    connection::serve(worker, stream, arrival).await;
+                    drop(busy);
+                });
+            }
+            Err(error) => tracing::warn!(%error, "A socket could not be registered."),
+        }
+    }
+}
