@@ -163,7 +163,7 @@ async fn detect_any(
         Ok(_) => detect_spoken(stream, ahead).await,
         Err(_) => {
             let config = connection.worker.config.load();
-            if config.blocks {
+            if config.blocks() {
                 return Err("proxy_configuration_error");
             }
             let limit = config.settings().upstream.connect_timeout.0;
@@ -317,7 +317,7 @@ async fn pass_through(connection: Rc<Connection>, stream: TcpStream, ahead: Byte
     let Entry::Intercepted(destination) = connection.entry else { return };
     let _open = connection.worker.connection_gauge(connection.direction, "tcp");
     let config = connection.worker.config.load();
-    if config.blocks {
+    if config.blocks() {
         return connection.error("proxy_configuration_error");
     }
     let upstream = match upstream {

@@ -21,6 +21,8 @@ pub mod metrics;
 mod pipeline;
 mod reply;
 pub mod route;
+pub mod run;
+pub mod server;
 pub mod source;
 mod tunnel;
 mod upstream;

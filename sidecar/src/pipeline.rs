@@ -71,7 +71,7 @@ enum Side {
 }
 
 async fn admit_and_forward(ex: &mut Exchange, mut parts: Parts, body: Incoming) -> Result<Forwarded, Stop> {
-    if ex.config.blocks {
+    if ex.config.blocks() {
         return Err(ForwardError::NoConfig.into());
     }
     ex.charge(&parts);
@@ -109,7 +109,7 @@ async fn connect_tunnel(ex: &Exchange, target: Key, client: Option<OnUpgrade>) -
     Ok(Forwarded::Tunnel(Box::new(Tunnel { head: reply::connected(), client, upstream })))
 }
 
-fn open_tunnel(tunnel: Tunnel, mut ex: Exchange) -> Response<Flow> {
+fn open_tunnel(tunnel: Tunnel, ex: Exchange) -> Response<Flow> {
     let Tunnel { mut head, client, upstream } = tunnel;
     if let Some(edits) = ex.route.headers() {
         edits.edit_response(head.headers_mut());

@@ -1,0 +1,134 @@
+//! The data path as one thing: workers, sockets and what they share. It follows its configuration.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::Context as _;
+use crds::proxy::{FetchrProxySpec, InterceptionMode, Listener};
+
+use crate::{
+    config::Shared,
+    drain,
+    limit::Limiter,
+    listen::{Acceptor, Cap, Explicit, Listening, Own},
+    metrics::Metrics,
+    upstream::pool::Caps,
+    worker::{Pod, Vias, Workers},
+};
+
+/// Port of the explicit forward proxy in a pod.
+pub const FORWARD_PORT: u16 = 4612;
+
+/// Ports that intercepted connections are redirected to.
+#[derive(Clone, Copy, Debug)]
+pub struct Interception {
+    /// Traffic to the application.
+    pub inbound: u16,
+    /// Traffic from the application.
+    pub outbound: u16,
+}
+
+/// How the data path is set up; none of it changes while it runs.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Threads that serve requests.
+    pub workers: usize,
+    /// Mode Init; without it, the configuration's listeners are opened.
+    pub interception: Option<Interception>,
+    /// Addresses of the sidecar that nothing may be forwarded to: admin, metrics.
+    pub own: Vec<SocketAddr>,
+    /// Client connections that are open at a time; more are refused.
+    pub max_connections: usize,
+    /// What tells this sidecar from all others in `Via`; token characters only.
+    pub unique: String,
+}
+
+/// A running data path. It stops when its drain does; dropping this drops nothing that is served.
+pub struct Server {
+    explicit: Arc<Mutex<Explicit>>,
+}
+
+impl Server {
+    /// Binds the sockets and starts the workers. Must be called on the runtime that accepts; it follows changes of the
+    /// configuration for as long as that runtime lives.
+    pub fn start(
+        config: Shared,
+        metrics: Arc<Metrics>,
+        limiter: Arc<Limiter>,
+        drain: drain::Handle,
+        setup: Setup,
+    ) -> anyhow::Result<Self> {
+        let own = Arc::new(Own::default());
+        setup.own.iter().for_each(|address| own.add(*address));
+        let pod = Pod {
+            config: config.clone(),
+            metrics,
+            limiter,
+            drain,
+            caps: Arc::new(Caps::default()),
+            own,
+            via: Arc::new(Vias::new(&setup.unique)),
+        };
+        let workers = Workers::start(setup.workers, &pod).context("could not start the workers")?;
+        let acceptor = Acceptor { pod, workers, cap: Cap::new(setup.max_connections) };
+        if let Some(ports) = setup.interception {
+            intercept(&acceptor, ports)?;
+        }
+        let explicit = Arc::new(Mutex::new(Explicit::new(acceptor)));
+        let failed = lock(&explicit).follow(listeners(config.load().settings()));
+        if let Some(error) = failed.into_iter().next() {
+            return Err(error.into());
+        }
+        tokio::spawn(follow(config, Arc::clone(&explicit)));
+        Ok(Self { explicit })
+    }
+
+    /// Names and addresses of the listeners of mode Explicit.
+    pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
+        lock(&self.explicit).addresses()
+    }
+}
+
+fn lock(explicit: &Mutex<Explicit>) -> std::sync::MutexGuard<'_, Explicit> {
+    explicit.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn intercept(acceptor: &Acceptor, ports: Interception) -> anyhow::Result<()> {
+    let loopback = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+    let sockets = [
+        (ports.inbound, Listening::inbound(ports.inbound)),
+        (ports.outbound, Listening::outbound(loopback(ports.outbound))),
+        (FORWARD_PORT, Listening::forward(loopback(FORWARD_PORT))),
+    ];
+    for (port, listening) in sockets {
+        let listening = listening.with_context(|| format!("could not listen on port {port}"))?;
+        acceptor.pod.own.add(listening.address()?);
+        tokio::spawn(acceptor.clone().accept(listening));
+    }
+    // Where the pod has IPv6, redirected connections of the application arrive on its loopback address.
+    let v6 = SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), ports.outbound);
+    if let Ok(listening) = Listening::outbound(v6) {
+        acceptor.pod.own.add(v6);
+        tokio::spawn(acceptor.clone().accept(listening));
+    }
+    Ok(())
+}
+
+fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
+    match settings.interception.mode {
+        InterceptionMode::Explicit => &settings.interception.listeners,
+        InterceptionMode::Init => &[],
+    }
+}
+
+async fn follow(config: Shared, explicit: Arc<Mutex<Explicit>>) {
+    let mut changes = config.subscribe();
+    while changes.changed().await.is_ok() {
+        for error in lock(&explicit).follow(listeners(config.load().settings())) {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(cause, "{error}.");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Peers that are absent, slow, hostile or gone.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use socket2::{Domain, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::sleep,
+};
+
+use crate::support::{Client, Origin, Proxy, eventually, ms, nobody, read_head};
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+#[tokio::test]
+async fn absent_upstream_is_502_with_the_reason() {
+    let proxy = Proxy::before(nobody().await);
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    let response = client.response().await;
+    assert_eq!(response.status, 502);
+    assert!(response.field("proxy-status").starts_with("fetchr; error=connection_refused; details=\""), "{}", response.head);
+    assert!(response.text().contains("could not connect to"), "{}", response.text());
+    client.send(GET).await;
+    assert_eq!(client.response().await.status, 502, "the client's connection stays");
+    assert_eq!(proxy.metric("fetchr_errors_total{direction=\"inbound\",reason=\"connection_refused\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn grpc_client_gets_a_grpc_status() {
+    let proxy = Proxy::before(nobody().await);
+    let request = "POST /shop.Catalogue/List HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n";
+    let response = proxy.ask(request).await;
+    assert_eq!((response.status, response.field("grpc-status")), (200, "14"));
+    assert!(response.field("grpc-message").contains("could not connect"));
+}
+
+#[tokio::test]
+async fn upstream_that_does_not_accept_is_504() {
+    // A socket with a full backlog drops further handshakes.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut fill = Vec::new();
+    while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        fill.push(stream);
+    }
+    let proxy = Proxy::with(&format!("http://{address}"), |settings| settings.upstream.connect_timeout = ms(100));
+    let response = proxy.ask(GET).await;
+    assert_eq!(response.status, 504);
+    assert!(response.field("proxy-status").contains("connection_timeout"), "{}", response.head);
+}
+
+#[tokio::test]
+async fn upstream_that_does_not_answer_is_504() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        let _ = stream.read_u8().await;
+    })
+    .await;
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| {
+        settings.upstream.response_header_timeout = ms(100);
+    });
+    let response = proxy.ask(GET).await;
+    assert_eq!(response.status, 504);
+    assert!(response.field("proxy-status").contains("http_response_timeout"), "{}", response.head);
+    proxy.apply(r#"[{"name": "slow", "timeouts": {"request": "10ms"}}]"#);
+    let response = proxy.ask(GET).await;
+    assert_eq!((response.status, response.text().contains("10ms")), (504, true));
+}
+
+#[tokio::test]
+async fn body_that_pauses_for_too_long_is_cut_off() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+        let _ = stream.read_u8().await;
+    })
+    .await;
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.idle_timeout = ms(100));
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    let rest = client.rest().await;
+    assert!(rest.ends_with(b"half"));
+    assert_eq!(proxy.metric("fetchr_errors_total{direction=\"inbound\",reason=\"response_broken\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn upstream_that_breaks_off_cuts_the_answer_visibly() {
+    let origin = Origin::answering_once("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
+    let proxy = Proxy::before(origin.address);
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    let rest = client.rest().await;
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "a body that broke off must not end like a whole one");
+}
+
+#[tokio::test]
+async fn garbage_from_the_upstream_is_502() {
+    let origin = Origin::answering_once("SSH-2.0-OpenSSH_9\r\n\r\n").await;
+    let response = Proxy::before(origin.address).ask(GET).await;
+    assert_eq!(response.status, 502);
+    assert!(response.field("proxy-status").contains("http_protocol_error"), "{}", response.head);
+}
+
+#[tokio::test]
+async fn client_that_leaves_aborts_the_upstream_request() {
+    let gone = Arc::new(AtomicBool::new(false));
+    let (asked, seen) = (Arc::new(AtomicBool::new(false)), Arc::clone(&gone));
+    let got = Arc::clone(&asked);
+    let origin = Origin::scripted(move |mut stream, _| {
+        let (seen, got) = (Arc::clone(&seen), Arc::clone(&got));
+        async move {
+            read_head(&mut stream).await.unwrap();
+            got.store(true, Ordering::SeqCst);
+            let _ = stream.read(&mut [0]).await;
+            seen.store(true, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    eventually("the request at the origin", || asked.load(Ordering::SeqCst)).await;
+    drop(client);
+    eventually("the abort at the origin", || gone.load(Ordering::SeqCst)).await;
+    let left = "fetchr_errors_total{direction=\"inbound\",reason=\"client_left\"}";
+    eventually("the count", || proxy.metric(left) == 1.0).await;
+    assert_eq!(proxy.metric("http_server_active_requests{direction=\"inbound\"}"), 0.0);
+}
+
+#[tokio::test]
+async fn flood_of_fields_is_431() {
+    let proxy = Proxy::before(nobody().await);
+    let fields: String = (0..150).map(|n| format!("x-{n}: 1\r\n")).collect();
+    assert_eq!(proxy.ask(&format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n")).await.status, 431);
+    let big = "a".repeat(100_000);
+    let mut client = proxy.client().await;
+    client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-big: {big}\r\n\r\n")).await;
+    assert_eq!(client.response().await.status, 431);
+    assert!(client.rest().await.is_empty());
+}
+
+#[tokio::test]
+async fn malformed_requests_are_400_and_end_the_connection() {
+    let proxy = Proxy::before(nobody().await);
+    for request in [
+        "GET / HTTP/9.9\r\nhost: a\r\n\r\n",
+        "GET  HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost a\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+    ] {
+        let mut client = proxy.client().await;
+        client.send(request).await;
+        client.send("GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let answer = String::from_utf8(client.rest().await).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400"), "{request:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{request:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn request_that_comes_back_is_a_loop() {
+    let proxy = Proxy::with("http://127.0.0.1:1", |settings| settings.upstream.connect_timeout = ms(100));
+    let response = proxy.ask("GET / HTTP/1.1\r\nhost: a\r\nvia: 1.1 x, 1.1 fetchr-test-in\r\n\r\n").await;
+    assert_eq!(response.status, 502);
+    assert!(response.field("proxy-status").contains("proxy_loop_detected"), "{}", response.head);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_cap_are_refused_and_counted() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let proxy = Proxy::before(origin.address);
+    let mut held: Vec<Client> = Vec::new();
+    for _ in 0..64 {
+        held.push(proxy.client().await);
+    }
+    let mut one_more = proxy.client().await;
+    assert!(one_more.rest().await.is_empty());
+    assert!(proxy.metric("fetchr_dropped_total{direction=\"inbound\",reason=\"connection_limit\"}") >= 1.0);
+    held.clear();
+    let start = tokio::time::Instant::now();
+    loop {
+        let mut client = proxy.client().await;
+        if client.0.write_all(GET.as_bytes()).await.is_ok() && read_head(&mut client.0).await.is_some() {
+            break;
+        }
+        assert!(start.elapsed() < crate::support::LONG, "places come back");
+        sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,107 @@
+//! HTTP/2 on either side, and between the versions.
+
+use std::{convert::Infallible, net::SocketAddr};
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::{
+    body::{Frame, Incoming},
+    client::conn::http2::SendRequest,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::{Origin, Proxy, field, nobody};
+
+async fn client(proxy: &Proxy) -> SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// An origin over HTTP/2 that answers with what it saw, and ends with a trailer.
+async fn origin() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = service_fn(|request: Request<Incoming>| async move {
+                assert_eq!(request.version(), Version::HTTP_2);
+                let seen = format!("{} {} {:?}", request.method(), request.uri(), request.headers().get("te"));
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let trailers = [("grpc-status".parse().unwrap(), "0".parse().unwrap())].into_iter().collect();
+                let frames = [Frame::data(Bytes::from(seen)), Frame::data(body), Frame::trailers(trailers)];
+                let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, Infallible>)));
+                Ok::<_, Infallible>(Response::new(body))
+            });
+            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+            tokio::spawn(serving);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn http2_client_reaches_an_http1_origin() {
+    let origin = Origin::echo_head().await;
+    let proxy = Proxy::before(origin.address);
+    let mut sender = client(&proxy).await;
+    let asks = (0..10).map(|n| {
+        let request = Request::get(format!("http://shop.example/{n}")).header("cookie", "a=1").header("cookie", "b=2");
+        sender.send_request(request.body(Full::default()).unwrap())
+    });
+    let asks: Vec<_> = asks.collect();
+    for (n, response) in futures::future::join_all(asks).await.into_iter().enumerate() {
+        let seen = response.unwrap().into_body().collect().await.unwrap().to_bytes();
+        let seen = std::str::from_utf8(&seen).unwrap();
+        assert!(seen.starts_with(&format!("GET /{n} HTTP/1.1\r\n")), "{seen}");
+        assert_eq!((field(seen, "host"), field(seen, "cookie")), (Some("shop.example"), Some("a=1; b=2")), "{seen}");
+    }
+}
+
+#[tokio::test]
+async fn http1_client_reaches_an_http2_origin() {
+    let proxy = Proxy::with(&format!("h2c://{}", origin().await), |_| {});
+    for _ in 0..2 {
+        let response = proxy.ask("POST /x HTTP/1.1\r\nhost: shop.example\r\ncontent-length: 4\r\n\r\nbody").await;
+        assert_eq!((response.status, response.text()), (200, "POST http://shop.example/x Nonebody"));
+    }
+    assert_eq!(proxy.metric("fetchr_upstream_connections_opened_total"), 1.0);
+}
+
+#[tokio::test]
+async fn trailers_pass_from_http2_to_http2() {
+    let proxy = Proxy::with(&format!("h2c://{}", origin().await), |_| {});
+    let mut sender = client(&proxy).await;
+    let request = Request::post("http://shop.example/Call").header("te", "trailers").body(Full::from("ask")).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let collected = response.into_body().collect().await.unwrap();
+    assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(collected.to_bytes(), "POST http://shop.example/Call Some(\"trailers\")ask");
+}
+
+#[tokio::test]
+async fn stream_of_an_absent_upstream_fails_alone() {
+    let proxy = Proxy::before(nobody().await);
+    let mut sender = client(&proxy).await;
+    for _ in 0..2 {
+        let request = Request::get("http://a/").body(Full::default()).unwrap();
+        assert_eq!(sender.send_request(request).await.unwrap().status(), 502);
+    }
+}
+
+#[tokio::test]
+async fn flood_of_fields_on_a_stream_is_431() {
+    let proxy = Proxy::before(nobody().await);
+    let mut request = Request::get("http://a/");
+    for n in 0..150 {
+        request = request.header(format!("x-{n}"), "1");
+    }
+    let response = client(&proxy).await.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!(response.status(), 431);
+}

@@ -1,0 +1,272 @@
+//! The rules of the upstream pool, (a) to (e), each with a peer that shows what it is for.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{sleep, timeout},
+};
+
+use crate::support::{LONG, Origin, Proxy, eventually, field, ms, read_head};
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+#[tokio::test]
+async fn connection_that_ends_with_its_answer_is_not_polled_again() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await.unwrap();
+        for _ in 0..3 {
+            sleep(Duration::from_millis(10)).await;
+            stream.write_all(b"part").await.unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let mut client = proxy.client().await;
+    for _ in 0..3 {
+        client.send(GET).await;
+        assert_eq!(client.response().await.text(), "partpartpart");
+    }
+    assert_eq!(origin.connections(), 3);
+    assert_eq!(proxy.metric("fetchr_panics_total"), 0.0);
+}
+
+/// Answers the first request of a connection and breaks off at the second, once it has read its head.
+async fn forgetful_origin() -> (Origin, Arc<AtomicUsize>) {
+    let heads = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&heads);
+    let origin = Origin::scripted(move |mut stream, _| {
+        let count = Arc::clone(&count);
+        async move {
+            for request in 0..2 {
+                let Some(head) = read_head(&mut stream).await else { return };
+                count.fetch_add(1, Ordering::SeqCst);
+                if request == 1 {
+                    return;
+                }
+                if let Some(len) = field(&head, "content-length") {
+                    stream.read_exact(&mut vec![0; len.parse().unwrap()]).await.unwrap();
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    })
+    .await;
+    (origin, heads)
+}
+
+#[tokio::test]
+async fn idempotent_request_is_repeated_once_when_its_pooled_connection_was_closed() {
+    let (origin, _) = forgetful_origin().await;
+    let proxy = Proxy::before(origin.address);
+    for _ in 0..4 {
+        assert_eq!(proxy.ask(GET).await.status, 200);
+    }
+    assert!(proxy.metric("fetchr_upstream_retries_total") >= 1.0);
+}
+
+#[tokio::test]
+async fn request_that_may_have_had_an_effect_is_not_repeated() {
+    let (origin, heads) = forgetful_origin().await;
+    let proxy = Proxy::before(origin.address);
+    let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(proxy.ask(post).await.status, 200);
+    let broken = proxy.ask(post).await;
+    assert_eq!(broken.status, 502);
+    assert!(broken.field("proxy-status").starts_with("fetchr; error="), "{}", broken.head);
+    assert_eq!(heads.load(Ordering::SeqCst), 2);
+    assert_eq!(proxy.metric("fetchr_upstream_retries_total"), 0.0);
+}
+
+#[tokio::test]
+async fn connection_with_an_unsent_upload_is_not_pooled() {
+    let origin = Origin::scripted(|mut stream, number| async move {
+        read_head(&mut stream).await.unwrap();
+        if number == 0 {
+            stream.write_all(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nbig").await.unwrap();
+            // What comes now is the rest of the upload, and then the end.
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            assert!(!String::from_utf8_lossy(&rest).contains("GET"), "another request came on this connection");
+        } else {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let mut client = proxy.client().await;
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\npart").await;
+    let early = client.response().await;
+    assert_eq!((early.status, early.text()), (413, "big"));
+    assert_eq!(proxy.ask(GET).await.text(), "ok");
+    assert_eq!(origin.connections(), 2);
+}
+
+#[tokio::test]
+async fn early_answer_reaches_a_client_that_is_still_uploading() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        stream.write_all(b"HTTP/1.1 413 Content Too Large\r\nconnection: close\r\ncontent-length: 3\r\n\r\nbig").await.unwrap();
+        // Closing with unread bytes resets the connection.
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    for _ in 0..20 {
+        let client = proxy.client().await;
+        let (mut read, mut write) = client.0.into_split();
+        let upload = tokio::spawn(async move {
+            write.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4000000\r\n\r\n").await.unwrap();
+            // It may break off once the answer is there.
+            for _ in 0..40 {
+                if write.write_all(&[b'x'; 100_000]).await.is_err() {
+                    return;
+                }
+            }
+        });
+        upload.await.unwrap();
+        let mut answer = Vec::new();
+        let _ = timeout(LONG, read.read_to_end(&mut answer)).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.ends_with("big"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn idle_connection_that_its_origin_closes_is_dropped_before_it_is_used() {
+    let closed = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&closed);
+    let origin = Origin::scripted(move |mut stream, _| {
+        let seen = Arc::clone(&seen);
+        async move {
+            read_head(&mut stream).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            stream.shutdown().await.unwrap();
+            // The other side closes too, without a further request.
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+            seen.store(true, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    assert_eq!(proxy.ask(GET).await.text(), "ok");
+    eventually("the proxy's end", || closed.load(Ordering::SeqCst)).await;
+    assert_eq!(proxy.metric("fetchr_upstream_connections_reused_total"), 0.0);
+}
+
+#[tokio::test]
+async fn idle_connection_that_speaks_unasked_is_dropped() {
+    let closed = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&closed);
+    let origin = Origin::scripted(move |mut stream, number| {
+        let seen = Arc::clone(&seen);
+        async move {
+            while read_head(&mut stream).await.is_some() {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                if number == 0 {
+                    sleep(Duration::from_millis(20)).await;
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged").await.unwrap();
+                    let _ = stream.read(&mut [0]).await;
+                    seen.store(true, Ordering::SeqCst);
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    assert_eq!(proxy.ask(GET).await.text(), "ok");
+    eventually("the proxy's end", || closed.load(Ordering::SeqCst)).await;
+    assert_eq!(proxy.ask(GET).await.text(), "ok");
+}
+
+#[tokio::test]
+async fn idle_connection_is_closed_when_it_is_old() {
+    let closed = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&closed);
+    let origin = Origin::scripted(move |mut stream, _| {
+        let seen = Arc::clone(&seen);
+        async move {
+            read_head(&mut stream).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            let _ = stream.read(&mut [0]).await;
+            seen.store(true, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let proxy =
+        Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.idle_timeout = ms(500));
+    assert_eq!(proxy.ask(GET).await.text(), "ok");
+    eventually("the proxy's end", || closed.load(Ordering::SeqCst)).await;
+}
+
+/// Neither direction may wait for the other: the client does not read its download until its upload is through.
+#[tokio::test]
+async fn upload_goes_on_while_the_download_pauses() {
+    const LEN: usize = 16 << 20;
+    let origin = Origin::scripted(|stream, _| async move {
+        let (mut read, mut write) = stream.into_split();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(read.read_u8().await.unwrap());
+        }
+        let download = tokio::spawn(async move {
+            write.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {LEN}\r\n\r\n").as_bytes()).await.unwrap();
+            for _ in 0..LEN / 65536 {
+                write.write_all(&[b'd'; 65536]).await.unwrap();
+            }
+            write
+        });
+        let mut upload = vec![0; LEN];
+        read.read_exact(&mut upload).await.unwrap();
+        download.await.unwrap();
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let mut client = proxy.client().await;
+    client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {LEN}\r\n\r\n")).await;
+    timeout(LONG, client.send(vec![b'u'; LEN])).await.expect("the upload to pass while nothing is read");
+    assert_eq!(client.response().await.body.len(), LEN);
+}
+
+#[tokio::test]
+async fn requests_beyond_the_cap_wait_for_a_connection() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        while read_head(&mut stream).await.is_some() {
+            sleep(Duration::from_millis(30)).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        }
+    })
+    .await;
+    let proxy =
+        Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.max_connections_per_host = 2);
+    let asked = futures::future::join_all((0..8).map(|_| proxy.ask(GET))).await;
+    assert!(asked.iter().all(|response| response.status == 200));
+    assert_eq!(origin.connections(), 2);
+}
+
+#[tokio::test]
+async fn waiting_for_a_connection_ends_with_503() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        let _ = stream.read_u8().await;
+    })
+    .await;
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| {
+        settings.upstream.max_connections_per_host = 1;
+        settings.upstream.connect_timeout = ms(100);
+    });
+    let mut holder = proxy.client().await;
+    holder.send(GET).await;
+    eventually("the connection in use", || origin.connections() == 1).await;
+    let refused = proxy.ask(GET).await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.field("proxy-status").contains("connection_limit_reached"), "{}", refused.head);
+    assert!(refused.has("retry-after"));
+}

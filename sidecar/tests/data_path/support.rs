@@ -1,0 +1,331 @@
+//! A proxy, clients and origins for the tests.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crds::{
+    plan::{AttachedPolicy, Attachment, Identity, ObjectRef, Plan, Position},
+    policy::{Direction, PolicyRule},
+    proxy::{FetchrProxySpec, InterceptionMode, Listener},
+    scalar,
+};
+use sidecar::{
+    config::{Config, PlanSource, Planned, Shared},
+    drain,
+    limit::Limiter,
+    metrics::Metrics,
+    server::{Server, Setup},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep, timeout},
+};
+
+/// More than anything here takes; a test that waits this long has failed.
+pub const LONG: Duration = Duration::from_secs(10);
+
+/// A proxy with one listener.
+pub struct Proxy {
+    pub address: SocketAddr,
+    pub config: Shared,
+    pub metrics: Arc<Metrics>,
+    pub drain: drain::Handle,
+    pub settings: FetchrProxySpec,
+    _server: Server,
+}
+
+impl Proxy {
+    /// In front of an origin that speaks HTTP/1.
+    pub fn before(origin: SocketAddr) -> Self {
+        Self::with(&format!("http://{origin}"), |_| {})
+    }
+
+    /// In front of an upstream, with other settings.
+    pub fn with(upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, change)
+    }
+
+    /// A forward proxy.
+    pub fn forward() -> Self {
+        Self::start(None, Direction::Outbound, |_| {})
+    }
+
+    fn start(upstream: Option<String>, direction: Direction, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+        let mut settings = FetchrProxySpec::default();
+        settings.interception.mode = InterceptionMode::Explicit;
+        let listener = Listener { name: "test".to_owned(), address: "127.0.0.1".to_owned(), port: 0, direction, upstream };
+        settings.interception.listeners = vec![listener];
+        change(&mut settings);
+        let config = Shared::new(config(&settings, Vec::new()));
+        let (metrics, drain) = (Metrics::new(), drain::Handle::new());
+        let setup =
+            Setup { workers: 1, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned() };
+        let limiter = Arc::new(Limiter::default());
+        let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), setup).unwrap();
+        let address = server.listeners()[0].1;
+        Self { address, config, metrics, drain, settings, _server: server }
+    }
+
+    /// Puts rules in force for requests to the application.
+    pub fn apply(&self, rules: &str) {
+        let rules: Vec<PolicyRule> = serde_json::from_str(rules).unwrap();
+        self.config.replace(config(&self.settings, rules));
+    }
+
+    pub async fn client(&self) -> Client {
+        Client(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// Sends a request on a connection of its own.
+    pub async fn ask(&self, request: &str) -> Response {
+        let mut client = self.client().await;
+        client.send(request).await;
+        client.response().await
+    }
+
+    /// The value of a line of the metrics page that begins so; 0 if there is none.
+    pub fn metric(&self, line: &str) -> f64 {
+        let page = self.metrics.encode();
+        page.lines().find(|found| found.starts_with(line)).map_or(0.0, |found| found.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+}
+
+fn config(settings: &FetchrProxySpec, rules: Vec<PolicyRule>) -> Config {
+    let policy = AttachedPolicy {
+        policy: ObjectRef::new("shop", "test"),
+        attachment: Attachment::Proxy,
+        direction: Direction::Inbound,
+        rules,
+    };
+    let plan = Plan { proxy: ObjectRef::new("shop", "web"), settings: settings.clone(), policies: vec![policy] };
+    let planned = Planned {
+        plan: Arc::new(plan),
+        digest: "test".to_owned(),
+        position: Position::default(),
+        source: PlanSource::File,
+    };
+    Config::build(planned, Identity::default()).unwrap()
+}
+
+/// Milliseconds as the resources spell them.
+pub fn ms(millis: u64) -> scalar::Duration {
+    scalar::Duration::from_millis(millis)
+}
+
+/// A client that writes what it is told and reads answers.
+pub struct Client(pub TcpStream);
+
+/// An answer, taken apart.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+    pub trailers: String,
+}
+
+impl Response {
+    /// The value of a field; panics when there is none.
+    pub fn field(&self, name: &str) -> &str {
+        field(&self.head, name).unwrap_or_else(|| panic!("no field {name} in {}", self.head))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        field(&self.head, name).is_some()
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+/// The value of a field of a head.
+pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().skip(1).find_map(|line| {
+        let (found, value) = line.split_once(':')?;
+        found.eq_ignore_ascii_case(name).then(|| value.trim())
+    })
+}
+
+impl Client {
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Reads the next answer to a request that was not HEAD.
+    pub async fn response(&mut self) -> Response {
+        timeout(LONG, read_response(&mut self.0, true)).await.expect("an answer in time")
+    }
+
+    /// Reads the next answer to HEAD.
+    pub async fn head_response(&mut self) -> Response {
+        timeout(LONG, read_response(&mut self.0, false)).await.expect("an answer in time")
+    }
+
+    /// Reads exactly so many bytes.
+    pub async fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        timeout(LONG, self.0.read_exact(&mut bytes)).await.expect("bytes in time").unwrap();
+        bytes
+    }
+
+    /// Reads until the other side closes.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        // A reset is an end too.
+        let _ = timeout(LONG, self.0.read_to_end(&mut rest)).await.expect("an end in time");
+        rest
+    }
+}
+
+async fn read_response(stream: &mut TcpStream, has_body: bool) -> Response {
+    let head = read_head(stream).await.expect("an answer");
+    let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let (mut body, mut trailers) = (Vec::new(), String::new());
+    let empty = !has_body || matches!(status, 101 | 204 | 304);
+    if !empty && field(&head, "transfer-encoding").is_some() {
+        (body, trailers) = read_chunks(stream).await;
+    } else if !empty && let Some(len) = field(&head, "content-length") {
+        body = vec![0; len.parse().unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+    } else if !empty {
+        stream.read_to_end(&mut body).await.unwrap();
+    }
+    Response { status, head, body, trailers }
+}
+
+/// A head with its empty line; none when the peer closed before it began.
+pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) if head.is_empty() => return None,
+            Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&head)),
+        }
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// A chunked body and its trailers.
+pub async fn read_chunks(stream: &mut TcpStream) -> (Vec<u8>, String) {
+    let (mut body, mut trailers) = (Vec::new(), String::new());
+    loop {
+        let line = read_line(stream).await;
+        let len = usize::from_str_radix(line.split(';').next().unwrap().trim(), 16).unwrap();
+        if len == 0 {
+            break;
+        }
+        let mut chunk = vec![0; len + 2];
+        stream.read_exact(&mut chunk).await.unwrap();
+        body.extend_from_slice(&chunk[..len]);
+    }
+    loop {
+        let line = read_line(stream).await;
+        if line.is_empty() {
+            return (body, trailers);
+        }
+        trailers.push_str(&line);
+        trailers.push('\n');
+    }
+}
+
+async fn read_line(stream: &mut TcpStream) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(stream.read_u8().await.unwrap());
+    }
+    line.truncate(line.len() - 2);
+    String::from_utf8(line).unwrap()
+}
+
+/// An origin that does with each connection what the test says.
+pub struct Origin {
+    pub address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Origin {
+    /// Calls `serve` with each connection and its number, from 0.
+    pub async fn scripted<F, S>(serve: S) -> Self
+    where
+        S: Fn(TcpStream, usize) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                tokio::spawn(serve(stream, count.fetch_add(1, Ordering::SeqCst)));
+            }
+        });
+        Self { address, connections }
+    }
+
+    /// Answers each request with what it got: the head as the body.
+    pub async fn echo_head() -> Self {
+        Self::scripted(|mut stream, _| async move {
+            while let Some(head) = read_head(&mut stream).await {
+                if let Some(len) = field(&head, "content-length") {
+                    let mut body = vec![0; len.parse().unwrap()];
+                    stream.read_exact(&mut body).await.unwrap();
+                } else if field(&head, "transfer-encoding").is_some() {
+                    read_chunks(&mut stream).await;
+                }
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}", head.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        })
+        .await
+    }
+
+    /// Answers each request on each connection with the same bytes; bodies of requests are not read.
+    pub async fn answering(answer: &'static str) -> Self {
+        Self::scripted(move |mut stream, _| async move {
+            while read_head(&mut stream).await.is_some() {
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        })
+        .await
+    }
+
+    /// Answers one request on each connection, and closes it.
+    pub async fn answering_once(answer: &'static str) -> Self {
+        Self::scripted(move |mut stream, _| async move {
+            read_head(&mut stream).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        })
+        .await
+    }
+
+    /// Connections that were opened so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+/// An address that nobody listens on.
+pub async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// Waits until something holds.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < LONG, "{what} did not come to hold");
+        sleep(Duration::from_millis(5)).await;
+    }
+}

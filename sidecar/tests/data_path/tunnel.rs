@@ -1,0 +1,95 @@
+//! Upgrades and CONNECT.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{Origin, Proxy, eventually, field, read_head};
+
+/// Switches to a protocol that sends back each byte, upper case.
+async fn shouting() -> Origin {
+    Origin::scripted(|mut stream, _| async move {
+        let head = read_head(&mut stream).await.unwrap();
+        assert_eq!((field(&head, "upgrade"), field(&head, "connection")), (Some("websocket"), Some("upgrade")));
+        // The first bytes of the new protocol come with the head.
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\nready";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        shout(stream).await;
+    })
+    .await
+}
+
+async fn shout(mut stream: tokio::net::TcpStream) {
+    let mut buf = [0; 64];
+    while let Ok(len @ 1..) = stream.read(&mut buf).await {
+        buf[..len].make_ascii_uppercase();
+        stream.write_all(&buf[..len]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn upgraded_connection_carries_bytes_both_ways() {
+    let proxy = Proxy::before(shouting().await.address);
+    let mut client = proxy.client().await;
+    client.send("GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n").await;
+    let head = read_head(&mut client.0).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    assert_eq!((field(&head, "upgrade"), field(&head, "sec-websocket-accept")), (Some("websocket"), Some("x")));
+    assert_eq!(client.bytes(5).await, b"ready");
+    for word in ["one", "two"] {
+        client.send(word).await;
+        assert_eq!(client.bytes(3).await, word.to_uppercase().as_bytes());
+    }
+    assert_eq!(proxy.metric("fetchr_connections_open{direction=\"inbound\",kind=\"tunnel\"}"), 1.0);
+    drop(client);
+    eventually("the end of the tunnel", || {
+        proxy.metric("fetchr_connections_open{direction=\"inbound\",kind=\"tunnel\"}") == 0.0
+    })
+    .await;
+    assert_eq!(proxy.metric("fetchr_bytes_total{direction=\"inbound\",part=\"request\"}"), 6.0);
+    assert_eq!(proxy.metric("fetchr_bytes_total{direction=\"inbound\",part=\"response\"}"), 11.0);
+}
+
+#[tokio::test]
+async fn refused_upgrade_is_an_ordinary_answer() {
+    let origin = Origin::answering("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno").await;
+    let proxy = Proxy::before(origin.address);
+    let mut client = proxy.client().await;
+    for _ in 0..2 {
+        client.send("GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+        let response = client.response().await;
+        assert_eq!((response.status, response.text()), (403, "no"));
+    }
+}
+
+#[tokio::test]
+async fn switch_that_nobody_asked_for_is_502() {
+    let origin = Origin::answering("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
+    assert_eq!(Proxy::before(origin.address).ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 502);
+}
+
+#[tokio::test]
+async fn connect_opens_a_tunnel_through_the_forward_proxy() {
+    let origin = Origin::scripted(|stream, _| shout(stream)).await;
+    let proxy = Proxy::forward();
+    let mut client = proxy.client().await;
+    // Bytes that come with the request are the tunnel's, but only once it stands.
+    client.send(format!("CONNECT {0} HTTP/1.1\r\nhost: {0}\r\n\r\nfirst", origin.address)).await;
+    assert!(read_head(&mut client.0).await.unwrap().starts_with("HTTP/1.1 200"));
+    assert_eq!(client.bytes(5).await, b"FIRST");
+}
+
+#[tokio::test]
+async fn connect_without_a_forward_proxy_is_refused() {
+    let origin = Origin::echo_head().await;
+    let response = Proxy::before(origin.address).ask("CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n").await;
+    assert_eq!((response.status, origin.connections()), (405, 0));
+}
+
+#[tokio::test]
+async fn forward_proxy_does_not_reach_the_proxys_own_ports() {
+    let proxy = Proxy::forward();
+    let own = proxy.address;
+    let refused = proxy.ask(&format!("CONNECT {own} HTTP/1.1\r\nhost: {own}\r\n\r\n")).await;
+    assert_eq!(refused.status, 403);
+    let refused = proxy.ask(&format!("GET http://localhost:{}/ HTTP/1.1\r\nhost: x\r\n\r\n", own.port())).await;
+    assert_eq!(refused.status, 403);
+}
