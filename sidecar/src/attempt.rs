@@ -69,8 +69,7 @@ pub(crate) async fn send(
 }
 
 async fn with_retry(pool: &Pool, metrics: &Metrics, call: Call) -> Result<Answered, ForwardError> {
-    let limits =
-        Limits { connect: call.timeouts.connect, idle: call.timeouts.idle, connections: call.max_connections };
+    let limits = Limits { connect: call.timeouts.connect, idle: call.timeouts.idle, connections: call.max_connections };
     let host = pool.host(&call.key, &limits);
     let attempt = Attempt {
         pool,
@@ -147,9 +146,7 @@ impl Attempt<'_> {
         self.count(taken.reused);
         *request.version_mut() = Version::HTTP_2;
         match self.in_time(taken.conn.send(request)).await.map_err(Failed::for_good)? {
-            Ok((response, stream)) => {
-                Ok(Answered::Response(response.map(|body| Flow::stream(body, stream, self.timeouts.idle))))
-            }
+            Ok((response, stream)) => Ok(Answered::Response(response.map(|body| Flow::stream(body, stream, self.timeouts.idle)))),
             Err(mut failed) => {
                 let again = failed.take_message().filter(|_| taken.reused && !self.upload.is_touched());
                 Err(Failed { error: self.blame(failed.into_error()), again })
@@ -158,7 +155,11 @@ impl Attempt<'_> {
     }
 
     fn count(&self, reused: bool) {
-        if reused { self.metrics.reused.inc() } else { self.metrics.opened.inc() };
+        if reused {
+            self.metrics.reused.inc()
+        } else {
+            self.metrics.opened.inc()
+        };
     }
 
     /// Rule (b). Only a pooled connection may have been closed before it could know of the request. What it gave back was

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 /// Why a request got no answer from its upstream, with the name that RFC 9209 gives it.
 #[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
+pub(crate) enum ForwardError {
     /// The request itself is wrong.
     #[error("{0}")]
     BadRequest(&'static str),
@@ -79,14 +79,16 @@ pub enum ForwardError {
 
 impl ForwardError {
     /// The status for the client.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyIdle => StatusCode::REQUEST_TIMEOUT,
             Self::OwnPort(_) => StatusCode::FORBIDDEN,
             Self::NotForwardProxy => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched => StatusCode::BAD_GATEWAY,
+            Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::ConnectionLimit { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
@@ -94,7 +96,7 @@ impl ForwardError {
     }
 
     /// The error type of RFC 9209, section 2.3; also the reason in metrics.
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::BadRequest(_) | Self::TooManyFields(_) | Self::NotForwardProxy => "http_request_error",
             Self::BodyBroken => "http_request_body_broken",
@@ -120,7 +122,7 @@ impl ForwardError {
     }
 
     /// Whether the rest of the client's connection can't be trusted.
-    pub fn poisons_connection(&self) -> bool {
+    pub(crate) fn poisons_connection(&self) -> bool {
         matches!(self, Self::BadRequest(_) | Self::TooManyFields(_) | Self::BodyBroken | Self::BodyIdle | Self::Panic)
     }
 }

@@ -71,7 +71,8 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 fn trailers_wanted(headers: &HeaderMap) -> bool {
-    list(headers, header::TE).any(|token| token.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
+    list(headers, header::TE)
+        .any(|token| token.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
 }
 
 /// Removes the fields that are between the sidecar and itself.
@@ -171,8 +172,7 @@ pub(crate) fn set_forwarded(headers: &mut HeaderMap, peer: IpAddr, host: &str, t
 fn remove_forwarded(headers: &mut HeaderMap) {
     headers.remove(header::FORWARDED);
     if headers.keys().any(|name| name.as_str().starts_with("x-forwarded-")) {
-        let names: Vec<HeaderName> =
-            headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
+        let names: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
         names.into_iter().for_each(|name| drop(headers.remove(name)));
     }
 }

@@ -24,7 +24,7 @@ use crate::{exchange::Guards, io::Silence, upstream};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
-pub enum FlowError {
+pub(crate) enum FlowError {
     /// The client's body could not be read to its end.
     #[error("the client's body broke off")]
     Client(#[source] hyper::Error),
@@ -38,7 +38,7 @@ pub enum FlowError {
 
 /// How a body ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum End {
+pub(crate) enum End {
     /// To its last byte.
     Complete,
     /// The upstream broke it off, or paused for too long.
@@ -48,7 +48,7 @@ pub enum End {
 }
 
 /// A response body: where it comes from, how long it may pause, and what must be told when it ends.
-pub struct Flow {
+pub(crate) struct Flow {
     source: Source,
     silence: Silence,
     limit: Duration,
@@ -58,7 +58,11 @@ pub struct Flow {
 
 enum Source {
     Bytes(Bytes),
-    Stream(Incoming, upstream::h2::Stream),
+    /// The stream counts as under way for as long as its body lives.
+    Stream {
+        body: Incoming,
+        _stream: upstream::h2::Stream,
+    },
     Reply(upstream::h1::Reply),
 }
 
@@ -75,7 +79,7 @@ impl Flow {
 
     /// A body that comes over an HTTP/2 stream.
     pub(crate) fn stream(body: Incoming, stream: upstream::h2::Stream, idle: Duration) -> Self {
-        Self::new(Source::Stream(body, stream), idle)
+        Self::new(Source::Stream { body, _stream: stream }, idle)
     }
 
     fn new(source: Source, limit: Duration) -> Self {
@@ -98,7 +102,7 @@ impl Flow {
         match &mut self.source {
             Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
             Source::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Source::Stream(body, _) => Pin::new(body).poll_frame(cx).map_err(FlowError::Upstream),
+            Source::Stream { body, .. } => Pin::new(body).poll_frame(cx).map_err(FlowError::Upstream),
             Source::Reply(reply) => reply.poll_frame(cx).map_err(FlowError::Upstream),
         }
     }
@@ -135,7 +139,7 @@ impl Body for Flow {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Bytes(bytes) => bytes.is_empty(),
-            Source::Stream(body, _) => body.is_end_stream(),
+            Source::Stream { body, .. } => body.is_end_stream(),
             Source::Reply(reply) => reply.is_end_stream(),
         }
     }
@@ -143,7 +147,7 @@ impl Body for Flow {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Stream(body, _) => body.size_hint(),
+            Source::Stream { body, .. } => body.size_hint(),
             Source::Reply(reply) => reply.size_hint(),
         }
     }

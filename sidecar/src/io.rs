@@ -156,11 +156,7 @@ impl AsyncWrite for ClientIo {
         self.limited(cx, poll)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.limited(cx, poll)
     }
@@ -176,8 +172,7 @@ impl AsyncWrite for ClientIo {
     /// Closes the write side, then reads on until the peer closes too, or time is up.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let closing =
-            this.closing.get_or_insert_with(|| Closing { write_closed: false, deadline: Box::pin(sleep(LINGER)) });
+        let closing = this.closing.get_or_insert_with(|| Closing { write_closed: false, deadline: Box::pin(sleep(LINGER)) });
         if !closing.write_closed {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
             closing.write_closed = true;
@@ -264,11 +259,7 @@ impl AsyncWrite for UpstreamIo {
         self.wrote(poll, buf.len())
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let asked = bufs.iter().map(|buf| buf.len()).sum();
         if self.deaf {
             return Poll::Ready(Ok(asked));

@@ -280,7 +280,7 @@ struct OpenListener {
 
 /// A listener that can't be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
+pub(crate) enum ListenError {
     /// Its document is wrong.
     #[error("listener {name}: {problem}")]
     Spec {
@@ -395,7 +395,15 @@ mod tests {
         own.add("127.0.0.1:4620".parse().unwrap());
         own.add("[::]:4610".parse().unwrap());
         let asks = |authority: &str| own.is_own(&Endpoint::parse(&authority.parse().unwrap(), 80));
-        for mine in ["127.0.0.1:4620", "localhost:4620", "LOCALHOST:4620", "127.9.9.9:4620", "[::1]:4610", "0.0.0.0:4620", "10.1.2.3:4610"] {
+        for mine in [
+            "127.0.0.1:4620",
+            "localhost:4620",
+            "LOCALHOST:4620",
+            "127.9.9.9:4620",
+            "[::1]:4610",
+            "0.0.0.0:4620",
+            "10.1.2.3:4610",
+        ] {
             assert!(asks(mine), "{mine}");
         }
         for other in ["127.0.0.1:80", "10.1.2.3:4620", "example.org:4620"] {

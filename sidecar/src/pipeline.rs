@@ -207,13 +207,7 @@ fn call(ex: &Exchange, key: Key, parts: Parts, body: Incoming) -> Result<Call, F
 }
 
 /// The target as the protocol of the upstream writes it: with the host in `Host`, or in `:authority`.
-fn addressed(
-    key: &Key,
-    method: &Method,
-    uri: Uri,
-    headers: &mut http::HeaderMap,
-    authority: &str,
-) -> Result<Uri, ForwardError> {
+fn addressed(key: &Key, method: &Method, uri: Uri, headers: &mut http::HeaderMap, authority: &str) -> Result<Uri, ForwardError> {
     let wrong = || ForwardError::BadRequest("the host is not one");
     let authority = if authority.is_empty() { key.endpoint.to_string() } else { authority.to_owned() };
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));

@@ -9,7 +9,7 @@ pub(crate) mod pool;
 
 /// Where a connection goes.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub enum Endpoint {
+pub(crate) enum Endpoint {
     /// An address.
     Address(SocketAddr),
     /// A host by name, which is resolved for each new connection.
@@ -18,21 +18,13 @@ pub enum Endpoint {
 
 impl Endpoint {
     /// Reads `host:port`, `[v6]:port` or a host alone, which gets the default port.
-    pub fn parse(authority: &http::uri::Authority, default_port: u16) -> Self {
+    pub(crate) fn parse(authority: &http::uri::Authority, default_port: u16) -> Self {
         let port = authority.port_u16().unwrap_or(default_port);
         let host = authority.host();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         match bare.parse() {
             Ok(ip) => Self::Address(SocketAddr::new(ip, port)),
             Err(_) => Self::Name(host.to_ascii_lowercase().into(), port),
-        }
-    }
-
-    /// The port.
-    pub fn port(&self) -> u16 {
-        match self {
-            Self::Address(address) => address.port(),
-            Self::Name(_, port) => *port,
         }
     }
 }
@@ -48,7 +40,7 @@ impl fmt::Display for Endpoint {
 
 /// What is spoken on a connection.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 in clear, by prior knowledge.
@@ -57,11 +49,11 @@ pub enum Protocol {
 
 /// An upstream: connections of one key are alike.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct Key {
+pub(crate) struct Key {
     /// Where.
-    pub endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     /// How.
-    pub protocol: Protocol,
+    pub(crate) protocol: Protocol,
 }
 
 /// The limits that hold for one request's connection.

@@ -1,1 +1,257 @@
-fn main() {}
+//! The sidecar. Its flags are also environment variables, for admission writes them into the pod.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use crds::{
+    plan::ObjectRef,
+    proxy::{LogFormat, LogLevel, OnNoConfig},
+    scalar,
+};
+use sidecar::{
+    admin,
+    run::{Configuration, Options, Pod, init_logging, run},
+    server::Interception,
+};
+use wire::env;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// The HTTP proxy beside a pod.
+#[derive(Parser)]
+#[command(name = "fetchr-proxy", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the pod until a signal ends it.
+    Run(Box<Run>),
+    /// Drain inbound traffic of the sidecar that runs here, and return when that is over.
+    Drain(Drain),
+    /// Print the version.
+    Version,
+}
+
+/// Where the sidecar keeps its files, and where it is asked.
+#[derive(Args)]
+struct Place {
+    /// Folder that survives a restart of the container.
+    #[arg(long, env = env::STATE_DIR, default_value = "/var/lib/fetchr")]
+    state_dir: PathBuf,
+    /// Port of the admin interface.
+    #[arg(long, env = env::ADMIN_PORT, default_value_t = 4620)]
+    admin_port: u16,
+}
+
+#[derive(Args)]
+struct Drain {
+    #[command(flatten)]
+    place: Place,
+    /// How long connections are still accepted.
+    #[arg(long, env = env::DRAIN_DELAY, default_value = "5s")]
+    drain_delay: scalar::Duration,
+    /// How long requests under way may take after that.
+    #[arg(long, env = env::DRAIN_TIMEOUT, default_value = "30s")]
+    drain_timeout: scalar::Duration,
+}
+
+#[derive(Args)]
+struct Run {
+    #[command(flatten)]
+    place: Place,
+    /// Namespace of the pod.
+    #[arg(long, env = env::POD_NAMESPACE)]
+    pod_namespace: String,
+    /// Name of the pod.
+    #[arg(long, env = env::POD_NAME)]
+    pod_name: String,
+    /// UID of the pod.
+    #[arg(long, env = env::POD_UID)]
+    pod_uid: String,
+    /// Addresses of the pod.
+    #[arg(long, env = env::POD_IPS, value_delimiter = ',')]
+    pod_ips: Vec<IpAddr>,
+    /// `namespace/name` of the FetchrProxy.
+    #[arg(long, env = env::PROXY, value_parser = object)]
+    proxy: ObjectRef,
+    /// `Kind/name` of the pod's workload.
+    #[arg(long, env = env::WORKLOAD, value_parser = pair)]
+    workload: Option<(String, String)>,
+    /// `host:port` of the operator's config streams.
+    #[arg(long, env = env::OPERATOR)]
+    operator: String,
+    /// File of the projected service-account token.
+    #[arg(long, env = env::TOKEN_FILE, default_value = "/var/run/secrets/fetchr.sh/token")]
+    token_file: PathBuf,
+    /// PEM bundle of the operator's CA.
+    #[arg(long, env = env::CA_BUNDLE, default_value = "", hide_env_values = true)]
+    ca_bundle: String,
+    /// Ed25519 public keys that may sign cold-start plans, base64.
+    #[arg(long, env = env::PLAN_KEYS, value_delimiter = ',')]
+    plan_keys: Vec<String>,
+    /// Folder where the ConfigMap `fetchr-plan` is mounted.
+    #[arg(long, env = env::PLAN_DIR)]
+    plan_dir: Option<PathBuf>,
+    /// Who redirects traffic to the sidecar.
+    #[arg(long, env = env::INTERCEPT, value_enum, default_value_t = Intercept::Init, ignore_case = true)]
+    intercept: Intercept,
+    /// How long to wait for the first configuration.
+    #[arg(long, env = env::CONFIG_TIMEOUT, default_value = "10s")]
+    config_timeout: scalar::Duration,
+    /// What happens without one.
+    #[arg(long, env = env::ON_NO_CONFIG, value_enum, default_value_t = NoConfig::PassThrough, ignore_case = true)]
+    on_no_config: NoConfig,
+    /// How long connections are still accepted after readiness is gone.
+    #[arg(long, env = env::DRAIN_DELAY, default_value = "5s")]
+    drain_delay: scalar::Duration,
+    /// How long requests under way may take after that.
+    #[arg(long, env = env::DRAIN_TIMEOUT, default_value = "30s")]
+    drain_timeout: scalar::Duration,
+    /// Threads that serve requests.
+    #[arg(long, env = env::WORKERS)]
+    workers: Option<usize>,
+    /// Least severe level that is logged until the configuration says another.
+    #[arg(long, env = env::LOG_LEVEL, value_enum, default_value_t = Level::Info, ignore_case = true)]
+    log_level: Level,
+    /// Shape of a log line.
+    #[arg(long, env = env::LOG_FORMAT, value_enum, default_value_t = Format::Json, ignore_case = true)]
+    log_format: Format,
+    /// Port of metrics, health and rewritten probes.
+    #[arg(long, env = env::METRICS_PORT, default_value_t = 4621)]
+    metrics_port: u16,
+    /// Port of intercepted inbound traffic.
+    #[arg(long, env = env::INBOUND_PORT, default_value_t = 4610)]
+    inbound_port: u16,
+    /// Port of intercepted outbound traffic.
+    #[arg(long, env = env::OUTBOUND_PORT, default_value_t = 4611)]
+    outbound_port: u16,
+    /// JSON of the probes that were rewritten.
+    #[arg(long, env = env::PROBES, default_value = "")]
+    probes: String,
+}
+
+/// Spells the values of an enum as the resources do.
+macro_rules! spelled {
+    ($name:ident -> $target:ident { $($value:ident),* }) => {
+        #[derive(Clone, Copy, ValueEnum)]
+        #[value(rename_all = "PascalCase")]
+        enum $name { $($value),* }
+
+        impl From<$name> for $target {
+            fn from(value: $name) -> Self {
+                match value { $($name::$value => Self::$value),* }
+            }
+        }
+    };
+}
+
+spelled!(NoConfig -> OnNoConfig { PassThrough, Block });
+spelled!(Level -> LogLevel { Error, Warn, Info, Debug, Trace });
+spelled!(Format -> LogFormat { Json, Text });
+
+#[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+enum Intercept {
+    Init,
+    Explicit,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(flags) => run(options(*flags)),
+        Command::Drain(flags) => drain(&flags),
+        Command::Version => {
+            println!("fetchr-proxy {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fetchr-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn options(flags: Run) -> Options {
+    let set_level = init_logging(flags.log_level.into(), flags.log_format.into());
+    let ports = Interception { inbound: flags.inbound_port, outbound: flags.outbound_port };
+    let pod = Pod {
+        namespace: flags.pod_namespace,
+        name: flags.pod_name,
+        uid: flags.pod_uid,
+        ips: flags.pod_ips,
+        proxy: flags.proxy,
+        workload: flags.workload,
+        operator: flags.operator,
+        token_file: flags.token_file,
+        ca_bundle: flags.ca_bundle,
+        plan_keys: flags.plan_keys,
+        plan_dir: flags.plan_dir,
+        interception: (flags.intercept == Intercept::Init).then_some(ports),
+        config_timeout: flags.config_timeout.0,
+        on_no_config: flags.on_no_config.into(),
+        drain_delay: flags.drain_delay.0,
+        drain_timeout: flags.drain_timeout.0,
+        probes: flags.probes,
+    };
+    Options {
+        configuration: Configuration::Pod(Box::new(pod)),
+        workers: flags.workers,
+        admin_port: flags.place.admin_port,
+        metrics_port: Some(flags.metrics_port),
+        state_dir: flags.place.state_dir,
+        set_level,
+    }
+}
+
+/// Asks the sidecar that runs here to drain, and waits for its answer.
+fn drain(flags: &Drain) -> anyhow::Result<()> {
+    let token = read_token(&flags.place.state_dir)?;
+    let address = admin::admin_address(flags.place.admin_port);
+    let mut stream = TcpStream::connect(address).with_context(|| format!("no sidecar answers on its admin port {address}"))?;
+    let slack = Duration::from_secs(10);
+    stream.set_read_timeout(Some(flags.drain_delay.0 + flags.drain_timeout.0 + slack))?;
+    let request = format!(
+        "POST /drain HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.take(64 << 10).read_to_string(&mut answer).context("the sidecar did not answer in time")?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    if status != "200" {
+        bail!("the sidecar answered {status}: {}", body.trim());
+    }
+    println!("{}", body.trim());
+    Ok(())
+}
+
+fn read_token(state_dir: &Path) -> anyhow::Result<String> {
+    let file = state_dir.join("admin-token");
+    fs::read_to_string(&file).with_context(|| format!("could not read the admin token {}", file.display()))
+}
+
+fn object(text: &str) -> Result<ObjectRef, String> {
+    pair(text).map(|(namespace, name)| ObjectRef::new(namespace, name))
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((first, second)) if !first.is_empty() && !second.is_empty() => Ok((first.to_owned(), second.to_owned())),
+        _ => Err(format!("{text:?} is not two names with a / between them")),
+    }
+}

@@ -69,7 +69,9 @@ mod tests {
 
     #[test]
     fn requests_are_http() {
-        for request in ["GET / HTTP/1.1\r\n", "\r\n\r\nBREW /pot HTTP/1.0\n", "get  /x  http/1.1 \r\n", "M-SEARCH * HTTP/1.1\r\nHost"] {
+        for request in
+            ["GET / HTTP/1.1\r\n", "\r\n\r\nBREW /pot HTTP/1.0\n", "get  /x  http/1.1 \r\n", "M-SEARCH * HTTP/1.1\r\nHost"]
+        {
             assert_eq!(guess(request.as_bytes()), Guess::Http1, "{request:?}");
         }
         let long = format!("GET /{}", "a".repeat(LONG));
@@ -78,8 +80,14 @@ mod tests {
 
     #[test]
     fn other_protocols_are_not() {
-        let others: [&[u8]; 6] =
-            [b"\x16\x03\x01\x02\x00\x01", b"SSH-2.0-OpenSSH_9\r\n", b"EHLO mail.example\r\n", b"*1\r\n$4\r\nPING\r\n", b"PING\r\n", b"\0"];
+        let others: [&[u8]; 6] = [
+            b"\x16\x03\x01\x02\x00\x01",
+            b"SSH-2.0-OpenSSH_9\r\n",
+            b"EHLO mail.example\r\n",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"PING\r\n",
+            b"\0",
+        ];
         for other in others {
             assert_eq!(guess(other), Guess::Other, "{other:?}");
         }

@@ -39,7 +39,7 @@ pub(crate) type Permit = OwnedSemaphorePermit;
 
 /// The caps of all hosts; shared by the workers.
 #[derive(Debug, Default)]
-pub struct Caps {
+pub(crate) struct Caps {
     hosts: Mutex<HashMap<Key, Weak<Cap>>>,
     pools: Mutex<Vec<Arc<Watch>>>,
 }
@@ -58,8 +58,7 @@ impl Caps {
             return cap;
         }
         hosts.retain(|_, cap| cap.strong_count() > 0);
-        let cap =
-            Arc::new(Cap { places: Arc::new(Semaphore::new(0)), size: Mutex::new(0), waiting: AtomicUsize::new(0) });
+        let cap = Arc::new(Cap { places: Arc::new(Semaphore::new(0)), size: Mutex::new(0), waiting: AtomicUsize::new(0) });
         hosts.insert(key.clone(), Arc::downgrade(&cap));
         cap
     }
@@ -184,8 +183,7 @@ impl Pool {
     /// The HTTP/2 connection of this worker, opened if there is none.
     pub(crate) async fn take_h2(&self, host: &Rc<Host>, limits: &Limits) -> Result<Taken<H2>, ForwardError> {
         let deadline = Instant::now() + limits.connect;
-        let too_late =
-            || ForwardError::ConnectTimeout { upstream: host.key.endpoint.to_string(), limit: limits.connect };
+        let too_late = || ForwardError::ConnectTimeout { upstream: host.key.endpoint.to_string(), limit: limits.connect };
         let mut shared = timeout_at(deadline, host.h2.lock()).await.map_err(|_| too_late())?;
         if let Some(conn) = shared.as_ref().filter(|conn| !conn.is_closed()) {
             return Ok(Taken { conn: conn.clone(), reused: true });
@@ -195,10 +193,7 @@ impl Pool {
             return Err(too_late());
         };
         let stream = connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
-        let conn = timeout_at(deadline, H2::open(stream, permit))
-            .await
-            .map_err(|_| too_late())?
-            .map_err(ForwardError::Broken)?;
+        let conn = timeout_at(deadline, H2::open(stream, permit)).await.map_err(|_| too_late())?.map_err(ForwardError::Broken)?;
         *shared = Some(conn.clone());
         Ok(Taken { conn, reused: false })
     }
@@ -208,8 +203,7 @@ impl Pool {
         if let Ok(permit) = Arc::clone(&host.cap.places).try_acquire_owned() {
             return Ok(Place::Free(permit));
         }
-        let full =
-            || ForwardError::ConnectionLimit { upstream: host.key.endpoint.to_string(), max: limits.connections };
+        let full = || ForwardError::ConnectionLimit { upstream: host.key.endpoint.to_string(), max: limits.connections };
         let _waiting = Waiting::begin(&host.cap).ok_or_else(full)?;
         let (give, given) = oneshot::channel();
         host.waiting.borrow_mut().push_back(give);

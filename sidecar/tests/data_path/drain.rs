@@ -9,11 +9,7 @@ use std::{
 };
 
 use sidecar::drain::Phase;
-use tokio::{
-    io::AsyncWriteExt,
-    net::TcpStream,
-    time::sleep,
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
 
 use crate::support::{Client, Origin, Proxy, read_head};
 

@@ -36,7 +36,8 @@ async fn chunks_and_trailers_pass_both_ways() {
         read_head(&mut stream).await.unwrap();
         let (body, trailers) = read_chunks(&mut stream).await;
         assert_eq!((&body[..], trailers.as_str()), (&b"hello world"[..], "x-sum: 1\n"));
-        let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nx-end: 2\r\n\r\n";
+        let answer =
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-end\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nx-end: 2\r\n\r\n";
         stream.write_all(answer.as_bytes()).await.unwrap();
         stream.read_u8().await.unwrap_err();
     })
@@ -206,7 +207,9 @@ async fn reloads_keep_connections_and_lose_no_request() {
     let proxy = Proxy::before(origin.address);
     let mut client = proxy.client().await;
     for n in 0..200 {
-        proxy.apply(&format!(r#"[{{"name": "v", "headers": {{"response": {{"set": [{{"name": "x-version", "value": "{n}"}}]}}}}}}]"#));
+        proxy.apply(&format!(
+            r#"[{{"name": "v", "headers": {{"response": {{"set": [{{"name": "x-version", "value": "{n}"}}]}}}}}}]"#
+        ));
         client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
         let response = client.response().await;
         assert_eq!((response.status, response.field("x-version")), (200, n.to_string().as_str()));

@@ -17,8 +17,7 @@ use crate::support::{Origin, Proxy, field, nobody};
 
 async fn client(proxy: &Proxy) -> SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(proxy.address).await.unwrap();
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender
 }
@@ -39,7 +38,8 @@ async fn origin() -> SocketAddr {
                 let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, Infallible>)));
                 Ok::<_, Infallible>(Response::new(body))
             });
-            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+            let serving =
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
             tokio::spawn(serving);
         }
     });

@@ -200,8 +200,7 @@ async fn idle_connection_is_closed_when_it_is_old() {
         }
     })
     .await;
-    let proxy =
-        Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.idle_timeout = ms(500));
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.idle_timeout = ms(500));
     assert_eq!(proxy.ask(GET).await.text(), "ok");
     eventually("the proxy's end", || closed.load(Ordering::SeqCst)).await;
 }
@@ -244,8 +243,7 @@ async fn requests_beyond_the_cap_wait_for_a_connection() {
         }
     })
     .await;
-    let proxy =
-        Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.max_connections_per_host = 2);
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.max_connections_per_host = 2);
     let asked = futures::future::join_all((0..8).map(|_| proxy.ask(GET))).await;
     assert!(asked.iter().all(|response| response.status == 200));
     assert_eq!(origin.connections(), 2);

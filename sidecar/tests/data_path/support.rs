@@ -30,31 +30,31 @@ use tokio::{
 };
 
 /// More than anything here takes; a test that waits this long has failed.
-pub const LONG: Duration = Duration::from_secs(10);
+pub(crate) const LONG: Duration = Duration::from_secs(10);
 
 /// A proxy with one listener.
-pub struct Proxy {
-    pub address: SocketAddr,
-    pub config: Shared,
-    pub metrics: Arc<Metrics>,
-    pub drain: drain::Handle,
-    pub settings: FetchrProxySpec,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) config: Shared,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) drain: drain::Handle,
+    pub(crate) settings: FetchrProxySpec,
     _server: Server,
 }
 
 impl Proxy {
     /// In front of an origin that speaks HTTP/1.
-    pub fn before(origin: SocketAddr) -> Self {
+    pub(crate) fn before(origin: SocketAddr) -> Self {
         Self::with(&format!("http://{origin}"), |_| {})
     }
 
     /// In front of an upstream, with other settings.
-    pub fn with(upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+    pub(crate) fn with(upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
         Self::start(Some(upstream.to_owned()), Direction::Inbound, change)
     }
 
     /// A forward proxy.
-    pub fn forward() -> Self {
+    pub(crate) fn forward() -> Self {
         Self::start(None, Direction::Outbound, |_| {})
     }
 
@@ -66,8 +66,7 @@ impl Proxy {
         change(&mut settings);
         let config = Shared::new(config(&settings, Vec::new()));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
-        let setup =
-            Setup { workers: 1, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned() };
+        let setup = Setup { workers: 1, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned() };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), setup).unwrap();
         let address = server.listeners()[0].1;
@@ -75,24 +74,24 @@ impl Proxy {
     }
 
     /// Puts rules in force for requests to the application.
-    pub fn apply(&self, rules: &str) {
+    pub(crate) fn apply(&self, rules: &str) {
         let rules: Vec<PolicyRule> = serde_json::from_str(rules).unwrap();
         self.config.replace(config(&self.settings, rules));
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client(TcpStream::connect(self.address).await.unwrap())
     }
 
     /// Sends a request on a connection of its own.
-    pub async fn ask(&self, request: &str) -> Response {
+    pub(crate) async fn ask(&self, request: &str) -> Response {
         let mut client = self.client().await;
         client.send(request).await;
         client.response().await
     }
 
     /// The value of a line of the metrics page that begins so; 0 if there is none.
-    pub fn metric(&self, line: &str) -> f64 {
+    pub(crate) fn metric(&self, line: &str) -> f64 {
         let page = self.metrics.encode();
         page.lines().find(|found| found.starts_with(line)).map_or(0.0, |found| found.rsplit(' ').next().unwrap().parse().unwrap())
     }
@@ -106,49 +105,45 @@ fn config(settings: &FetchrProxySpec, rules: Vec<PolicyRule>) -> Config {
         rules,
     };
     let plan = Plan { proxy: ObjectRef::new("shop", "web"), settings: settings.clone(), policies: vec![policy] };
-    let planned = Planned {
-        plan: Arc::new(plan),
-        digest: "test".to_owned(),
-        position: Position::default(),
-        source: PlanSource::File,
-    };
+    let planned =
+        Planned { plan: Arc::new(plan), digest: "test".to_owned(), position: Position::default(), source: PlanSource::File };
     Config::build(planned, Identity::default()).unwrap()
 }
 
 /// Milliseconds as the resources spell them.
-pub fn ms(millis: u64) -> scalar::Duration {
+pub(crate) fn ms(millis: u64) -> scalar::Duration {
     scalar::Duration::from_millis(millis)
 }
 
 /// A client that writes what it is told and reads answers.
-pub struct Client(pub TcpStream);
+pub(crate) struct Client(pub(crate) TcpStream);
 
 /// An answer, taken apart.
 #[derive(Debug)]
-pub struct Response {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
-    pub trailers: String,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: String,
 }
 
 impl Response {
     /// The value of a field; panics when there is none.
-    pub fn field(&self, name: &str) -> &str {
+    pub(crate) fn field(&self, name: &str) -> &str {
         field(&self.head, name).unwrap_or_else(|| panic!("no field {name} in {}", self.head))
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         field(&self.head, name).is_some()
     }
 
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 }
 
 /// The value of a field of a head.
-pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().skip(1).find_map(|line| {
         let (found, value) = line.split_once(':')?;
         found.eq_ignore_ascii_case(name).then(|| value.trim())
@@ -156,29 +151,29 @@ pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 }
 
 impl Client {
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.write_all(bytes.as_ref()).await.unwrap();
     }
 
     /// Reads the next answer to a request that was not HEAD.
-    pub async fn response(&mut self) -> Response {
+    pub(crate) async fn response(&mut self) -> Response {
         timeout(LONG, read_response(&mut self.0, true)).await.expect("an answer in time")
     }
 
     /// Reads the next answer to HEAD.
-    pub async fn head_response(&mut self) -> Response {
+    pub(crate) async fn head_response(&mut self) -> Response {
         timeout(LONG, read_response(&mut self.0, false)).await.expect("an answer in time")
     }
 
     /// Reads exactly so many bytes.
-    pub async fn bytes(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) async fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         timeout(LONG, self.0.read_exact(&mut bytes)).await.expect("bytes in time").unwrap();
         bytes
     }
 
     /// Reads until the other side closes.
-    pub async fn rest(&mut self) -> Vec<u8> {
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         // A reset is an end too.
         let _ = timeout(LONG, self.0.read_to_end(&mut rest)).await.expect("an end in time");
@@ -203,7 +198,7 @@ async fn read_response(stream: &mut TcpStream, has_body: bool) -> Response {
 }
 
 /// A head with its empty line; none when the peer closed before it began.
-pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
+pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -216,7 +211,7 @@ pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// A chunked body and its trailers.
-pub async fn read_chunks(stream: &mut TcpStream) -> (Vec<u8>, String) {
+pub(crate) async fn read_chunks(stream: &mut TcpStream) -> (Vec<u8>, String) {
     let (mut body, mut trailers) = (Vec::new(), String::new());
     loop {
         let line = read_line(stream).await;
@@ -248,14 +243,14 @@ async fn read_line(stream: &mut TcpStream) -> String {
 }
 
 /// An origin that does with each connection what the test says.
-pub struct Origin {
-    pub address: SocketAddr,
+pub(crate) struct Origin {
+    pub(crate) address: SocketAddr,
     connections: Arc<AtomicUsize>,
 }
 
 impl Origin {
     /// Calls `serve` with each connection and its number, from 0.
-    pub async fn scripted<F, S>(serve: S) -> Self
+    pub(crate) async fn scripted<F, S>(serve: S) -> Self
     where
         S: Fn(TcpStream, usize) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
@@ -275,7 +270,7 @@ impl Origin {
     }
 
     /// Answers each request with what it got: the head as the body.
-    pub async fn echo_head() -> Self {
+    pub(crate) async fn echo_head() -> Self {
         Self::scripted(|mut stream, _| async move {
             while let Some(head) = read_head(&mut stream).await {
                 if let Some(len) = field(&head, "content-length") {
@@ -292,7 +287,7 @@ impl Origin {
     }
 
     /// Answers each request on each connection with the same bytes; bodies of requests are not read.
-    pub async fn answering(answer: &'static str) -> Self {
+    pub(crate) async fn answering(answer: &'static str) -> Self {
         Self::scripted(move |mut stream, _| async move {
             while read_head(&mut stream).await.is_some() {
                 stream.write_all(answer.as_bytes()).await.unwrap();
@@ -302,7 +297,7 @@ impl Origin {
     }
 
     /// Answers one request on each connection, and closes it.
-    pub async fn answering_once(answer: &'static str) -> Self {
+    pub(crate) async fn answering_once(answer: &'static str) -> Self {
         Self::scripted(move |mut stream, _| async move {
             read_head(&mut stream).await.unwrap();
             stream.write_all(answer.as_bytes()).await.unwrap();
@@ -311,18 +306,18 @@ impl Origin {
     }
 
     /// Connections that were opened so far.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
 
 /// An address that nobody listens on.
-pub async fn nobody() -> SocketAddr {
+pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 /// Waits until something holds.
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < LONG, "{what} did not come to hold");

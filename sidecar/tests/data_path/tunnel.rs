@@ -29,7 +29,9 @@ async fn shout(mut stream: tokio::net::TcpStream) {
 async fn upgraded_connection_carries_bytes_both_ways() {
     let proxy = Proxy::before(shouting().await.address);
     let mut client = proxy.client().await;
-    client.send("GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n").await;
+    client
+        .send("GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n")
+        .await;
     let head = read_head(&mut client.0).await.unwrap();
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     assert_eq!((field(&head, "upgrade"), field(&head, "sec-websocket-accept")), (Some("websocket"), Some("x")));
@@ -40,10 +42,8 @@ async fn upgraded_connection_carries_bytes_both_ways() {
     }
     assert_eq!(proxy.metric("fetchr_connections_open{direction=\"inbound\",kind=\"tunnel\"}"), 1.0);
     drop(client);
-    eventually("the end of the tunnel", || {
-        proxy.metric("fetchr_connections_open{direction=\"inbound\",kind=\"tunnel\"}") == 0.0
-    })
-    .await;
+    eventually("the end of the tunnel", || proxy.metric("fetchr_connections_open{direction=\"inbound\",kind=\"tunnel\"}") == 0.0)
+        .await;
     assert_eq!(proxy.metric("fetchr_bytes_total{direction=\"inbound\",part=\"request\"}"), 6.0);
     assert_eq!(proxy.metric("fetchr_bytes_total{direction=\"inbound\",part=\"response\"}"), 11.0);
 }

@@ -1,0 +1,345 @@
+//! Starts a sidecar, or a proxy of its own on a laptop, and ends it.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use crds::{
+    plan::{Identity, ObjectRef},
+    policy::Direction,
+    proxy::{FetchrProxySpec, InterceptionMode, OnNoConfig},
+};
+use tokio::{
+    net::TcpListener,
+    runtime::Builder,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::{self, Admin, Public, SetLevel, probe::Probes},
+    config::{Config, Shared},
+    drain,
+    health::Health,
+    limit::Limiter,
+    metrics::Metrics,
+    route,
+    server::{Interception, Server, Setup},
+    source::{
+        self,
+        coldstart::ColdStart,
+        file::{self, Files},
+        state::StateDir,
+        stream,
+    },
+};
+
+mod logging;
+
+pub use logging::init as init_logging;
+
+/// Descriptors that are not for client connections: upstreams need as many as clients, and some are for the sidecar itself.
+const RESERVED_DESCRIPTORS: u64 = 64;
+
+/// Client connections at a time, at most.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// How a proxy is to run. What stands in a FetchrProxy follows the configuration and is not in here.
+pub struct Options {
+    /// Where the configuration comes from.
+    pub configuration: Configuration,
+    /// Threads that serve requests; without, what the FetchrProxy says, or one.
+    pub workers: Option<usize>,
+    /// Port of the admin interface, on loopback.
+    pub admin_port: u16,
+    /// Port of metrics and health; without, what the FetchrProxy says.
+    pub metrics_port: Option<u16>,
+    /// Folder that keeps the last good plan and holds the admin token.
+    pub state_dir: PathBuf,
+    /// Sets what is logged while it runs.
+    pub set_level: SetLevel,
+}
+
+/// Where the configuration comes from.
+pub enum Configuration {
+    /// Files, standalone: `fetchr run`.
+    Files(Files),
+    /// The operator, in a pod.
+    Pod(Box<Pod>),
+}
+
+/// What admission told a sidecar.
+pub struct Pod {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// UID of the pod.
+    pub uid: String,
+    /// Addresses of the pod.
+    pub ips: Vec<IpAddr>,
+    /// The proxy that admission chose.
+    pub proxy: ObjectRef,
+    /// `Kind/name` of the pod's workload.
+    pub workload: Option<(String, String)>,
+    /// `host:port` of the operator's streams.
+    pub operator: String,
+    /// File of the projected service-account token.
+    pub token_file: PathBuf,
+    /// Certificates of the operator's CA, PEM.
+    pub ca_bundle: String,
+    /// Public keys that may sign cold-start plans, base64.
+    pub plan_keys: Vec<String>,
+    /// Folder where `fetchr-plan` is mounted.
+    pub plan_dir: Option<PathBuf>,
+    /// Ports of interception; none in mode Explicit.
+    pub interception: Option<Interception>,
+    /// How long to wait for the first configuration.
+    pub config_timeout: Duration,
+    /// What happens without one.
+    pub on_no_config: OnNoConfig,
+    /// How long connections are still accepted after readiness is gone.
+    pub drain_delay: Duration,
+    /// How long requests under way may take after that.
+    pub drain_timeout: Duration,
+    /// JSON of the probes that were rewritten.
+    pub probes: String,
+}
+
+/// Runs until a signal ends it. The error says what could not be started, and why.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    let descriptors = raise_descriptors();
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .context("could not start the runtime")?;
+    let outcome = runtime.block_on(serve(options, descriptors));
+    // Blocking look-ups may hang; nothing waits for them.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(options: Options, descriptors: u64) -> anyhow::Result<()> {
+    let started = Instant::now();
+    // From here on a signal is an order, not the end.
+    let signals = Signals::listen().context("could not listen for signals")?;
+    let stop = CancellationToken::new();
+    let (metrics, limiter, drain) = (Metrics::new(), Arc::new(Limiter::default()), drain::Handle::new());
+    let source_metrics = source::Metrics::default();
+    metrics.register(|registry| {
+        limiter.register(registry);
+        source_metrics.register(registry);
+        route::register(registry);
+    });
+    let shared = Shared::new(first_config(&options.configuration)?);
+    let health = Health::new(shared.clone(), drain.clone());
+    let state = StateDir::open(&options.state_dir)
+        .with_context(|| format!("could not open the state folder {}", options.state_dir.display()))?;
+
+    let own = Own { metrics: Arc::clone(&metrics), health: health.clone(), stop: stop.clone() };
+    let addresses = own.serve(&options, &shared, &drain, &state).await?;
+    let setup = setup(&options, &shared, addresses, descriptors);
+    let interception = setup.interception;
+    let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), setup)?;
+    health.listening();
+    tracing::info!(took = ?started.elapsed(), ?interception, version = env!("CARGO_PKG_VERSION"), "Listeners are open.");
+
+    let in_pod = matches!(options.configuration, Configuration::Pod(_));
+    match options.configuration {
+        Configuration::Files(files) => {
+            tokio::spawn(file::watch(files, shared.clone(), source_metrics, stop.clone()));
+        }
+        Configuration::Pod(pod) => {
+            tokio::spawn(give_up(shared.clone(), pod.config_timeout, pod.on_no_config));
+            tokio::spawn(stream::run(stream_settings(*pod, state), shared.clone(), health, source_metrics, stop.clone()));
+        }
+    }
+    tokio::spawn(logging::follow(shared.clone(), options.set_level));
+    end(signals, &drain, in_pod, &shared).await;
+    stop.cancel();
+    Ok(())
+}
+
+/// The configuration that holds before anything was received.
+fn first_config(configuration: &Configuration) -> anyhow::Result<Config> {
+    match configuration {
+        Configuration::Files(files) => Ok(file::load(files, &|name| std::env::var(name).ok())?),
+        Configuration::Pod(pod) => {
+            let mut settings = FetchrProxySpec::default();
+            let explicit = pod.interception.is_none();
+            settings.interception.mode = if explicit { InterceptionMode::Explicit } else { InterceptionMode::Init };
+            (settings.drain.delay.0, settings.drain.timeout.0) = (pod.drain_delay, pod.drain_timeout);
+            Ok(Config::waiting(settings))
+        }
+    }
+}
+
+/// Without a configuration in time, what `onNoConfig` says holds.
+async fn give_up(shared: Shared, limit: Duration, on_no_config: OnNoConfig) {
+    tokio::time::sleep(limit).await;
+    if shared.give_up(on_no_config) {
+        tracing::warn!(?limit, ?on_no_config, "No configuration came in time.");
+    }
+}
+
+fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: u64) -> Setup {
+    let settings = shared.load();
+    let workers = settings.settings().workers.and_then(|workers| usize::try_from(workers).ok());
+    let clients = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2).unwrap_or(MAX_CONNECTIONS);
+    let (interception, unique) = match &options.configuration {
+        Configuration::Files(_) => (None, format!("{}-{:x}", std::process::id(), rough_time())),
+        Configuration::Pod(pod) => (pod.interception, token(&pod.uid)),
+    };
+    Setup {
+        workers: options.workers.or(workers).unwrap_or(1),
+        interception,
+        own,
+        max_connections: clients.clamp(1, MAX_CONNECTIONS),
+        unique,
+    }
+}
+
+/// The part of a pod's UID that goes into `Via`.
+fn token(uid: &str) -> String {
+    uid.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
+}
+
+fn rough_time() -> u128 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
+}
+
+fn stream_settings(pod: Pod, state: StateDir) -> stream::Settings {
+    let (workload_kind, workload_name) = pod.workload.unwrap_or_default();
+    let cold_start = ColdStart {
+        plan_dir: pod.plan_dir,
+        state: Some(state),
+        keys: pod.plan_keys.iter().filter_map(|key| key.parse().ok()).collect(),
+        namespace: pod.namespace,
+        proxy: pod.proxy,
+        identity: Identity { workload_kind, workload_name, ..Identity::default() },
+    };
+    stream::Settings {
+        operator: pod.operator,
+        token_file: pod.token_file,
+        ca_pem: pod.ca_bundle,
+        pod_name: pod.name,
+        pod_uid: pod.uid,
+        cold_start,
+    }
+}
+
+/// The sidecar's own ports.
+struct Own {
+    metrics: Arc<Metrics>,
+    health: Health,
+    stop: CancellationToken,
+}
+
+impl Own {
+    /// Opens admin and metrics, and returns where they are.
+    async fn serve(
+        self,
+        options: &Options,
+        shared: &Shared,
+        drain: &drain::Handle,
+        state: &StateDir,
+    ) -> anyhow::Result<Vec<SocketAddr>> {
+        let (probes, everywhere) = match &options.configuration {
+            Configuration::Files(_) => (Probes::default(), false),
+            Configuration::Pod(pod) => {
+                let address = pod.ips.first().copied().unwrap_or(Ipv4Addr::LOCALHOST.into());
+                (Probes::parse(&pod.probes, address).map_err(anyhow::Error::msg)?, true)
+            }
+        };
+        let configured = u16::try_from(shared.load().settings().telemetry.metrics_port).unwrap_or_default();
+        let port = options.metrics_port.unwrap_or(configured);
+        let (open, metrics) = listen_public(port, everywhere).await?;
+        let (admin_open, admin_address) = bind(admin::admin_address(options.admin_port)).await?;
+        let token = state.new_admin_token().context("could not write the admin token")?;
+        let public = Public { health: self.health, metrics: self.metrics, probes: Arc::new(probes) };
+        tokio::spawn(admin::serve(open, admin::public(public), self.stop.clone()));
+        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level: Arc::clone(&options.set_level) };
+        tokio::spawn(admin::serve(admin_open, admin::admin(orders, &token), self.stop));
+        tracing::info!(%metrics, admin = %admin_address, "Admin and metrics are open.");
+        Ok(vec![metrics, admin_address])
+    }
+}
+
+/// In a pod metrics are for the cluster, on IPv6 too where there is one; on a laptop for the laptop.
+async fn listen_public(port: u16, everywhere: bool) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    if !everywhere {
+        return bind((Ipv4Addr::LOCALHOST, port).into()).await;
+    }
+    match bind((std::net::Ipv6Addr::UNSPECIFIED, port).into()).await {
+        Ok(bound) => Ok(bound),
+        Err(_) => bind((Ipv4Addr::UNSPECIFIED, port).into()).await,
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// The signals that end a proxy.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Order {
+    Terminate,
+    Interrupt,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> Order {
+        tokio::select! {
+            _ = self.terminate.recv() => Order::Terminate,
+            _ = self.interrupt.recv() => Order::Interrupt,
+        }
+    }
+}
+
+/// Waits for a signal, then drains. A second signal ends at once.
+async fn end(mut signals: Signals, drain: &drain::Handle, in_pod: bool, shared: &Shared) {
+    let order = signals.next().await;
+    let settings = shared.load().settings().drain.clone();
+    // In a pod `preStop` has announced the end, and the application is gone; whoever presses Ctrl-C does not want to wait.
+    let delay = if in_pod || order == Order::Interrupt { Duration::ZERO } else { settings.delay.0 };
+    tracing::info!(?order, inbound = drain.open(Direction::Inbound), outbound = drain.open(Direction::Outbound), "Ending.");
+    let drained = async {
+        drain.drain_inbound(delay, settings.timeout.0).await;
+        drain.stop(settings.timeout.0).await
+    };
+    tokio::select! {
+        left = drained => tracing::info!(left, "Ended."),
+        _ = signals.next() => tracing::warn!("Ended at once by a second signal."),
+    }
+}
+
+/// Raises the limit on file descriptors as far as it goes, and returns it.
+fn raise_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
+    // SAFETY: both calls get a valid `rlimit` that outlives them.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+    limit.rlim_cur
+}
