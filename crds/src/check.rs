@@ -3,6 +3,7 @@
 mod address;
 mod expression;
 mod field;
+mod known;
 mod path;
 mod pattern;
 mod resources;
@@ -14,6 +15,7 @@ pub(crate) use address::{
     check_upstream,
 };
 pub(crate) use field::{check_editable, check_field_name, check_field_value};
+pub(crate) use known::Known;
 pub(crate) use path::{check_path, check_template};
 pub(crate) use resources::{QUANTITY_PATTERN, check_resources};
 pub use {
@@ -33,6 +35,12 @@ pub(crate) const NAME: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 
 /// Pattern of the name of a header field (RFC 9110, section 5.6.2).
 pub(crate) const FIELD_NAME: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$";
+
+/// Checks a regular expression that has to match a whole value.
+pub(crate) fn check_pattern(pattern: &str, at: &FieldPath, problems: &mut Problems) {
+    static KNOWN: Known = Known::new();
+    note(KNOWN.check(pattern, |pattern| compile_pattern(pattern).map(drop)), at, problems);
+}
 
 /// Adds the error of a check as a problem at `at`.
 pub(crate) fn note<T>(result: Result<T, String>, at: &FieldPath, problems: &mut Problems) {

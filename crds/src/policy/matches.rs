@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     check::{
-        HOST_PATTERN, check_field_name, check_host_patterns, check_path, check_template, compile_expression, compile_pattern,
-        note,
+        HOST_PATTERN, Known, check_field_name, check_host_patterns, check_path, check_pattern, check_template,
+        compile_expression, note,
     },
     problems::{FieldPath, Problems},
     rule::Rule,
@@ -132,9 +132,14 @@ impl Match {
             parameter.check(&at.field("query").index(index), problems);
         }
         if let Some(cel) = &self.cel {
-            note(compile_expression(cel, CEL_VARIABLES), &at.field("cel"), problems);
+            check_expression(cel, &at.field("cel"), problems);
         }
     }
+}
+
+fn check_expression(source: &str, at: &FieldPath, problems: &mut Problems) {
+    static KNOWN: Known = Known::new();
+    note(KNOWN.check(source, |source| compile_expression(source, CEL_VARIABLES).map(drop)), at, problems);
 }
 
 impl PathMatch {
@@ -148,7 +153,7 @@ impl PathMatch {
         match self.kind {
             PathKind::Exact | PathKind::Prefix => check_path(&self.value, &at, problems),
             PathKind::Template => check_template(&self.value, &at, problems),
-            PathKind::Regex => note(compile_pattern(&self.value), &at, problems),
+            PathKind::Regex => check_pattern(&self.value, &at, problems),
         }
     }
 }
@@ -158,7 +163,7 @@ impl ValueMatch {
         let compares = matches!(self.kind, ValueKind::Exact | ValueKind::Regex);
         VALUE_TO_COMPARE.check(self.value.is_some() == compares, at, problems);
         if let (ValueKind::Regex, Some(value)) = (self.kind, &self.value) {
-            note(compile_pattern(value), &at.field("value"), problems);
+            check_pattern(value, &at.field("value"), problems);
         }
     }
 }
