@@ -74,16 +74,6 @@ impl Plan {
         (self, left_out.into_iter().collect())
     }
 
-    /// The policies for a pod, the most specific first. A policy that reaches the pod by several of its targets stands here once, by
-    /// the most specific of them, so that nothing is counted twice; by hosts outside of the cluster it stands as often as it names
-    /// some, since only a request tells which.
-    pub fn for_identity(&self, identity: &Identity) -> Vec<&AttachedPolicy> {
-        let mut seen = BTreeSet::new();
-        let is_host = |policy: &AttachedPolicy| matches!(policy.attachment, Attachment::ExternalHost { .. });
-        let own = self.policies.iter().filter(|policy| identity.has(&policy.attachment));
-        own.filter(|policy| is_host(policy) || seen.insert(&policy.policy)).collect()
-    }
-
     /// The plan as canonical JSON: keys sorted, no white space, so that equal plans are equal bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         // `Value` keeps its keys sorted; the structs themselves would write them in the order of their declaration.

@@ -67,8 +67,22 @@ pub(crate) fn check_path(path: &str, at: &FieldPath, problems: &mut Problems) {
         Some('?') => problems.add(at, "a path has no query: write what follows the ? as conditions in `query`"),
         Some('#') => problems.add(at, "a path has no fragment: browsers never send what follows the #"),
         Some(wrong) => problems.add(at, format!("{wrong:?} can't stand in a path: write it percent-encoded")),
+        None if has_odd_segments(path) => {
+            problems.add(at, "no request ever has this path: empty segments, . and .. are resolved before rules are tried; write what they resolve to");
+        }
         None => {}
     }
+}
+
+/// Whether there is an empty segment before the end, or one that stands for a folder above, also when percent-encoded.
+fn has_odd_segments(path: &str) -> bool {
+    let mut segments = path.split('/').skip(1).peekable();
+    let mut odd = false;
+    while let Some(segment) = segments.next() {
+        let dots = segment.to_ascii_lowercase().replace("%2e", ".");
+        odd |= dots == "." || dots == ".." || (segment.is_empty() && segments.peek().is_some());
+    }
+    odd
 }
 
 #[cfg(test)]
@@ -97,6 +111,16 @@ mod tests {
             ["a", "/{id", "/id}", "/a{id}", "/{id}b", "/{}", "/{*}", "/{1a}", "/{a-b}", "/{a}/{a}", "/{*a}/b", "/{{a}}"]
         {
             assert!(parse_template(template).is_err(), "{template}");
+        }
+    }
+
+    #[test]
+    fn segments_that_are_resolved_before_rules_are_tried_are_odd() {
+        for path in ["//", "/a//b", "/a/../b", "/.", "/a/%2E%2e", "//a", "/a//"] {
+            assert!(has_odd_segments(path), "{path}");
+        }
+        for path in ["/", "/a", "/a/", "/a/b", "/.well-known/x", "/a/..b", "/...", "/{a}/{*rest}"] {
+            assert!(!has_odd_segments(path), "{path}");
         }
     }
 

@@ -334,22 +334,6 @@ fn selector_expressions_hold_together() {
 }
 
 #[test]
-fn policy_reaches_a_pod_once_by_its_most_specific_target() {
-    let proxies = [proxy("shop", "web")];
-    let mut twice = policy("shop", "twice", target(TargetKind::Namespace, "shop"), vec![limiting("all", &[], 1)]);
-    twice.spec.target_refs.push(target(TargetKind::Deployment, "web"));
-    let compiled = compile(&inputs(&proxies, &[twice]));
-    let plan = plan_of(&compiled, "shop", &proxies[0]);
-    let identity =
-        |name: &str| Identity { workload_kind: "Deployment".to_owned(), workload_name: name.to_owned(), ..Identity::default() };
-    let attachments = |identity: &Identity| {
-        plan.for_identity(identity).iter().map(|policy| policy.attachment.specificity()).collect::<Vec<_>>()
-    };
-    assert_eq!(attachments(&identity("web")), [4]);
-    assert_eq!(attachments(&identity("api")), [1]);
-}
-
-#[test]
 fn digest_is_that_of_canonical_json() {
     let plan = Plan { proxy: ObjectRef::new("shop", "web"), ..Plan::default() };
     let text = String::from_utf8(plan.to_bytes()).expect("JSON is UTF-8");

@@ -61,12 +61,12 @@ pub struct Limit {
 
 impl Limit {
     /// Requests that may come at once.
-    pub fn burst(&self) -> u64 {
+    fn burst(&self) -> u64 {
         u64::try_from(self.burst.unwrap_or(self.requests)).unwrap_or_default()
     }
 
     /// The rate in lowest terms: requests, and the microseconds in which they are allowed.
-    pub fn rate(&self) -> (u64, u64) {
+    fn rate(&self) -> (u64, u64) {
         let requests = u64::try_from(self.requests).unwrap_or_default();
         let micros = u64::try_from(self.per.0.as_micros()).unwrap_or(u64::MAX);
         let divisor = greatest_common_divisor(requests, micros).max(1);
@@ -75,7 +75,7 @@ impl Limit {
 
     /// The level of a full bucket, in the unit in which both a request and a microsecond are whole numbers: a request counts
     /// `rate().1`, a microsecond `rate().0`. A checked limit keeps it at 2^53 or less, which a double holds exactly, as in Redis.
-    pub fn full_level(&self) -> u128 {
+    fn full_level(&self) -> u128 {
         u128::from(self.burst()) * u128::from(self.rate().1)
     }
 
