@@ -115,8 +115,7 @@ impl Routes {
                 build.others.push((policy.policy.clone(), policy.attachment.clone()));
             }
         }
-        let whole = |message| ConfigError { policy: None, rule: None, message };
-        let index = Index::build(build.entries.iter().map(|entry| &entry.path)).map_err(whole)?;
+        let index = Index::build(build.entries.iter().map(|entry| &entry.path));
         let skipped = &plan.settings.interception.outbound.skip_hosts;
         let table = Table {
             direction,

@@ -180,21 +180,58 @@ pub(super) struct Index {
     /// Segments of the deepest prefix: no deeper one is looked up.
     depth: usize,
     templates: Vec<(Template, u32)>,
-    regexes: Option<(meta::Regex, Vec<u32>)>,
+    regexes: Regexes,
+}
+
+/// Expressions of a table.
+#[derive(Debug)]
+enum Regexes {
+    None,
+    /// All in one, which takes one pass.
+    Joint(meta::Regex, Vec<u32>),
+    /// One after the other: together they would be too large.
+    Apart(Vec<(meta::Regex, u32)>),
+}
+
+impl Regexes {
+    /// `size` bounds the memory of the joint one, in bytes.
+    fn build(all: Vec<(&str, &meta::Regex, u32)>, size: usize) -> Self {
+        if all.is_empty() {
+            return Self::None;
+        }
+        let sources: Vec<_> = all.iter().map(|(source, ..)| format!("^(?:{source})$")).collect();
+        let config = meta::Config::new().nfa_size_limit(Some(size)).match_kind(MatchKind::All);
+        match meta::Regex::builder().configure(config).build_many(&sources) {
+            Ok(joint) => Self::Joint(joint, all.into_iter().map(|(.., id)| id).collect()),
+            Err(_) => Self::Apart(all.into_iter().map(|(_, regex, id)| (regex.clone(), id)).collect()),
+        }
+    }
+
+    fn find(&self, path: &str, mut found: impl FnMut(u32)) {
+        match self {
+            Self::None => {}
+            Self::Joint(regex, ids) => {
+                let mut matching = PatternSet::new(ids.len());
+                regex.which_overlapping_matches(&Input::new(path), &mut matching);
+                matching.iter().for_each(|pattern| found(ids[pattern.as_usize()]));
+            }
+            Self::Apart(all) => all.iter().filter(|(regex, _)| regex.is_match(path)).for_each(|(_, id)| found(*id)),
+        }
+    }
 }
 
 impl Index {
     /// Indexes patterns by their place in the list.
-    pub(super) fn build<'a>(patterns: impl Iterator<Item = &'a Pattern>) -> Result<Self, String> {
+    pub(super) fn build<'a>(patterns: impl Iterator<Item = &'a Pattern>) -> Self {
         let mut index = Self {
             any: Vec::new(),
             exact: HashMap::new(),
             prefixes: HashMap::new(),
             depth: 0,
             templates: Vec::new(),
-            regexes: None,
+            regexes: Regexes::None,
         };
-        let mut sources = Vec::new();
+        let mut regexes = Vec::new();
         for (id, pattern) in (0_u32..).zip(patterns) {
             match pattern {
                 Pattern::Any => index.any.push(id),
@@ -204,19 +241,11 @@ impl Index {
                     index.prefixes.entry(path.clone()).or_default().push(id);
                 }
                 Pattern::Template(template) => index.templates.push((template.clone(), id)),
-                Pattern::Regex { source, .. } => sources.push((format!("^(?:{source})$"), id)),
+                Pattern::Regex { source, regex } => regexes.push((&**source, regex, id)),
             }
         }
-        if !sources.is_empty() {
-            let (sources, ids): (Vec<_>, Vec<_>) = sources.into_iter().unzip();
-            let config = meta::Config::new().nfa_size_limit(Some(REGEX_SIZE)).match_kind(MatchKind::All);
-            let all = meta::Regex::builder()
-                .configure(config)
-                .build_many(&sources)
-                .map_err(|error| format!("the regular expressions of all rules together: {error}"))?;
-            index.regexes = Some((all, ids));
-        }
-        Ok(index)
+        index.regexes = Regexes::build(regexes, REGEX_SIZE);
+        index
     }
 
     /// Calls `found` for each pattern that matches, in no order.
@@ -239,13 +268,7 @@ impl Index {
                 all(&[*id]);
             }
         }
-        if let Some((regex, ids)) = &self.regexes {
-            let mut matching = PatternSet::new(ids.len());
-            regex.which_overlapping_matches(&Input::new(path), &mut matching);
-            for pattern in matching.iter() {
-                all(&[ids[pattern.as_usize()]]);
-            }
-        }
+        self.regexes.find(path, found);
     }
 }
 
@@ -333,6 +356,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn expressions_too_large_together_still_match() {
+        let sources = ["/a.*", "/b.*", "/.*z"];
+        let regexes: Vec<_> = sources.iter().map(|source| compile_pattern(source).unwrap()).collect();
+        let all = || sources.into_iter().zip(&regexes).zip(0..).map(|((source, regex), id)| (source, regex, id)).collect();
+        let (joint, apart) = (Regexes::build(all(), REGEX_SIZE), Regexes::build(all(), 100));
+        assert!(matches!(joint, Regexes::Joint(..)) && matches!(apart, Regexes::Apart(_)));
+        for (path, expected) in [("/az", vec![0, 2]), ("/b", vec![1]), ("/c", vec![])] {
+            for regexes in [&joint, &apart] {
+                let mut found = Vec::new();
+                regexes.find(path, |id| found.push(id));
+                assert_eq!(found, expected, "{path}");
+            }
+        }
+    }
+
     fn segments() -> impl Strategy<Value = String> {
         proptest::collection::vec(prop::sample::select(vec!["a", "b", "", ".", "..", "%61", "%2f"]), 0..5)
             .prop_map(|segments| format!("/{}", segments.join("/")))
@@ -354,7 +393,7 @@ mod tests {
         fn index_finds_what_each_pattern_matches(patterns in proptest::collection::vec(any_pattern(), 0..12), path in segments()) {
             let path = normalise(&path);
             let mut found = Vec::new();
-            Index::build(patterns.iter()).unwrap().find(&path, |id| found.push(id as usize));
+            Index::build(patterns.iter()).find(&path, |id| found.push(id as usize));
             found.sort_unstable();
             let expected: Vec<_> = (0..patterns.len()).filter(|&id| patterns[id].matches(&path)).collect();
             prop_assert_eq!(found, expected);

@@ -375,7 +375,7 @@ proptest! {
         prop_assert_eq!(holding(&explained, "timeouts"), timeouts);
         prop_assert_eq!(route.label().to_string(), explained.route.clone().unwrap_or_default());
         for rule in &explained.rules {
-            prop_assert!(rule.matched.is_some() != !rule.why_not.is_empty());
+            prop_assert_eq!(rule.matched.is_some(), rule.why_not.is_empty());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The plan of a start without an operator: the signed one of the mounted ConfigMap, or the one that an earlier start kept.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::SystemTime};
 
 use crds::plan::{Identity, ObjectRef};
 use wire::signed::{self, MAX_ENVELOPE, PublicKey};
@@ -43,6 +43,16 @@ impl ColdStart {
         candidates.into_iter().flatten().find_map(|planned| build(planned, &identity, metrics))
     }
 
+    /// When the mounted plan was last changed, so that one that was refused is looked at only once.
+    pub fn changed(&self) -> Option<SystemTime> {
+        std::fs::metadata(self.mounted_at()?).and_then(|file| file.modified()).ok()
+    }
+
+    fn mounted_at(&self) -> Option<PathBuf> {
+        let ObjectRef { namespace, name } = &self.proxy;
+        Some(self.plan_dir.as_ref()?.join(format!("{namespace}.{name}")))
+    }
+
     /// What was known at the last start, with the workload that admission stamped.
     fn placed(&self, kept: &Identity) -> Identity {
         let Identity { workload_kind, workload_name, .. } = self.identity.clone();
@@ -50,8 +60,7 @@ impl ColdStart {
     }
 
     fn mounted(&self, metrics: &Metrics) -> Option<Planned> {
-        let ObjectRef { namespace, name } = &self.proxy;
-        let path = self.plan_dir.as_ref()?.join(format!("{namespace}.{name}"));
+        let path = self.mounted_at()?;
         let refuse = |reason, error: &dyn std::fmt::Display| {
             metrics.refused(reason);
             tracing::warn!(path = %path.display(), reason, %error, "The mounted cold-start plan was ignored.");

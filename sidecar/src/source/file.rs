@@ -53,7 +53,7 @@ pub enum FileError {
         /// Where the document begins.
         origin: Option<Origin>,
         /// What is wrong.
-        error: ConfigError,
+        error: Box<ConfigError>,
     },
 }
 
@@ -86,7 +86,7 @@ pub fn load(files: &Files, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
     let planned = Planned { plan: Arc::new(plan), digest, position: Position::default(), source: PlanSource::File };
     Config::build(planned, files.identity.clone()).map_err(|error| {
         let origin = error.policy.as_ref().and_then(|policy| documents.origins.get(&("FetchrPolicy".to_owned(), policy.clone())));
-        FileError::Config { origin: origin.cloned(), error }
+        FileError::Config { origin: origin.cloned(), error: Box::new(error) }
     })
 }
 

@@ -64,7 +64,8 @@ pub struct Settings {
 impl Settings {
     /// The host of the operator: the name that its certificate has to carry.
     fn host(&self) -> &str {
-        self.operator.rsplit_once(':').map_or(self.operator.as_str(), |(host, _)| host)
+        let host = self.operator.rsplit_once(':').map_or(self.operator.as_str(), |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
     }
 
     fn proxy(&self) -> &ObjectRef {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crds::plan::{Identity, Plan, digest_bytes};
@@ -41,17 +41,20 @@ pub(super) struct Receiver {
     identity: Identity,
     streams: BTreeMap<StreamId, mpsc::Sender<v1::Up>>,
     told: Option<v1::Status>,
+    /// The mounted plan that was looked at last.
+    mounted: Option<SystemTime>,
 }
 
 impl Receiver {
     pub(super) fn new(settings: Arc<Settings>, shared: Shared, health: Health, metrics: Metrics) -> Self {
         let identity = settings.cold_start.identity.clone();
         let (order, streams) = (Order::default(), BTreeMap::new());
-        Self { settings, shared, health, metrics, order, identity, streams, told: None }
+        Self { settings, shared, health, metrics, order, identity, streams, told: None, mounted: None }
     }
 
     /// Puts the mounted or the kept plan in force, if there is one.
     pub(super) fn cold_start(&mut self) {
+        self.mounted = self.settings.cold_start.changed();
         let Some(config) = self.settings.cold_start.load(&self.metrics) else { return };
         if let Some(planned) = &config.planned {
             tracing::info!(digest = planned.digest, source = %planned.source, "A plan from before the first stream is in force.");
@@ -59,6 +62,13 @@ impl Receiver {
         }
         self.identity = config.identity.clone();
         self.shared.replace(config);
+    }
+
+    /// The ConfigMap is often written after the pod was made.
+    fn look_again(&mut self) {
+        if self.settings.cold_start.changed() != self.mounted {
+            self.cold_start();
+        }
     }
 
     pub(super) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
@@ -81,7 +91,7 @@ impl Receiver {
                 () = &mut opened, if !seen_opened => { seen_opened = true; self.tell(false) }
                 () = &mut draining, if !seen_draining => { seen_draining = true; self.tell(false) }
                 _ = status.tick() => self.tell(true),
-                _ = cold_start.tick(), if self.shared.load().standing != Standing::Planned => self.cold_start(),
+                _ = cold_start.tick(), if self.shared.load().standing != Standing::Planned => self.look_again(),
             }
         }
     }

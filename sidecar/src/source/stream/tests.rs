@@ -424,6 +424,21 @@ async fn kept_plan_serves_until_a_stream_brings_one_of_any_position() {
     sidecar.end().await;
 }
 
+#[tokio::test]
+async fn plan_that_is_mounted_later_is_taken_without_a_stream() {
+    let mut sidecar = Sidecar::new(1, "");
+    let operator = wire::signed::KeyPair::generate().unwrap();
+    sidecar.settings.cold_start.keys = vec![operator.public()];
+    let sidecar = sidecar.start();
+    let plan = plan("mounted", 1);
+    let envelope = wire::signed::sign(&operator, "shop", &ObjectRef::new("shop", "web"), &plan.document, &plan.position).unwrap();
+    fs::create_dir(sidecar.folder.path().join("plan")).unwrap();
+    fs::write(sidecar.folder.path().join("plan/shop.web"), envelope).unwrap();
+    sidecar.has(&plan.digest).await;
+    assert_eq!(sidecar.shared.load().source(), PlanSource::ConfigMap);
+    sidecar.end().await;
+}
+
 /// Two streams without sockets, so that time can be paused.
 struct Streams {
     events: mpsc::Sender<Event>,
