@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use crds::{FetchrPolicy, FetchrProxy, proxy::FetchrProxySpec, schema::definitions};
+use crds::{FetchrPolicy, FetchrProxy, policy::FEATURES, proxy::FetchrProxySpec, schema::definitions};
 use serde_json::{Map, Value, json};
 
 #[test]
@@ -141,5 +141,15 @@ fn fill(value: &mut Value, schema: &Value) {
         }
     } else if let Value::Array(items) = value {
         items.iter_mut().for_each(|item| fill(item, &schema["items"]));
+    }
+}
+
+#[test]
+fn rule_that_wants_a_section_knows_every_kind() {
+    let rule = &definitions()[1].schema()["properties"]["spec"]["properties"]["rules"]["items"];
+    let text = rule["x-kubernetes-validations"][0]["rule"].as_str().unwrap();
+    for feature in FEATURES {
+        assert!(text.contains(&format!("has(self.{feature})")), "{feature} is missing in: {text}");
+        assert!(rule["properties"].get(feature).is_some(), "{feature} is no field of a rule");
     }
 }
