@@ -11,6 +11,7 @@ pub mod context;
 pub mod default_proxy;
 pub mod deliver;
 pub mod health;
+pub mod https;
 pub mod index;
 pub mod inject;
 pub mod lease;

@@ -1,5 +1,142 @@
-//! Admission: `/inject` and `/validate`.
+//! Admission: `/inject` gives pods their sidecar, `/validate` checks FetchrProxies and FetchrPolicies.
+//!
+//! Nothing is written here (`sideEffects: None`), so a dry run is answered like any other request.
 
 mod cluster;
+mod lookup;
+mod mutate;
+mod review;
+mod validate;
 
-pub use cluster::Cluster;
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use kube::core::{
+    DynamicObject,
+    admission::{AdmissionRequest, AdmissionResponse},
+};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use tokio::time::{Instant, timeout};
+
+pub use cluster::{ApiServer, Cluster, Fallback, LookupError};
+pub use lookup::Lookup;
+
+use crate::{certs::Certs, inject::Injector};
+
+/// Largest review, in bytes: an object may have 1.5 MiB, and an update carries the old one too.
+const MAX_BODY: usize = 3 << 20;
+/// How long a decision may take. The API server waits for 5 s, and would name no cause.
+const DEADLINE: Duration = Duration::from_secs(4);
+
+/// What admission works with.
+pub struct Webhook {
+    /// What it asks about the cluster.
+    pub lookup: Lookup,
+    /// What sidecars are injected with.
+    pub injector: Injector,
+    /// Where CA bundle and plan keys come from.
+    pub certs: Certs,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Requests and how long they took.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    requests: Family<Answered, Counter>,
+    duration: Family<Asked, Histogram>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Answered {
+    webhook: &'static str,
+    allowed: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Asked {
+    webhook: &'static str,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let buckets = || Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0]);
+        let metrics = Self { requests: Family::default(), duration: Family::new_with_constructor(buckets) };
+        registry.register("webhook_requests", "Requests for admission", metrics.requests.clone());
+        let help = "How long a request for admission took";
+        registry.register_with_unit("webhook_request_duration", help, Unit::Seconds, metrics.duration.clone());
+        metrics
+    }
+
+    fn answered(&self, webhook: &'static str, allowed: bool, took: Duration) {
+        let allowed = if allowed { "true" } else { "false" };
+        self.requests.get_or_create(&Answered { webhook, allowed }).inc();
+        self.duration.get_or_create(&Asked { webhook }).observe(took.as_secs_f64());
+    }
+}
+
+/// The two paths. Anything but a POST of JSON is refused before it is read.
+pub fn router(webhook: Arc<Webhook>) -> Router {
+    Router::new()
+        .route("/inject", post(inject))
+        .route("/validate", post(validate))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(webhook)
+}
+
+async fn inject(State(webhook): State<Arc<Webhook>>, headers: HeaderMap, body: Bytes) -> Response {
+    let decide = async |request: AdmissionRequest<DynamicObject>| mutate::decide(&webhook, request).await;
+    answer(&webhook.metrics, "inject", &headers, &body, decide).await
+}
+
+async fn validate(State(webhook): State<Arc<Webhook>>, headers: HeaderMap, body: Bytes) -> Response {
+    let decide = async |request: AdmissionRequest<DynamicObject>| validate::decide(&request, &webhook.lookup.operator_namespace);
+    answer(&webhook.metrics, "validate", &headers, &body, decide).await
+}
+
+/// From bytes to bytes: reads the review, has it decided in time, counts it.
+async fn answer(
+    metrics: &Metrics,
+    webhook: &'static str,
+    headers: &HeaderMap,
+    body: &[u8],
+    decide: impl AsyncFnOnce(AdmissionRequest<DynamicObject>) -> AdmissionResponse,
+) -> Response {
+    let started = Instant::now();
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !content_type.trim_start().starts_with("application/json") {
+        metrics.answered(webhook, false, started.elapsed());
+        return (StatusCode::UNSUPPORTED_MEDIA_TYPE, "send an AdmissionReview as application/json\n").into_response();
+    }
+    let request = match review::read(body) {
+        Ok(request) => request,
+        Err(reason) => {
+            metrics.answered(webhook, false, started.elapsed());
+            return (StatusCode::BAD_REQUEST, format!("not an AdmissionReview of admission.k8s.io/v1: {reason}\n"))
+                .into_response();
+        }
+    };
+    let empty = AdmissionResponse::from(&request);
+    let response = timeout(DEADLINE, decide(request)).await.unwrap_or_else(|_| {
+        let message =
+            format!("fetchr could not decide within {} s, for the API server did not answer; try again", DEADLINE.as_secs());
+        review::refused(empty, 504, "Timeout", message)
+    });
+    metrics.answered(webhook, response.allowed, started.elapsed());
+    axum::Json(review::write(response)).into_response()
+}
+
+#[cfg(test)]
+mod tests;

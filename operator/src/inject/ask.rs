@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::Reason;
-use crate::stamp;
+use crate::stamp::{self, OptIn};
 
 /// Annotation that marks the API object of a static pod; the kubelet runs it from a file, so a patch would change nothing.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -33,11 +33,12 @@ impl Ask {
             return Self::Mirror;
         }
         let annotation = annotations.and_then(|annotations| annotations.get(stamp::INJECT)).map(String::as_str);
-        match (namespace_labels.get(stamp::INJECT).map(String::as_str), annotation) {
-            (Some("required"), _) => Self::Required,
-            (Some("enabled"), Some("disabled")) => Self::OptedOut,
-            (Some("enabled"), _) | (_, Some("enabled")) => Self::Asked,
-            _ => Self::Nobody,
+        let label = namespace_labels.get(stamp::INJECT).map(String::as_str);
+        match OptIn::of(label, annotation) {
+            OptIn::Required => Self::Required,
+            OptIn::Yes => Self::Asked,
+            OptIn::No if OptIn::of(label, None) == OptIn::No => Self::Nobody,
+            OptIn::No => Self::OptedOut,
         }
     }
 

@@ -108,6 +108,8 @@ impl Sidecar<'_> {
             value(env::PROXY_UID, PROXY_UID),
             value(env::INBOUND_PORT, INBOUND_PORT),
             value(env::OUTBOUND_PORT, OUTBOUND_PORT),
+            value(env::ADMIN_PORT, ADMIN_PORT),
+            value(env::METRICS_PORT, self.proxy.spec.telemetry.metrics_port),
             list(env::INBOUND_PORTS, self.inbound),
             list(env::SKIP_INBOUND_PORTS, &interception.inbound.skip_ports),
             list(env::OUTBOUND_PORTS, &interception.outbound.ports),

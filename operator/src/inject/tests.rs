@@ -100,7 +100,7 @@ fn skipped_pod_says_why() {
     let mut app = pod(json!({"containers": [{"name": "app"}], "hostNetwork": true}));
     let Decision::Skip { pod, reason } = decide_in(&[], &app, Some(&proxy(json!({})))) else { panic!("skipped") };
     assert_eq!(reason, Reason::HostNetwork);
-    insta::assert_json_snapshot!(pod.metadata.annotations);
+    insta::assert_yaml_snapshot!(pod.metadata.annotations);
     app.metadata.annotations = None;
     let Decision::Skip { pod, .. } = decide_in(&[], &app, None) else { panic!("skipped") };
     assert_eq!(*pod, app, "who didn't ask is not touched");
