@@ -190,6 +190,7 @@ async fn start(cluster: &Cluster, state: &State, progress: &(dyn Fn(&str) + Sync
     progress("tools");
     program("kubelet")?;
     state.remove().await?;
+    state.check_file_system()?;
     progress("certificates and configuration");
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no port for the API")?;
     node::prepare(state, &format!("https://{}", listener.local_addr()?))?;

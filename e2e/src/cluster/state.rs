@@ -94,6 +94,26 @@ impl State {
         format!("/fetchr-{id}")
     }
 
+    /// # Errors
+    /// The folder's file system can't hold the layers of containers.
+    pub(super) fn check_file_system(&self) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.root).with_context(|| format!("could not create {}", self.root.display()))?;
+        let path = std::ffi::CString::new(self.root.as_os_str().as_encoded_bytes())?;
+        // SAFETY: the path ends with a zero byte, and the kernel fills the all-zero statistics, which live through the call.
+        let (result, kind) = unsafe {
+            let mut statistics: libc::statfs = std::mem::zeroed();
+            (libc::statfs(path.as_ptr(), &raw mut statistics), statistics.f_type)
+        };
+        if result == 0 && kind == libc::OVERLAYFS_SUPER_MAGIC {
+            bail!(
+                "{} is on an overlay file system, as in a container, where no further layers can be made; \
+                 set FETCHR_CLUSTER_DIR to a folder on a disk or a volume",
+                self.root.display()
+            );
+        }
+        Ok(())
+    }
+
     /// Only one process starts, stops or changes the cluster at a time.
     pub(super) fn lock(&self, progress: &dyn Fn(&str)) -> anyhow::Result<File> {
         let file = self.beside("lock")?;
@@ -193,7 +213,7 @@ impl State {
 
     /// A file beside the folder, so that it outlives it.
     fn beside(&self, what: &str) -> anyhow::Result<File> {
-        let path = self.root.with_extension(what);
+        let path = PathBuf::from(format!("{}.{what}", self.root.display()));
         let parent = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(parent).with_context(|| format!("could not create {}", parent.display()))?;
         File::create(&path).with_context(|| format!("could not open {}", path.display()))

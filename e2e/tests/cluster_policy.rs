@@ -1,0 +1,116 @@
+//! What a policy changes, and how soon.
+#![allow(clippy::unwrap_used, reason = "a helper that fails has failed its test")]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use crds::FetchrPolicy;
+use e2e::namespace::{Namespace, Pod};
+use e2e::origin::load::Report;
+use e2e::testbed::{application, with_namespace};
+use e2e::wait::eventually;
+use http::StatusCode;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
+const PORT: u16 = 8080;
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn injected(namespace: &Namespace, replicas: u32) -> Vec<Pod> {
+    namespace.apply(&application("web", replicas, "fetchr.sh/inject: enabled")).await.unwrap();
+    namespace.ready_pods("app=web", replicas as usize).await.unwrap()
+}
+
+/// Applies a policy with one rule for the Deployment `web`.
+async fn policy(namespace: &Namespace, name: &str, rule: serde_json::Value) {
+    let policy = json!({
+        "apiVersion": "fetchr.sh/v1alpha1",
+        "kind": "FetchrPolicy",
+        "metadata": {"name": name},
+        "spec": {"targetRefs": [{"kind": "Deployment", "name": "web"}], "rules": [rule]},
+    });
+    let policies = namespace.api::<FetchrPolicy>();
+    policies.patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(policy)).await.unwrap();
+}
+
+async fn header(namespace: &Namespace, value: &str) {
+    policy(namespace, "header", json!({"name": "all", "headers": {"response": {"set": [{"name": "x-policy", "value": value}]}}}))
+        .await;
+}
+
+async fn header_in_force(pods: &[Pod], value: &str) {
+    eventually("every pod sets the header", DEADLINE, async || {
+        for pod in pods {
+            let reply = pod.get(PORT, "/").await?;
+            ensure!(reply.header("x-policy") == value, "{} sets {:?}", pod.name(), reply.header("x-policy"));
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn change_is_in_force_in_every_pod_within_a_second() {
+    with_namespace(async |namespace| {
+        let pods = injected(&namespace, 2).await;
+        header(&namespace, "first").await;
+        header_in_force(&pods, "first").await;
+        let mut times = Vec::new();
+        for round in 0..20 {
+            let value = format!("round-{round}");
+            header(&namespace, &value).await;
+            let applied = Instant::now();
+            header_in_force(&pods, &value).await;
+            times.push(applied.elapsed());
+        }
+        times.sort_unstable();
+        println!("applied to in force in 2 pods, 20 changes: median {:?}, slowest {:?}", times[10], times[19]);
+        assert!(times[18] < Duration::from_secs(1), "{times:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn request_above_the_limit_is_refused_with_its_fields() {
+    with_namespace(async |namespace| {
+        let pods = injected(&namespace, 1).await;
+        let limit = json!({"name": "all", "limit": {"requests": 3, "per": "1h"}});
+        policy(&namespace, "limit", json!({"name": "limited", "rateLimits": [limit]})).await;
+        let refused = eventually("a request is refused", DEADLINE, async || {
+            let reply = pods[0].get(PORT, "/").await?;
+            ensure!(reply.status == StatusCode::TOO_MANY_REQUESTS, "answered {}", reply.status);
+            Ok(reply)
+        })
+        .await
+        .unwrap();
+        for field in ["retry-after", "ratelimit", "ratelimit-policy"] {
+            assert!(refused.headers.contains_key(field), "{field} is missing: {:?}", refused.headers);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_request_fails_while_policies_change() {
+    with_namespace(async |namespace| {
+        let pods = injected(&namespace, 2).await;
+        namespace.apply(&application("client", 1, "")).await.unwrap();
+        let client = namespace.ready_pods("app=client", 1).await.unwrap().remove(0);
+        let load = ["fetchr-origin", "load", "--url", "http://web/bytes/100", "--rate", "100", "--duration", "6"];
+        let changes = async {
+            let mut pace = tokio::time::interval(Duration::from_millis(150));
+            for round in 0..30 {
+                pace.tick().await;
+                header(&namespace, &format!("under-load-{round}")).await;
+            }
+        };
+        let (report, ()) = tokio::join!(client.exec("app", &load), changes);
+        let report: Report = serde_json::from_str(&report.unwrap()).unwrap();
+        println!("under load: {report:?}");
+        assert_eq!((report.ok, &report.failed), (report.sent, &BTreeMap::new()), "{report:?}");
+        header_in_force(&pods, "under-load-29").await;
+    })
+    .await;
+}
