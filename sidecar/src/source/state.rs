@@ -150,7 +150,8 @@ impl StateDir {
         self.write_bytes(name, &serde_json::to_vec(value)?)
     }
 
-    /// Writes a file beside and renames it, so that a reader sees the old one or the new one whole.
+    /// Writes a file beside and renames it, so that a reader sees the old one or the new one whole. It is not forced to the disk,
+    /// which could take long: the folder has to outlive the process, not the machine, and a torn plan is known by its digest.
     fn write_bytes(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let fresh = self.path.join(format!(".{name}.new"));
         match fs::remove_file(&fresh) {
@@ -159,7 +160,6 @@ impl StateDir {
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
         fs::rename(&fresh, self.path.join(name))
     }
 }

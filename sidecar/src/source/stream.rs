@@ -89,7 +89,8 @@ pub async fn run(settings: Settings, shared: Shared, health: Health, metrics: Me
     let settings = Arc::new(settings);
     let (events, incoming) = mpsc::channel(EVENTS);
     let mut receiver = Receiver::new(Arc::clone(&settings), shared.clone(), health, metrics);
-    receiver.cold_start();
+    // A Hello names the plan in force, so this comes before the first stream.
+    receiver.cold_start().await;
     let receiving = receiver.run(incoming);
     let dialling = Dial { settings, shared, events, streams: Arc::default() }.run();
     tokio::select! {

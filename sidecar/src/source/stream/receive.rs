@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crds::plan::{Identity, Plan, digest_bytes};
+use crds::plan::{Identity, Plan, Position, digest_bytes};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
@@ -53,9 +53,10 @@ impl Receiver {
     }
 
     /// Puts the mounted or the kept plan in force, if there is one.
-    pub(super) fn cold_start(&mut self) {
+    pub(super) async fn cold_start(&mut self) {
         self.mounted = self.settings.cold_start.changed();
-        let Some(config) = self.settings.cold_start.load(&self.metrics) else { return };
+        let (cold_start, metrics) = (self.settings.cold_start.clone(), self.metrics.clone());
+        let Some(config) = aside(move || cold_start.load(&metrics)).await.flatten() else { return };
         if let Some(planned) = &config.planned {
             tracing::info!(digest = planned.digest, source = %planned.source, "A plan from before the first stream is in force.");
             self.order.cold_start(planned.digest.clone(), planned.position.clone());
@@ -65,9 +66,9 @@ impl Receiver {
     }
 
     /// The ConfigMap is often written after the pod was made.
-    fn look_again(&mut self) {
+    async fn look_again(&mut self) {
         if self.settings.cold_start.changed() != self.mounted {
-            self.cold_start();
+            self.cold_start().await;
         }
     }
 
@@ -83,20 +84,20 @@ impl Receiver {
             let deadline = self.order.deadline();
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.event(event),
+                    Some(event) => self.event(event).await,
                     None => return,
                 },
-                () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => self.restored(),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => self.restored().await,
                 Ok(()) = changes.changed() => self.tell(false),
                 () = &mut opened, if !seen_opened => { seen_opened = true; self.tell(false) }
                 () = &mut draining, if !seen_draining => { seen_draining = true; self.tell(false) }
                 _ = status.tick() => self.tell(true),
-                _ = cold_start.tick(), if self.shared.load().standing != Standing::Planned => self.look_again(),
+                _ = cold_start.tick(), if self.shared.load().standing != Standing::Planned => self.look_again().await,
             }
         }
     }
 
-    fn event(&mut self, event: Event) {
+    async fn event(&mut self, event: Event) {
         match event {
             Event::Opened { stream, up } => {
                 self.streams.insert(stream, up);
@@ -107,15 +108,15 @@ impl Receiver {
                 self.streams.remove(&stream);
                 self.order.closed(stream, now());
             }
-            Event::Down { stream, message } => self.down(stream, message),
+            Event::Down { stream, message } => self.down(stream, message).await,
         }
         self.metrics.streams.set(i64::try_from(self.streams.len()).unwrap_or(i64::MAX));
     }
 
-    fn down(&mut self, stream: StreamId, message: v1::down::Message) {
+    async fn down(&mut self, stream: StreamId, message: v1::down::Message) {
         match message {
-            v1::down::Message::Identity(identity) => self.place(identity),
-            v1::down::Message::Plan(plan) => self.plan(stream, plan),
+            v1::down::Message::Identity(identity) => self.place(identity).await,
+            v1::down::Message::Plan(plan) => self.plan(stream, plan).await,
             v1::down::Message::Trust(trust) => self.trust(&trust),
             v1::down::Message::Command(command) => self.command(stream, command),
             // No section of a plan refers to a Service yet, so no operator sends any.
@@ -124,7 +125,7 @@ impl Receiver {
     }
 
     /// The pod's place changed: the same plan may now hold other policies for it.
-    fn place(&mut self, identity: v1::Identity) {
+    async fn place(&mut self, identity: v1::Identity) {
         let v1::Identity { workload_kind, workload_name, services, live_pods } = identity;
         let identity = Identity { workload_kind, workload_name, services, live_pods };
         if identity == self.identity {
@@ -133,19 +134,21 @@ impl Receiver {
         self.identity = identity;
         let current = self.shared.load();
         let Some(planned) = current.planned.clone() else { return };
-        match Config::build(planned, self.identity.clone()) {
-            Ok(config) => self.shared.replace(config),
-            Err(error) => tracing::warn!(%error, "The plan in force can't be applied to the pod's new place."),
+        let identity = self.identity.clone();
+        match aside(move || Config::build(planned, identity)).await {
+            Some(Ok(config)) => self.shared.replace(config),
+            Some(Err(error)) => tracing::warn!(%error, "The plan in force can't be applied to the pod's new place."),
+            None => {}
         }
     }
 
-    fn plan(&mut self, stream: StreamId, plan: v1::Plan) {
+    async fn plan(&mut self, stream: StreamId, plan: v1::Plan) {
         if digest_bytes(&plan.document) != plan.digest {
             return self.nack(stream, &plan.digest, "", "the document does not have the digest that the message says".to_owned());
         }
         let position = plan.position.clone().into_iter().collect();
         match self.order.offer(stream, plan.digest.clone(), position, plan.clone(), now()) {
-            Verdict::Take => self.apply(stream, &plan),
+            Verdict::Take => self.apply(stream, plan).await,
             Verdict::InForce => self.ack(stream, plan.digest),
             Verdict::Behind => {
                 self.metrics.behind.inc();
@@ -159,17 +162,18 @@ impl Receiver {
     }
 
     /// Every stream has offered only older plans for a minute.
-    fn restored(&mut self) {
+    async fn restored(&mut self) {
         let Some((stream, plan)) = self.order.restored(now()).map(|(stream, plan)| (stream, plan.clone())) else { return };
         tracing::warn!(
             digest = plan.digest,
             "All operators offer only plans older than the one in force; the cluster went back, so the newest of them is taken."
         );
-        self.apply(stream, &plan);
+        self.apply(stream, plan).await;
     }
 
-    fn apply(&mut self, stream: StreamId, plan: &v1::Plan) {
-        let config = match self.compile(plan) {
+    async fn apply(&mut self, stream: StreamId, plan: v1::Plan) {
+        let position: Position = plan.position.clone().into_iter().collect();
+        let config = match self.compile(&plan, &position).await {
             Ok(config) => config,
             Err(error) => {
                 self.metrics.planned("stream", false);
@@ -178,32 +182,32 @@ impl Receiver {
                 return self.nack(stream, &plan.digest, &subject, error.to_string());
             }
         };
-        let position: crds::plan::Position = plan.position.clone().into_iter().collect();
-        if let Some(state) = self.settings.state()
-            && let Err(error) = state.keep_plan(&plan.digest, &position, &self.identity, &plan.document)
-        {
-            tracing::warn!(%error, "The plan can't be kept for the next start.");
-        }
+        self.keep(&plan, &position).await;
         self.order.took(plan.digest.clone(), position, now());
         self.metrics.planned("stream", true);
         tracing::info!(digest = plan.digest, "A plan of the operator is in force.");
         self.shared.replace(config);
-        self.ack(stream, plan.digest.clone());
+        self.ack(stream, plan.digest);
     }
 
-    fn compile(&self, plan: &v1::Plan) -> Result<Config, ConfigError> {
-        let position = plan.position.clone().into_iter().collect();
+    async fn compile(&self, plan: &v1::Plan, position: &Position) -> Result<Config, ConfigError> {
         let current = self.shared.load();
         if current.digest() == plan.digest && current.identity == self.identity {
-            return Ok(current.moved(position, PlanSource::Stream));
+            return Ok(current.moved(position.clone(), PlanSource::Stream));
         }
-        let whole = |message| ConfigError { policy: None, rule: None, message };
-        let read: Plan = serde_json::from_slice(&plan.document).map_err(|error| whole(format!("not a plan: {error}")))?;
-        if read.proxy != *self.settings.proxy() {
-            return Err(whole(format!("the plan is for proxy {}, the pod's is {}", read.proxy, self.settings.proxy())));
+        let (settings, identity) = (Arc::clone(&self.settings), self.identity.clone());
+        let (plan, position) = (plan.clone(), position.clone());
+        let compiled = aside(move || read(&settings, plan, position).and_then(|planned| Config::build(planned, identity)));
+        compiled.await.unwrap_or_else(|| Err(whole("it could not be compiled".to_owned())))
+    }
+
+    async fn keep(&self, plan: &v1::Plan, position: &Position) {
+        let Some(state) = self.settings.state().cloned() else { return };
+        let (plan, position, identity) = (plan.clone(), position.clone(), self.identity.clone());
+        let kept = aside(move || state.keep_plan(&plan.digest, &position, &identity, &plan.document)).await;
+        if let Some(Err(error)) = kept {
+            tracing::warn!(%error, "The plan can't be kept for the next start.");
         }
-        let planned = Planned { plan: Arc::new(read), digest: plan.digest.clone(), position, source: PlanSource::Stream };
-        Config::build(planned, self.identity.clone())
     }
 
     /// Keeps whom to trust; the next connection uses it.
@@ -275,6 +279,26 @@ impl Receiver {
             self.streams.remove(&stream);
         }
     }
+}
+
+/// Reads the document of a plan.
+fn read(settings: &Settings, plan: v1::Plan, position: Position) -> Result<Planned, ConfigError> {
+    let read: Plan = serde_json::from_slice(&plan.document).map_err(|error| whole(format!("not a plan: {error}")))?;
+    if read.proxy != *settings.proxy() {
+        return Err(whole(format!("the plan is for proxy {}, the pod's is {}", read.proxy, settings.proxy())));
+    }
+    Ok(Planned { plan: Arc::new(read), digest: plan.digest, position, source: PlanSource::Stream })
+}
+
+/// An error of the plan as a whole.
+fn whole(message: String) -> ConfigError {
+    ConfigError { policy: None, rule: None, message }
+}
+
+/// Works beside the runtime, which also answers probes: compiling a large plan may take long. None if the work panicked.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.inspect_err(|error| tracing::error!(%error, "A piece of work on a plan did not end well.")).ok()
 }
 
 /// tokio's time, so that tests can pause it.
