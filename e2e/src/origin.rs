@@ -2,10 +2,12 @@
 //! prior knowledge on one port.
 
 mod answer;
+pub mod get;
 pub mod load;
 mod seen;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -44,6 +46,8 @@ struct Memory {
 #[derive(Debug, Clone)]
 struct Connection {
     memory: Arc<Memory>,
+    /// Who is at the other end.
+    peer: SocketAddr,
     /// A second handle of the socket, to make its end a reset.
     socket: Arc<Mutex<Option<OwnedFd>>>,
     /// Ends the connection at once.
@@ -62,8 +66,8 @@ pub async fn serve(listener: TcpListener, name: &str, end: impl Future<Output = 
         tokio::select! {
             () = &mut end => break,
             accepted = listener.accept() => {
-                let (stream, _) = accepted?;
-                tasks.spawn(connection(stream, Arc::clone(&memory), ending.clone()));
+                let (stream, peer) = accepted?;
+                tasks.spawn(connection(stream, peer, Arc::clone(&memory), ending.clone()));
             }
         }
     }
@@ -76,13 +80,13 @@ pub async fn serve(listener: TcpListener, name: &str, end: impl Future<Output = 
     Ok(())
 }
 
-async fn connection(stream: TcpStream, memory: Arc<Memory>, ending: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, memory: Arc<Memory>, ending: CancellationToken) {
     // Without it, small chunks wait for acknowledgements.
     let _ = stream.set_nodelay(true);
     let Ok(http2) = starts_with_preface(&stream).await else { return };
     let socket = Arc::new(Mutex::new(stream.as_fd().try_clone_to_owned().ok()));
     let cut = CancellationToken::new();
-    let connection = Connection { memory, socket, cut: cut.clone() };
+    let connection = Connection { memory, peer, socket, cut: cut.clone() };
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = connection.clone();
         async move { Ok::<Response<Body>, Infallible>(answer::answer(request, connection).await) }
@@ -131,8 +135,6 @@ async fn starts_with_preface(stream: &TcpStream) -> std::io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use http_body_util::{BodyExt, Empty};
     use serde_json::Value;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -176,6 +178,14 @@ mod tests {
             (Some("POST"), Some("/echo?a=1"), Some(3))
         );
         assert_eq!(seen["headers"]["x-a"], serde_json::json!(["1", "2"]));
+    }
+
+    #[tokio::test]
+    async fn client_tells_the_whole_answer() {
+        let (address, _end) = origin().await;
+        let url = format!("http://{address}/status/418").parse().unwrap();
+        let answer = get::get(&url, &http::HeaderMap::new()).await.unwrap();
+        assert_eq!((answer.status, answer.headers["content-type"].as_slice()), (418, &["text/plain".to_owned()][..]));
     }
 
     #[tokio::test]

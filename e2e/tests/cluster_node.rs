@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails has failed its test")]
 
 use e2e::namespace::Namespace;
+use e2e::origin::get::Answer;
 use e2e::origin::load::Report;
 use e2e::testbed;
 
@@ -26,6 +27,10 @@ async fn service_name_resolves_and_the_clients_address_is_kept() {
     let load = ["fetchr-origin", "load", "--url", "http://web/bytes/9", "--rate", "50", "--duration", "0.4"];
     let report: Report = serde_json::from_str(&client.exec("app", &load).await.unwrap()).unwrap();
     assert_eq!((report.sent, report.ok), (20, 20), "{report:?}");
+    let answer: Answer =
+        serde_json::from_str(&client.exec("app", &["fetchr-origin", "get", "http://web/echo"]).await.unwrap()).unwrap();
+    let seen: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(seen["peer"], client.ip().unwrap().to_string());
     namespace.delete().await.unwrap();
 }
 

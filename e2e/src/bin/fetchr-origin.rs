@@ -25,6 +25,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
+    /// Ask once and print status, fields and body as JSON
+    Get {
+        url: Uri,
+        /// `name: value`, once for each
+        #[arg(long = "header")]
+        headers: Vec<String>,
+    },
     /// Send numbered requests at a fixed rate and print what became of them as JSON
     Load {
         #[arg(long)]
@@ -55,9 +62,13 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
         None => serve(arguments.listen, &arguments.name).await,
+        Some(Action::Get { url, headers }) => {
+            println!("{}", serde_json::to_string(&origin::get::get(&url, &parse_headers(&headers)?).await?)?);
+            Ok(())
+        }
         Some(Action::Load { url, rate, duration, deadline, headers, http2, first }) => {
             let (duration, deadline) = (Duration::try_from_secs_f64(duration)?, Duration::try_from_secs_f64(deadline)?);
-            let headers = headers.iter().map(|header| parse_header(header)).collect::<anyhow::Result<HeaderMap>>()?;
+            let headers = parse_headers(&headers)?;
             let report = load::run(load::Load { url, rate, duration, headers, deadline, http2, first }).await?;
             println!("{}", serde_json::to_string(&report)?);
             Ok(())
@@ -74,6 +85,10 @@ async fn serve(address: SocketAddr, name: &str) -> anyhow::Result<()> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
     Ok(origin::serve(listener, name, end).await?)
+}
+
+fn parse_headers(texts: &[String]) -> anyhow::Result<HeaderMap> {
+    texts.iter().map(|text| parse_header(text)).collect()
 }
 
 fn parse_header(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {

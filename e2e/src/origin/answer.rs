@@ -60,6 +60,7 @@ async fn echo(request: Request<Incoming>, connection: &Connection) -> Response<B
     }
     json_reply(&json!({
         "name": connection.memory.name,
+        "peer": connection.peer.ip(),
         "method": head.method.as_str(),
         "path": head.uri.path_and_query().map_or("", |path| path.as_str()),
         "version": format!("{:?}", head.version),
