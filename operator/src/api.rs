@@ -1,5 +1,201 @@
 //! The aggregated API `api.fetchr.sh`: commands of administrators, routed to the streams of sidecars.
+//!
+//! The API server forwards requests of any kubeconfig to it. It says who asks in header fields, which count only with a
+//! certificate of its front proxy ([`front_proxy`]); what they may do is asked by a SubjectAccessReview ([`authorize`]). No
+//! credential of a person reaches us.
 
+mod authorize;
+mod discovery;
+mod front_proxy;
+mod reply;
 mod sidecars;
 
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, RawQuery, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use serde_json::{Value, json};
+
+pub use authorize::{Action, Authorizer, Reviews, Unanswered};
+pub use front_proxy::{Caller, FrontProxies};
+use reply::Failure;
 pub use sidecars::{CommandError, Sidecar, Sidecars};
+
+use crate::https::Peer;
+
+/// The API group.
+pub const GROUP: &str = "api.fetchr.sh";
+/// Its version.
+pub const VERSION: &str = "v1alpha1";
+
+/// Largest description of a request to explain, in bytes.
+const MAX_BODY: usize = 1 << 20;
+/// How long a sidecar may take for its answer.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the API works with.
+pub struct Api {
+    /// The streams.
+    pub sidecars: Arc<dyn Sidecars>,
+    /// Who says what a caller may do.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Whose word about a caller counts.
+    pub front_proxies: FrontProxies,
+    /// Version of the operator.
+    pub version: String,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Requests by resource and status code.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    requests: Family<Answered, Counter>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Answered {
+    resource: &'static str,
+    code: u16,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("api_requests", "Requests to the aggregated API", metrics.requests.clone());
+        metrics
+    }
+}
+
+/// All paths. What `kubectl` asks to find its way around is open to all: it is the same everywhere.
+pub fn router(api: Arc<Api>) -> Router {
+    let resources = Router::new()
+        .route("/sidecars", get(list_all))
+        .route("/namespaces/{namespace}/sidecars", get(list))
+        .route("/namespaces/{namespace}/sidecars/{pod}", get(read))
+        .route("/namespaces/{namespace}/sidecars/{pod}/config", get(config))
+        .route("/namespaces/{namespace}/sidecars/{pod}/explain", post(explain))
+        .route("/version", get(version));
+    Router::new()
+        .merge(discovery::router())
+        .nest(&format!("/apis/{GROUP}/{VERSION}"), resources)
+        .fallback(async || Failure::NoSuchPath)
+        .method_not_allowed_fallback(async || Failure::Method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(api)
+}
+
+/// What every handler is given.
+type Asked = (State<Arc<Api>>, Extension<Peer>, HeaderMap);
+
+async fn list_all(asked: Asked, RawQuery(query): RawQuery) -> Response {
+    list_in(asked, query, None).await
+}
+
+async fn list(Path(namespace): Path<String>, asked: Asked, RawQuery(query): RawQuery) -> Response {
+    list_in(asked, query, Some(namespace)).await
+}
+
+async fn list_in((State(api), Extension(peer), headers): Asked, query: Option<String>, namespace: Option<String>) -> Response {
+    let action = Action { verb: "list", resource: "sidecars", subresource: "", namespace: namespace.as_deref(), name: None };
+    let list = async {
+        api.admit(&peer, &headers, action).await?;
+        reply::check_query(query.as_deref().unwrap_or_default())?;
+        let mut sidecars = api.sidecars.list(namespace.as_deref());
+        sidecars.sort_by(|left, right| (&left.namespace, &left.pod).cmp(&(&right.namespace, &right.pod)));
+        Ok(reply::list(&sidecars, &headers))
+    };
+    api.answer("sidecars", list.await)
+}
+
+async fn read(Path((namespace, pod)): Path<(String, String)>, (State(api), Extension(peer), headers): Asked) -> Response {
+    let action = Action { verb: "get", resource: "sidecars", subresource: "", namespace: Some(&namespace), name: Some(&pod) };
+    let read = async {
+        api.admit(&peer, &headers, action).await?;
+        let found = api.sidecars.list(Some(&namespace)).into_iter().find(|sidecar| sidecar.pod == pod);
+        let found = found.ok_or_else(|| Failure::NoSidecar { pod: pod.clone() })?;
+        Ok(reply::one(&found, &headers))
+    };
+    api.answer("sidecars", read.await)
+}
+
+async fn config(Path((namespace, pod)): Path<(String, String)>, (State(api), Extension(peer), headers): Asked) -> Response {
+    let action =
+        Action { verb: "get", resource: "sidecars", subresource: "config", namespace: Some(&namespace), name: Some(&pod) };
+    let config = async {
+        api.admit(&peer, &headers, action).await?;
+        api.command(&namespace, &pod, "config", Bytes::new()).await
+    };
+    api.answer("sidecars/config", config.await)
+}
+
+async fn explain(
+    Path((namespace, pod)): Path<(String, String)>,
+    (State(api), Extension(peer), headers): Asked,
+    body: Bytes,
+) -> Response {
+    let action =
+        Action { verb: "create", resource: "sidecars", subresource: "explain", namespace: Some(&namespace), name: Some(&pod) };
+    let explain = async {
+        api.admit(&peer, &headers, action).await?;
+        serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|error| Failure::NotJson(error.to_string()))?;
+        api.command(&namespace, &pod, "explain", body).await
+    };
+    api.answer("sidecars/explain", explain.await)
+}
+
+async fn version((State(api), Extension(peer), headers): Asked) -> Response {
+    let action = Action { verb: "list", resource: "version", subresource: "", namespace: None, name: None };
+    let version = async {
+        api.admit(&peer, &headers, action).await?;
+        let mut sidecars = BTreeMap::<String, u32>::new();
+        for sidecar in api.sidecars.list(None) {
+            *sidecars.entry(sidecar.version).or_default() += 1;
+        }
+        Ok(json!({"apiVersion": format!("{GROUP}/{VERSION}"), "kind": "Version", "operator": api.version, "sidecars": sidecars}))
+    };
+    api.answer("version", version.await)
+}
+
+impl Api {
+    /// Who asks, and whether they may.
+    async fn admit(&self, peer: &Peer, headers: &HeaderMap, action: Action<'_>) -> Result<(), Failure> {
+        let caller = self.front_proxies.identify(peer, headers)?;
+        match self.authorizer.allows(&caller, action).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::Forbidden { user: caller.user, action: action.to_string() }),
+            Err(unanswered) => Err(Failure::Unauthorizable(unanswered)),
+        }
+    }
+
+    async fn command(&self, namespace: &str, pod: &str, verb: &'static str, body: Bytes) -> Result<Value, Failure> {
+        let answer = self.sidecars.command(namespace, pod, verb, body, COMMAND_DEADLINE).await;
+        let answer = answer.map_err(|error| Failure::command(error, pod))?;
+        serde_json::from_slice(&answer).map_err(|_| Failure::Garbled { pod: pod.to_owned() })
+    }
+
+    /// The one place where an outcome becomes a response, and is counted.
+    fn answer(&self, resource: &'static str, outcome: Result<Value, Failure>) -> Response {
+        let response = match outcome {
+            Ok(value) => (StatusCode::OK, axum::Json(value)).into_response(),
+            Err(failure) => failure.into_response(),
+        };
+        self.metrics.requests.get_or_create(&Answered { resource, code: response.status().as_u16() }).inc();
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,10 @@ pub use graft::graft;
 pub use reason::Reason;
 pub use workload::Workload;
 
-use crate::stamp::{self, Skipped, Stamp};
+use crate::{
+    settings::Settings,
+    stamp::{self, Skipped, Stamp},
+};
 
 /// Container that sets the redirect rules.
 pub const INIT_CONTAINER: &str = "fetchr-init";
@@ -43,6 +46,17 @@ pub struct Injector {
     pub operator_address: String,
     /// Version of the operator.
     pub version: String,
+}
+
+impl From<&Settings> for Injector {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            image: settings.sidecar_image.clone(),
+            image_pull_policy: settings.sidecar_image_pull_policy.clone(),
+            operator_address: format!("{}.{}.svc:{}", settings.stream_service, settings.namespace, settings.stream_port),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
 }
 
 /// What a pod is injected with.

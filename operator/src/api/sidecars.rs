@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::Serialize;
 
-/// One sidecar that has a stream to this replica.
+/// One sidecar that has a stream to this replica; as JSON, the `status` of a `Sidecar`.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sidecar {
@@ -14,8 +14,10 @@ pub struct Sidecar {
     #[serde(skip)]
     pub namespace: String,
     /// Name of the pod.
+    #[serde(skip)]
     pub pod: String,
     /// UID of the pod.
+    #[serde(skip)]
     pub pod_uid: String,
     /// `namespace/name` of the FetchrProxy.
     pub proxy: String,

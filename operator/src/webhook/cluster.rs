@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use crds::FetchrProxy;
+use crds::{FetchrProxy, plan::ObjectRef};
 use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Namespace};
 use kube::{Api, Client, api::ListParams};
 use tokio::time::timeout;
 
-use crate::inject::Workload;
+use crate::{index::Shared, inject::Workload};
 
 /// How long one question to the API server may take.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -20,6 +20,16 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// FetchrProxies of a namespace, in any order.
     fn proxies(&self, namespace: &str) -> Vec<Arc<FetchrProxy>>;
+}
+
+impl Cluster for Shared {
+    fn namespace_labels(&self, namespace: &str) -> Option<BTreeMap<String, String>> {
+        self.read().namespaces.get(&ObjectRef::new("", namespace)).map(|found| found.labels.clone())
+    }
+
+    fn proxies(&self, namespace: &str) -> Vec<Arc<FetchrProxy>> {
+        self.read().proxies.in_namespace(namespace).map(|(_, proxy)| proxy.0.clone()).collect()
+    }
 }
 
 /// Who knows for sure, at the price of a request.
