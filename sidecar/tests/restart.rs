@@ -1,0 +1,248 @@
+//! A real `fetchr-proxy` without an operator: it starts from the signed plan of its volume, and after SIGKILL from what it has.
+#![allow(clippy::unwrap_used, reason = "a helper that fails has failed its test")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crds::plan::{Identity, ObjectRef, Plan, digest_bytes};
+use sidecar::source::state::StateDir;
+use wire::{
+    env,
+    signed::{KeyPair, PublicKey, sign},
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// An origin that answers with the field `x-a` that it was sent.
+fn origin() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for socket in listener.incoming() {
+            thread::spawn(move || answer(&socket.unwrap()));
+        }
+    });
+    address
+}
+
+fn answer(socket: &TcpStream) {
+    let mut reader = BufReader::new(socket.try_clone().unwrap());
+    let (mut line, mut value) = (String::new(), String::new());
+    while reader.read_line(&mut line).unwrap_or(0) > 2 {
+        if let Some(field) = line.strip_prefix("x-a: ") {
+            field.trim().clone_into(&mut value);
+        }
+        line.clear();
+    }
+    let _ = write!(&mut &*socket, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{value}", value.len());
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn proxy() -> ObjectRef {
+    ObjectRef::new("shop", "web")
+}
+
+/// A plan that listens on `port`, sets `x-a` to `value` and lets two requests a minute pass.
+fn document(port: u16, upstream: SocketAddr, value: &str) -> Vec<u8> {
+    let plan: Plan = serde_json::from_value(serde_json::json!({
+        "proxy": {"namespace": "shop", "name": "web"},
+        "settings": {"interception": {
+            "mode": "Explicit",
+            "listeners": [{"name": "web", "address": "127.0.0.1", "port": port, "direction": "Inbound", "upstream": format!("http://{upstream}")}],
+        }},
+        "policies": [{
+            "policy": {"namespace": "shop", "name": "p"},
+            "attachment": {"kind": "workload", "workloadKind": "Deployment", "name": "web"},
+            "direction": "Inbound",
+            "rules": [{
+                "name": "all",
+                "headers": {"request": {"set": [{"name": "x-a", "value": value}]}},
+                "rateLimits": [{"name": "slow", "limit": {"requests": 2, "per": "1m"}, "key": [{"source": "ClientIP"}]}],
+            }],
+        }],
+    }))
+    .unwrap();
+    plan.to_bytes()
+}
+
+struct Sidecar {
+    process: Child,
+    metrics: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Sidecar {
+    fn start(folder: &Path, key: PublicKey) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_fetchr-proxy"))
+            .arg("run")
+            .env(env::POD_NAMESPACE, "shop")
+            .env(env::POD_NAME, "web-1")
+            .env(env::POD_UID, "uid-1")
+            .env(env::POD_IPS, "127.0.0.1")
+            .env(env::PROXY, "shop/web")
+            .env(env::WORKLOAD, "Deployment/web")
+            // Nobody listens there.
+            .env(env::OPERATOR, "127.0.0.1:1")
+            .env(env::PLAN_KEYS, key.to_string())
+            .env(env::PLAN_DIR, folder.join("plan"))
+            .env(env::STATE_DIR, folder.join("state"))
+            .env(env::INTERCEPT, "Explicit")
+            .env(env::ON_NO_CONFIG, "Block")
+            .env(env::ADMIN_PORT, "0")
+            .env(env::METRICS_PORT, "0")
+            .env(env::LOG_FORMAT, "Json")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (lines, logged) = mpsc::channel();
+        follow(process.stdout.take().unwrap(), lines.clone());
+        follow(process.stderr.take().unwrap(), lines);
+        let opened = std::iter::from_fn(|| logged.recv_timeout(DEADLINE).ok())
+            .find(|line| line.contains("Admin and metrics are open."))
+            .expect("the sidecar says where it listens");
+        let opened: serde_json::Value = serde_json::from_str(&opened).unwrap();
+        let address = |name: &str| -> SocketAddr {
+            let found = opened.get(name).or_else(|| opened.pointer(&format!("/fields/{name}")));
+            let address: SocketAddr = found.and_then(serde_json::Value::as_str).unwrap().parse().unwrap();
+            ([127, 0, 0, 1], address.port()).into()
+        };
+        // The rest of the log must be read on, or the sidecar would wait for a reader.
+        let sidecar = Self { metrics: address("metrics"), admin: address("admin"), process };
+        thread::spawn(move || logged.iter().for_each(drop));
+        sidecar
+    }
+
+    /// Waits until it is ready.
+    fn ready(&self) {
+        let began = Instant::now();
+        loop {
+            let (status, body) = ask(self.metrics, "GET /readyz", "");
+            if status == 200 {
+                return;
+            }
+            assert!(began.elapsed() < DEADLINE, "{body}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn follow(output: impl std::io::Read + Send + 'static, lines: mpsc::Sender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Status and the whole answer. No connection is status 0.
+fn ask(address: SocketAddr, line: &str, fields: &str) -> (u16, String) {
+    let Ok(mut socket) = TcpStream::connect(address) else { return (0, String::new()) };
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(socket, "{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{fields}\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+    (status, answer)
+}
+
+/// Asks as soon as the listener of the plan is open.
+fn ask_web(port: u16) -> (u16, String) {
+    let began = Instant::now();
+    loop {
+        match ask(([127, 0, 0, 1], port).into(), "GET /", "") {
+            (0, _) if began.elapsed() < DEADLINE => thread::sleep(Duration::from_millis(5)),
+            answer => return answer,
+        }
+    }
+}
+
+#[test]
+fn signed_plan_of_the_volume_serves_and_limits() {
+    let (folder, key, port) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap(), free_port());
+    let envelope = sign(&key, "shop", &proxy(), &document(port, origin(), "mounted"), &Default::default()).unwrap();
+    fs::create_dir(folder.path().join("plan")).unwrap();
+    fs::write(folder.path().join("plan/shop.web"), envelope).unwrap();
+    let sidecar = Sidecar::start(folder.path(), key.public());
+    sidecar.ready();
+    let (status, answer) = ask_web(port);
+    assert!(status == 200 && answer.ends_with("mounted"), "{answer}");
+    assert!(
+        answer.contains("ratelimit: \"slow\";r=1;t=30") && answer.contains("ratelimit-policy: \"slow\";q=2;w=60"),
+        "{answer}"
+    );
+    assert_eq!(ask_web(port).0, 200);
+    let (status, answer) = ask_web(port);
+    assert!(status == 429 && answer.contains("retry-after: 30"), "{answer}");
+
+    let token = fs::read_to_string(folder.path().join("state/admin-token")).unwrap();
+    let (status, config) = ask(sidecar.admin, "GET /config", &format!("authorization: Bearer {token}\r\n"));
+    assert!(status == 200 && config.contains("\"source\":\"ConfigMap\""), "{config}");
+    assert_eq!(ask(sidecar.admin, "GET /config", "").0, 401);
+    let (_, figures) = ask(sidecar.metrics, "GET /metrics", "");
+    let denied = "fetchr_ratelimit_decisions_total{policy=\"shop/p\",limit=\"slow\",decision=\"deny\",mode=\"enforce\"} 1";
+    assert!(figures.contains(denied), "{figures}");
+}
+
+#[test]
+fn forged_plan_leaves_the_sidecar_waiting() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap());
+    let forger = KeyPair::generate().unwrap();
+    let envelope = sign(&forger, "shop", &proxy(), &document(free_port(), origin(), "forged"), &Default::default()).unwrap();
+    fs::create_dir(folder.path().join("plan")).unwrap();
+    fs::write(folder.path().join("plan/shop.web"), envelope).unwrap();
+    let sidecar = Sidecar::start(folder.path(), key.public());
+    let counted =
+        || ask(sidecar.metrics, "GET /metrics", "").1.contains("fetchr_coldstart_refused_total{reason=\"signature\"} 1");
+    let began = Instant::now();
+    while !counted() {
+        assert!(began.elapsed() < DEADLINE, "the refusal is counted");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let (status, why) = ask(sidecar.metrics, "GET /readyz", "");
+    assert!(status == 503 && why.contains("waiting for the first configuration"), "{why}");
+}
+
+#[test]
+fn killed_sidecar_serves_again_from_its_own_folder() {
+    let (folder, key, port) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap(), free_port());
+    let document = bytes::Bytes::from(document(port, origin(), "kept"));
+    let identity = Identity { workload_kind: "Deployment".to_owned(), workload_name: "web".to_owned(), ..Identity::default() };
+    let state = StateDir::open(folder.path().join("state")).unwrap();
+    state.keep_plan(&digest_bytes(&document), &Default::default(), &identity, &document).unwrap();
+    let first = Sidecar::start(folder.path(), key.public());
+    first.ready();
+    assert!(ask_web(port).1.ends_with("kept"));
+    first.kill();
+    let killed = Instant::now();
+    let second = Sidecar::start(folder.path(), key.public());
+    second.ready();
+    let (status, answer) = ask_web(port);
+    assert!(status == 200 && answer.ends_with("kept"), "{answer}");
+    println!("served again {:?} after the kill", killed.elapsed());
+}
