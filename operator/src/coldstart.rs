@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use wire::signed::{KeyPair, MAX_ENVELOPE, sign};
 
 use crate::{
-    certs::Certs,
+    certs::Certificates,
     compile::{Compilation, Compilations, Content},
     context::Context,
     index::{Index, Shared},
@@ -45,7 +45,13 @@ const WRITERS: usize = 8;
 pub type TooLarge = BTreeMap<ObjectRef, String>;
 
 /// Keeps the ConfigMaps up to date while this replica leads, until shut-down.
-pub async fn run(cx: Context, index: Shared, compilations: Compilations, certs: Certs, too_large: watch::Sender<TooLarge>) {
+pub async fn run(
+    cx: Context,
+    index: Shared,
+    compilations: Compilations,
+    certs: Certificates,
+    too_large: watch::Sender<TooLarge>,
+) {
     let shutdown = cx.shutdown.clone();
     shutdown.run_until_cancelled(lead(cx, index, compilations, certs, too_large)).await;
 }
@@ -54,20 +60,21 @@ async fn lead(
     mut cx: Context,
     index: Shared,
     mut compilations: Compilations,
-    mut certs: Certs,
+    certs: Certificates,
     too_large: watch::Sender<TooLarge>,
 ) {
     cx.leadership.acquired().await;
     let mut written = existing(&cx.client).await;
-    let mut pods = index.pods_changed();
+    let (mut pods, mut keys) = (index.pods_changed(), certs.trust());
     loop {
         let newest = compilations.borrow_and_update().clone();
-        let credentials = certs.borrow_and_update().clone();
+        keys.mark_unchanged();
+        let material = certs.current();
         pods.mark_unchanged();
         let mut settled = true;
-        if let (Some(newest), Some(credentials)) = (newest, credentials) {
+        if let (Some(newest), Some(material)) = (newest, material) {
             let wanted = wanted(&index.read(), &newest.content, &cx.settings.namespace);
-            match tokio::task::spawn_blocking(move || prepare(wanted, &newest, &credentials.signing_key)).await {
+            match tokio::task::spawn_blocking(move || prepare(wanted, &newest, &material.signing_key)).await {
                 Ok((maps, large)) => {
                     too_large.send_if_modified(|current| std::mem::replace(current, large) != *current);
                     settled = write(&cx, maps, &mut written).await;
@@ -79,7 +86,7 @@ async fn lead(
         if settled {
             tokio::select! {
                 Ok(()) = compilations.changed() => {}
-                Ok(()) = certs.changed() => {}
+                Ok(()) = keys.changed() => {}
                 Ok(()) = pods.changed() => {}
             }
         }

@@ -152,3 +152,11 @@ fn advance_position(index: &Shared, newest: &mut Option<Arc<Compilation>>) -> bo
     *newest = Some(Arc::new(Compilation { position: index.position().clone(), content: compilation.content.clone() }));
     true
 }
+
+#[cfg(test)]
+impl Content {
+    /// Plans without the objects that they come from.
+    pub(crate) fn for_test(plans: BTreeMap<PlanKey, Plan>) -> Self {
+        Self { revision: 0, plans, policy_verdicts: Vec::new(), proxy_verdicts: Vec::new(), policies: Vec::new(), proxies: Vec::new() }
+    }
+}

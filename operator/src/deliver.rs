@@ -290,3 +290,6 @@ fn identity(index: &Index, session: &Session, live: &HashMap<PlanKey, u32>) -> O
     let live_pods = live.get(&session.key).copied().unwrap_or(1);
     Some(Identity { live_pods, ..index.identity(&session.pod, pod) })
 }
+
+#[cfg(test)]
+mod tests;

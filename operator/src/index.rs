@@ -296,3 +296,6 @@ impl Snapshot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,16 +4,19 @@ use std::time::{Duration, Instant};
 
 use kube::{Client, Config};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::settings::Settings;
+use crate::{health::Heart, settings::Settings};
 
 /// Seconds that a lease holds after its last renewal.
 const DURATION: u64 = 15;
 /// Seconds before its end at which it is renewed.
 const GRACE: u64 = 5;
+/// How often the election must be seen alive.
+const ALIVE_WITHIN: Duration = Duration::from_secs(60);
 /// A request that takes longer has failed: a stuck one must not outlive the lease.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -23,9 +26,11 @@ pub struct Leadership(watch::Receiver<bool>);
 
 impl Leadership {
     /// A handle, and the end that [`run`] drives.
-    pub fn new() -> (watch::Sender<bool>, Self) {
-        let (sender, receiver) = watch::channel(false);
-        (sender, Self(receiver))
+    pub fn new(registry: &mut Registry) -> (Seat, Self) {
+        let seat = Seat { leads: watch::Sender::new(false), gauge: Gauge::default() };
+        registry.register("leader", "Whether this replica leads", seat.gauge.clone());
+        let leadership = Self(seat.leads.subscribe());
+        (seat, leadership)
     }
 
     /// Whether this replica leads now.
@@ -38,6 +43,24 @@ impl Leadership {
         if self.0.wait_for(|leads| *leads).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// The end of [`Leadership`] that the election drives.
+#[derive(Debug)]
+pub struct Seat {
+    leads: watch::Sender<bool>,
+    gauge: Gauge,
+}
+
+impl Seat {
+    fn is_taken(&self) -> bool {
+        *self.leads.borrow()
+    }
+
+    fn take(&self) {
+        self.leads.send_replace(true);
+        self.gauge.set(1);
     }
 }
 
@@ -61,13 +84,15 @@ pub enum LeaseError {
 pub async fn run(
     mut config: Config,
     settings: &Settings,
-    leads: watch::Sender<bool>,
+    seat: Seat,
+    heart: &Heart,
     shutdown: CancellationToken,
 ) -> Result<(), LeaseError> {
     config.read_timeout = Some(REQUEST_TIMEOUT);
     config.write_timeout = Some(REQUEST_TIMEOUT);
     let client = Client::try_from(config).map_err(LeaseError::Client)?;
     loop {
+        heart.beat("election", ALIVE_WITHIN);
         let manager = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             manager = manager(&client, settings) => manager,
@@ -78,7 +103,8 @@ pub async fn run(
                     release(&manager).await;
                     return Ok(());
                 }
-                ended = campaign(&manager, settings, &leads) => ended?,
+                ended = campaign(&manager, settings, &seat) => ended?,
+                () = beat(heart) => {}
             },
             Err(error) => warn!(%error, lease = settings.lease, "Could not read the lease; trying again."),
         }
@@ -98,18 +124,18 @@ async fn manager(client: &Client, settings: &Settings) -> Result<LeaseManager, L
 }
 
 /// Ok when the manager is of no more use to a replica that does not lead; an error when a held lease is lost.
-async fn campaign(manager: &LeaseManager, settings: &Settings, leads: &watch::Sender<bool>) -> Result<(), LeaseError> {
+async fn campaign(manager: &LeaseManager, settings: &Settings, seat: &Seat) -> Result<(), LeaseError> {
     let lost = |holder: &str| LeaseError::Lost { lease: settings.lease.clone(), holder: holder.to_owned() };
     let mut failing: Option<Failing> = None;
     loop {
         match manager.changed().await {
             Ok(true) => {
                 info!(lease = settings.lease, "This replica leads.");
-                leads.send_replace(true);
+                seat.take();
             }
-            Ok(false) if *leads.borrow() => return Err(lost("another replica")),
+            Ok(false) if seat.is_taken() => return Err(lost("another replica")),
             Ok(false) => {}
-            Err(error) if !*leads.borrow() => {
+            Err(error) if !seat.is_taken() => {
                 warn!(%error, lease = settings.lease, "Could not take part in the election; starting over.");
                 return Ok(());
             }
@@ -144,6 +170,14 @@ impl Failing {
 
     fn lasted(self) -> Duration {
         self.last - self.first
+    }
+}
+
+/// Says for ever that the election is alive.
+async fn beat(heart: &Heart) {
+    loop {
+        heart.beat("election", ALIVE_WITHIN);
+        tokio::time::sleep(Duration::from_secs(10)).await;
     }
 }
 

@@ -160,6 +160,10 @@ impl Session {
     pub(super) fn reported(&self, status: v1::Status) -> bool {
         let mut said = self.lock();
         let changed = said.status != status;
+        // The plan may have come over another replica's stream.
+        if !status.plan_digest.is_empty() {
+            said.digest.clone_from(&status.plan_digest);
+        }
         said.status = status;
         changed
     }
