@@ -34,7 +34,7 @@ impl ScriptedSidecar {
     /// The operator can't be reached, its certificate is not `ca`'s for `name`, or it refuses the stream: the cause is then a
     /// [`tonic::Status`].
     pub async fn open(operator: SocketAddr, name: &str, ca: &str, token: &str, hello: v1::Hello) -> anyhow::Result<Self> {
-        let mut client = ConfigClient::new(connect(operator, name, ca).await?);
+        let mut client = ConfigClient::with_origin(connect(operator, name, ca).await?, format!("https://{name}").parse()?);
         let (up, said) = mpsc::channel(16);
         up.send(v1::Up { message: Some(up::Message::Hello(hello)) }).await?;
         let mut request = Request::new(ReceiverStream::new(said));
