@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use wire::signed::{KeyPair, MAX_ENVELOPE, sign};
 
 use crate::{
-    certs::Certificates,
+    certs::Certs,
     compile::{Compilation, Compilations, Content},
     context::Context,
     index::{Index, Shared},
@@ -45,13 +45,7 @@ const WRITERS: usize = 8;
 pub type TooLarge = BTreeMap<ObjectRef, String>;
 
 /// Keeps the ConfigMaps up to date while this replica leads, until shut-down.
-pub async fn run(
-    cx: Context,
-    index: Shared,
-    compilations: Compilations,
-    certs: Certificates,
-    too_large: watch::Sender<TooLarge>,
-) {
+pub async fn run(cx: Context, index: Shared, compilations: Compilations, certs: Certs, too_large: watch::Sender<TooLarge>) {
     let shutdown = cx.shutdown.clone();
     shutdown.run_until_cancelled(lead(cx, index, compilations, certs, too_large)).await;
 }
@@ -60,21 +54,20 @@ async fn lead(
     mut cx: Context,
     index: Shared,
     mut compilations: Compilations,
-    certs: Certificates,
+    mut certs: Certs,
     too_large: watch::Sender<TooLarge>,
 ) {
     cx.leadership.acquired().await;
     let mut written = existing(&cx.client).await;
-    let (mut pods, mut keys) = (index.pods_changed(), certs.trust());
+    let mut pods = index.pods_changed();
     loop {
         let newest = compilations.borrow_and_update().clone();
-        keys.mark_unchanged();
-        let material = certs.current();
+        let credentials = certs.borrow_and_update().clone();
         pods.mark_unchanged();
         let mut settled = true;
-        if let (Some(newest), Some(material)) = (newest, material) {
+        if let (Some(newest), Some(credentials)) = (newest, credentials) {
             let wanted = wanted(&index.read(), &newest.content, &cx.settings.namespace);
-            match tokio::task::spawn_blocking(move || prepare(wanted, &newest, &material.signing_key)).await {
+            match tokio::task::spawn_blocking(move || prepare(wanted, &newest, &credentials.signing_key)).await {
                 Ok((maps, large)) => {
                     too_large.send_if_modified(|current| std::mem::replace(current, large) != *current);
                     settled = write(&cx, maps, &mut written).await;
@@ -86,7 +79,7 @@ async fn lead(
         if settled {
             tokio::select! {
                 Ok(()) = compilations.changed() => {}
-                Ok(()) = keys.changed() => {}
+                Ok(()) = certs.changed() => {}
                 Ok(()) = pods.changed() => {}
             }
         }

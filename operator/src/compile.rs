@@ -157,6 +157,13 @@ fn advance_position(index: &Shared, newest: &mut Option<Arc<Compilation>>) -> bo
 impl Content {
     /// Plans without the objects that they come from.
     pub(crate) fn for_test(plans: BTreeMap<PlanKey, Plan>) -> Self {
-        Self { revision: 0, plans, policy_verdicts: Vec::new(), proxy_verdicts: Vec::new(), policies: Vec::new(), proxies: Vec::new() }
+        Self {
+            revision: 0,
+            plans,
+            policy_verdicts: Vec::new(),
+            proxy_verdicts: Vec::new(),
+            policies: Vec::new(),
+            proxies: Vec::new(),
+        }
     }
 }

@@ -23,12 +23,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    certs::{self, Certificates},
+    certs::{self, Certs},
     coldstart, compile,
     context::Context,
     default_proxy,
     deliver::{self, Hub},
     health::{self, Check, Health, Heart},
+    https,
     index::Shared,
     inject::{self, Injector},
     lease::{self, Leadership, LeaseError, Seat},
@@ -38,6 +39,7 @@ use crate::{
     status::{self, Reporter},
     stream::{self, Authenticator},
     watch::{self as watches, Watches},
+    webhook::{self, ApiServer, Lookup, Webhook},
 };
 
 /// From SIGTERM until requests are no longer taken: Services must first have learned that this replica is not ready.
@@ -75,6 +77,8 @@ pub enum RunError {
 /// Where an operator listens; known once it is bound, also where a port of 0 was asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
+    /// The admission webhooks.
+    pub webhooks: SocketAddr,
     /// The config streams.
     pub streams: SocketAddr,
     /// Metrics and health.
@@ -85,6 +89,7 @@ pub struct Addresses {
 pub struct Operator {
     config: Config,
     settings: Settings,
+    webhooks: TcpListener,
     streams: TcpListener,
     metrics: TcpListener,
 }
@@ -92,14 +97,19 @@ pub struct Operator {
 impl Operator {
     /// Binds all ports.
     pub fn bind(config: Config, settings: Settings) -> Result<Self, RunError> {
+        let webhooks = listen(settings.webhook_port)?;
         let streams = listen(settings.stream_port)?;
         let metrics = listen(settings.metrics_port)?;
-        Ok(Self { config, settings, streams, metrics })
+        Ok(Self { config, settings, webhooks, streams, metrics })
     }
 
     /// Where it listens.
     pub fn addresses(&self) -> io::Result<Addresses> {
-        Ok(Addresses { streams: self.streams.local_addr()?, metrics: self.metrics.local_addr()? })
+        Ok(Addresses {
+            webhooks: self.webhooks.local_addr()?,
+            streams: self.streams.local_addr()?,
+            metrics: self.metrics.local_addr()?,
+        })
     }
 
     /// Serves until `stop`, or until a task ends that should not.
@@ -119,6 +129,7 @@ impl Operator {
 
         let certs = parts.certificates();
         let compilations = parts.watch_and_compile();
+        parts.admit(certs.clone(), self.webhooks);
         let hub = parts.deliver(compilations.clone(), certs.clone(), self.streams);
         parts.lead(self.config, seat, compilations, certs, &hub);
         parts.supervise(self.metrics, stop).await
@@ -137,13 +148,36 @@ struct Parts {
 
 impl Parts {
     /// Follows the Secret of certificates, and keeps it while this replica leads.
-    fn certificates(&mut self) -> Certificates {
-        let certs = Certificates::new(&mut self.registry);
-        self.tasks.spawn_quiet("certificates", certs::follow(self.cx.clone(), certs.clone()));
+    fn certificates(&mut self) -> Certs {
+        let installer = certs::Installer::new(&mut self.registry);
+        let certs = installer.certs();
+        self.tasks.spawn_quiet("certificates", certs::follow(self.cx.clone(), installer));
         self.tasks.spawn_quiet("renewal", certs::keep(self.cx.clone()));
         let served = certs.clone();
-        self.checks.push(Arc::new(move || served.current().is_none().then_some("certificates")));
+        self.checks.push(Arc::new(move || served.borrow().is_none().then_some("certificates")));
         certs
+    }
+
+    /// Serves the admission webhooks.
+    fn admit(&mut self, certs: Certs, listener: TcpListener) {
+        let webhook = Webhook {
+            lookup: Lookup {
+                cluster: Arc::new(self.index.clone()),
+                fallback: Arc::new(ApiServer(self.cx.client.clone())),
+                operator_namespace: self.cx.settings.namespace.clone(),
+            },
+            injector: injector(&self.cx.settings),
+            certs: certs.clone(),
+            metrics: webhook::Metrics::register(&mut self.registry),
+        };
+        let server = https::Server {
+            name: "webhook",
+            router: webhook::router(Arc::new(webhook)),
+            tls: watch::Sender::new(Arc::new(certs::server_config(certs, &https::PROTOCOLS))).subscribe(),
+            metrics: https::Metrics::register(&mut self.registry),
+            shutdown: self.cx.shutdown.clone(),
+        };
+        self.tasks.spawn("webhooks", async move { Ok(server.serve(listener).await?) });
     }
 
     /// Watches the cluster and compiles plans of it.
@@ -166,18 +200,18 @@ impl Parts {
     }
 
     /// Serves streams.
-    fn deliver(&mut self, compilations: compile::Compilations, certs: Certificates, listener: TcpListener) -> Hub {
+    fn deliver(&mut self, compilations: compile::Compilations, certs: Certs, listener: TcpListener) -> Hub {
         let hub = Hub::new(deliver::Metrics::register(&mut self.registry));
         let (deliverer, index, shutdown) = (hub.clone(), self.index.clone(), self.cx.shutdown.clone());
         self.tasks.spawn_quiet("deliver", async move { deliverer.run(index, compilations, shutdown).await });
-        let tls = certs.server_config(&[b"h2"]);
+        let tls = Arc::new(certs::server_config(certs.clone(), &["h2"]));
         let metrics = stream::Metrics::register(&mut self.registry);
         let service = stream::Service {
             hub: hub.clone(),
             index: self.index.clone(),
             authenticator: Authenticator::new(self.cx.client.clone(), &mut self.registry),
             operator_namespace: self.cx.settings.namespace.clone(),
-            trust: certs.trust(),
+            certs,
             shutdown: self.cx.shutdown.clone(),
         };
         self.tasks.spawn("streams", async move { Ok(stream::serve(listener, tls, service, metrics).await?) });
@@ -185,7 +219,7 @@ impl Parts {
     }
 
     /// What only the leader does, and the election.
-    fn lead(&mut self, config: Config, seat: Seat, compilations: compile::Compilations, certs: Certificates, hub: &Hub) {
+    fn lead(&mut self, config: Config, seat: Seat, compilations: compile::Compilations, certs: Certs, hub: &Hub) {
         let (cx, index) = (&self.cx, &self.index);
         let (too_large, not_fitting) = watch::channel(coldstart::TooLarge::new());
         self.tasks.spawn_quiet("cold start", coldstart::run(cx.clone(), index.clone(), compilations.clone(), certs, too_large));

@@ -8,7 +8,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use crds::plan::{ObjectRef, PlanKey};
 use futures::Stream;
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
@@ -19,6 +19,7 @@ use outgoing::{Guard, Outgoing};
 pub use serve::{Metrics, serve};
 
 use crate::{
+    certs::Certs,
     deliver::{Features, Hello, Hub, Session},
     index::Shared,
 };
@@ -41,7 +42,7 @@ pub struct Service {
     /// Namespace whose proxies may serve pods of any namespace.
     pub operator_namespace: String,
     /// What sidecars are to trust.
-    pub trust: watch::Receiver<v1::Trust>,
+    pub certs: Certs,
     /// Ends all streams.
     pub shutdown: CancellationToken,
 }
@@ -58,7 +59,7 @@ impl Config for Service {
         info!(pod = %session.pod, version = session.version, plan = %session.key, "Stream opened.");
         let guard = Guard::new(self.hub.clone(), session.clone());
         tokio::spawn(listen(self.hub.clone(), session.clone(), incoming));
-        Ok(Response::new(Box::pin(Outgoing::new(guard, inbox, self.trust.clone()).into_stream())))
+        Ok(Response::new(Box::pin(Outgoing::new(guard, inbox, self.certs.clone()).into_stream())))
     }
 }
 

@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use crds::plan::Identity;
 use futures::{Stream, stream};
-use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::Status;
 use wire::v1::{self, down::Message};
 
-use crate::deliver::{Document, Hub, Inbox, Session};
+use crate::{
+    certs::Certs,
+    deliver::{Document, Hub, Inbox, Session},
+};
 
 /// How often a plan that was not answered is sent again, if its position is a newer one by then: the sidecar may have refused it as
 /// older than what another replica sent.
@@ -36,7 +38,9 @@ impl Drop for Guard {
 pub(super) struct Outgoing {
     guard: Guard,
     inbox: Inbox,
-    trust: watch::Receiver<v1::Trust>,
+    certs: Certs,
+    /// The trust that was sent last.
+    trust: Option<v1::Trust>,
     /// The plan that was sent last.
     sent: Option<Arc<Document>>,
     identified: bool,
@@ -44,12 +48,12 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(guard: Guard, mut inbox: Inbox, mut trust: watch::Receiver<v1::Trust>) -> Self {
+    pub(super) fn new(guard: Guard, mut inbox: Inbox, mut certs: Certs) -> Self {
         inbox.identity.mark_changed();
-        trust.mark_changed();
+        certs.mark_changed();
         let mut again = interval(AGAIN);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { guard, inbox, trust, sent: None, identified: false, again }
+        Self { guard, inbox, certs, trust: None, sent: None, identified: false, again }
     }
 
     /// Each message is made when the transport asks for it, so a slow sidecar skips what it has missed.
@@ -66,7 +70,7 @@ impl Outgoing {
             let message = tokio::select! {
                 biased;
                 () = session.ended().cancelled() => return None,
-                Ok(()) = self.trust.changed() => self.trust(),
+                Ok(()) = self.certs.changed() => self.trust(),
                 Ok(()) = self.inbox.identity.changed() => self.identity(),
                 // A sidecar that does not know its place could not tell which policies of a plan are its own.
                 Ok(()) = self.inbox.plan.changed(), if self.identified => self.plan(),
@@ -79,9 +83,12 @@ impl Outgoing {
         }
     }
 
+    /// The certificates change more often than what is to be trusted.
     fn trust(&mut self) -> Option<Message> {
-        let trust = self.trust.borrow_and_update().clone();
-        (!trust.ca_pem.is_empty()).then_some(Message::Trust(trust))
+        let trust = self.certs.borrow_and_update().as_ref()?.trust.clone();
+        let is_news = self.trust.as_ref() != Some(&trust);
+        self.trust = Some(trust.clone());
+        is_news.then_some(Message::Trust(trust))
     }
 
     fn identity(&mut self) -> Option<Message> {
