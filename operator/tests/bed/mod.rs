@@ -237,16 +237,21 @@ async fn start_operator() -> anyhow::Result<SocketAddr> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     namespaces.create(&PostParams::default(), &object(json!({"metadata": {"name": OPERATOR_NAMESPACE}}))?).await?;
     install_definitions(&client).await?;
-    let operator = Operator::bind(server.config().await?, settings())?;
-    let port = operator.addresses()?.streams.port();
-    // It outlives the runtime of the test that happens to come first, and ends with the program.
+    let config = server.config().await?;
+    let (told, port) = tokio::sync::oneshot::channel();
+    // On a runtime of its own: it outlives the test that happens to come first, and ends with the program.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
-        if let Err(error) = runtime.block_on(operator.run(CancellationToken::new())) {
+        let ended = runtime.block_on(async {
+            let operator = Operator::bind(config, settings())?;
+            let _ = told.send(operator.addresses()?.streams.port());
+            anyhow::Ok(operator.run(CancellationToken::new()).await?)
+        });
+        if let Err(error) = ended {
             eprintln!("the operator has ended: {error:?}");
         }
     });
-    Ok((Ipv4Addr::LOCALHOST, port).into())
+    Ok((Ipv4Addr::LOCALHOST, port.await.context("the operator did not start")?).into())
 }
 
 async fn install_definitions(client: &Client) -> anyhow::Result<()> {
