@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    api::{self, Api, FrontProxies, Reviews},
     certs::{self, Certs},
     coldstart, compile,
     context::Context,
@@ -83,6 +84,8 @@ pub struct Addresses {
     pub streams: SocketAddr,
     /// Metrics and health.
     pub metrics: SocketAddr,
+    /// The aggregated API.
+    pub api: SocketAddr,
 }
 
 /// An operator whose ports are bound.
@@ -92,6 +95,7 @@ pub struct Operator {
     webhooks: TcpListener,
     streams: TcpListener,
     metrics: TcpListener,
+    api: TcpListener,
 }
 
 impl Operator {
@@ -100,7 +104,8 @@ impl Operator {
         let webhooks = listen(settings.webhook_port)?;
         let streams = listen(settings.stream_port)?;
         let metrics = listen(settings.metrics_port)?;
-        Ok(Self { config, settings, webhooks, streams, metrics })
+        let api = listen(settings.api_port)?;
+        Ok(Self { config, settings, webhooks, streams, metrics, api })
     }
 
     /// Where it listens.
@@ -109,6 +114,7 @@ impl Operator {
             webhooks: self.webhooks.local_addr()?,
             streams: self.streams.local_addr()?,
             metrics: self.metrics.local_addr()?,
+            api: self.api.local_addr()?,
         })
     }
 
@@ -129,8 +135,10 @@ impl Operator {
 
         let certs = parts.certificates();
         let compilations = parts.watch_and_compile();
-        parts.admit(certs.clone(), self.webhooks);
+        let https = https::Metrics::register(&mut parts.registry);
+        parts.admit(certs.clone(), https.clone(), self.webhooks);
         let hub = parts.deliver(compilations.clone(), certs.clone(), self.streams);
+        parts.administer(certs.clone(), https, &hub, self.api);
         parts.lead(self.config, seat, compilations, certs, &hub);
         parts.supervise(self.metrics, stop).await
     }
@@ -159,7 +167,7 @@ impl Parts {
     }
 
     /// Serves the admission webhooks.
-    fn admit(&mut self, certs: Certs, listener: TcpListener) {
+    fn admit(&mut self, certs: Certs, https: https::Metrics, listener: TcpListener) {
         let webhook = Webhook {
             lookup: Lookup {
                 cluster: Arc::new(self.index.clone()),
@@ -174,10 +182,32 @@ impl Parts {
             name: "webhook",
             router: webhook::router(Arc::new(webhook)),
             tls: watch::Sender::new(Arc::new(certs::server_config(certs, &https::PROTOCOLS))).subscribe(),
-            metrics: https::Metrics::register(&mut self.registry),
+            metrics: https,
             shutdown: self.cx.shutdown.clone(),
         };
         self.tasks.spawn("webhooks", async move { Ok(server.serve(listener).await?) });
+    }
+
+    /// Serves the aggregated API.
+    fn administer(&mut self, certs: Certs, https: https::Metrics, hub: &Hub, listener: TcpListener) {
+        let front_proxies = FrontProxies::new(certs);
+        let api = Api {
+            sidecars: Arc::new(hub.clone()),
+            authorizer: Arc::new(Reviews(self.cx.client.clone())),
+            front_proxies: front_proxies.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            metrics: api::Metrics::register(&mut self.registry),
+        };
+        let server = https::Server {
+            name: "api",
+            router: api::router(Arc::new(api)),
+            tls: front_proxies.tls(),
+            metrics: https,
+            shutdown: self.cx.shutdown.clone(),
+        };
+        self.tasks.spawn("api", async move { Ok(server.serve(listener).await?) });
+        let (client, shutdown) = (self.cx.client.clone(), self.cx.shutdown.clone());
+        self.tasks.spawn_quiet("front proxy", async move { front_proxies.follow(client, shutdown).await });
     }
 
     /// Watches the cluster and compiles plans of it.

@@ -1,15 +1,11 @@
 //! The index as the operator's tasks share it.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
-};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crds::{FetchrProxy, plan::ObjectRef};
+use crds::plan::ObjectRef;
 use tokio::sync::watch;
 
 use super::{Index, Indexed, Touched};
-use crate::webhook::Cluster;
 
 /// The index with a bell for each kind of change; cheap to clone.
 #[derive(Clone, Debug)]
@@ -74,15 +70,5 @@ impl Shared {
     /// Rings when identities and counts of pods must be computed anew.
     pub fn pods_changed(&self) -> watch::Receiver<u64> {
         self.pods.subscribe()
-    }
-}
-
-impl Cluster for Shared {
-    fn namespace_labels(&self, namespace: &str) -> Option<BTreeMap<String, String>> {
-        self.read().namespaces.get(&ObjectRef::new("", namespace)).map(|namespace| namespace.labels.clone())
-    }
-
-    fn proxies(&self, namespace: &str) -> Vec<Arc<FetchrProxy>> {
-        self.read().proxies.in_namespace(namespace).map(|(_, proxy)| proxy.0.clone()).collect()
     }
 }
