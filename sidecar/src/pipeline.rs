@@ -52,6 +52,7 @@ fn finish(outcome: Result<Response<Flow>, Stop>, mut ex: Exchange) -> Response<F
 }
 
 /// What came of a request.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time; a box would cost every request")]
 enum Forwarded {
     Response(Response<Flow>),
     Tunnel(Box<Tunnel>),

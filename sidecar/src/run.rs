@@ -147,7 +147,7 @@ async fn serve(options: Options, descriptors: u64) -> anyhow::Result<()> {
     let addresses = own.serve(&options, &shared, &drain, &state).await?;
     let setup = setup(&options, &shared, addresses, descriptors);
     let interception = setup.interception;
-    let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), setup)?;
+    let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
     health.listening();
     tracing::info!(took = ?started.elapsed(), ?interception, version = env!("CARGO_PKG_VERSION"), "Listeners are open.");
 

@@ -58,7 +58,7 @@ impl Server {
         metrics: Arc<Metrics>,
         limiter: Arc<Limiter>,
         drain: drain::Handle,
-        setup: Setup,
+        setup: &Setup,
     ) -> anyhow::Result<Self> {
         let own = Arc::new(Own::default());
         setup.own.iter().for_each(|address| own.add(*address));

@@ -126,11 +126,12 @@ async fn early_answer_reaches_a_client_that_is_still_uploading() {
             // It may break off once the answer is there.
             for _ in 0..40 {
                 if write.write_all(&[b'x'; 100_000]).await.is_err() {
-                    return;
+                    break;
                 }
             }
+            write // dropped here, it would say that the client leaves
         });
-        upload.await.unwrap();
+        let _open = upload.await.unwrap();
         let mut answer = Vec::new();
         let _ = timeout(LONG, read.read_to_end(&mut answer)).await.unwrap();
         let answer = String::from_utf8_lossy(&answer);

@@ -68,7 +68,7 @@ impl Proxy {
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
         let setup = Setup { workers: 1, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned() };
         let limiter = Arc::new(Limiter::default());
-        let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), setup).unwrap();
+        let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
         Self { address, config, metrics, drain, settings, _server: server }
     }
