@@ -129,7 +129,7 @@ impl Reporter {
     /// Writes what differs; whether all went well.
     async fn report(&self) -> bool {
         let client = &self.cx.client;
-        let writes: Vec<_> = self.due(Timestamp::now()).into_iter().map(|write| write.run(client.clone())).collect();
+        let writes: Vec<_> = self.due(&Time(Timestamp::now())).into_iter().map(|write| write.run(client.clone())).collect();
         let mut results = stream::iter(writes).buffer_unordered(WRITERS);
         let mut all_well = true;
         while let Some((kind, ok)) = results.next().await {
@@ -140,7 +140,7 @@ impl Reporter {
     }
 
     /// Statuses that differ from those in the cluster.
-    fn due(&self, now: Timestamp) -> Vec<Write> {
+    fn due(&self, now: &Time) -> Vec<Write> {
         let Some(newest) = self.compilations.borrow().clone() else {
             return Vec::new();
         };
@@ -149,8 +149,8 @@ impl Reporter {
         let index = self.index.read();
         let survey = Survey::new(&index, &newest.content, &reports, &self.cx.settings.namespace, &self.settings_digest);
         self.metrics.show(&survey);
-        let proxies = proxies::statuses(&survey, &newest.content, &too_large, Time(now));
-        let policies = policies::statuses(&survey, &newest.content, Time(now));
+        let proxies = proxies::statuses(&survey, &newest.content, &too_large, now);
+        let policies = policies::statuses(&survey, &newest.content, now);
         // The index may know a newer object than the one compiled; its status is the one to compare with.
         let proxies = proxies.into_iter().filter_map(|(key, status)| {
             let current = &index.proxies.get(&key)?.0;

@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(10);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policy_reaches_the_stream_and_the_answer_its_status() {
     let bed = Bed::start("policy-flow").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
     let pod = bed.injected_pod("web-1", "web").await.unwrap();
     let mut sidecar = bed.open(&pod, "web").await.unwrap();
 
@@ -37,7 +37,7 @@ async fn policy_reaches_the_stream_and_the_answer_its_status() {
     assert_eq!(document(&first).policies.len(), 0);
     sidecar.ack(&first).await.unwrap();
 
-    bed.policy("hello", json!({"kind": "FetchrProxy", "name": "web"}), "one").await.unwrap();
+    bed.policy("hello", &json!({"kind": "FetchrProxy", "name": "web"}), "one").await.unwrap();
     let second = sidecar.plan(Duration::from_secs(5)).await.unwrap();
     assert_eq!(document(&second).policies[0].policy, ObjectRef::new(bed.namespace(), "hello"));
     assert!(position(&second).may_follow(&position(&first)));
@@ -55,8 +55,8 @@ async fn policy_reaches_the_stream_and_the_answer_its_status() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusal_of_a_sidecar_shows_with_pod_and_reason() {
     let bed = Bed::start("refusal").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
-    bed.policy("hello", json!({"kind": "FetchrProxy", "name": "web"}), "one").await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
+    bed.policy("hello", &json!({"kind": "FetchrProxy", "name": "web"}), "one").await.unwrap();
     let pod = bed.injected_pod("web-1", "web").await.unwrap();
     let mut sidecar = bed.open(&pod, "web").await.unwrap();
     let plan = sidecar.plan(SOON).await.unwrap();
@@ -75,8 +75,8 @@ async fn refusal_of_a_sidecar_shows_with_pod_and_reason() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_sidecar_gets_the_plan_without_what_it_does_not_know() {
     let bed = Bed::start("skew").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
-    bed.policy("hello", json!({"kind": "FetchrProxy", "name": "web"}), "one").await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
+    bed.policy("hello", &json!({"kind": "FetchrProxy", "name": "web"}), "one").await.unwrap();
     let pod = bed.injected_pod("web-1", "web").await.unwrap();
     let old = v1::Hello { features: vec!["rateLimits".to_owned()], ..hello(&pod, &ObjectRef::new(bed.namespace(), "web")) };
     let mut sidecar = bed.open_as(&pod, old).await.unwrap();
@@ -91,7 +91,7 @@ async fn old_sidecar_gets_the_plan_without_what_it_does_not_know() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stolen_token_opens_no_stream() {
     let bed = Bed::start("stolen").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
     let (pod, other) = (bed.injected_pod("web-1", "web").await.unwrap(), bed.injected_pod("web-2", "web").await.unwrap());
     let proxy = ObjectRef::new(bed.namespace(), "web");
 
@@ -106,11 +106,11 @@ async fn stolen_token_opens_no_stream() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cold_start_plan_is_signed_follows_the_policies_and_goes_with_the_proxy() {
     let bed = Bed::start("cold-start").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
     let before = bed.cold_start("web").await.unwrap();
     assert_eq!(plan_of(&before.document).policies.len(), 0);
 
-    bed.policy("hello", json!({"kind": "FetchrProxy", "name": "web"}), "one").await.unwrap();
+    bed.policy("hello", &json!({"kind": "FetchrProxy", "name": "web"}), "one").await.unwrap();
     eventually("the ConfigMap holds the policy", SOON, async || {
         let opened = bed.cold_start("web").await?;
         anyhow::ensure!(plan_of(&opened.document).policies.len() == 1, "no policy in it");
@@ -133,14 +133,14 @@ async fn cold_start_plan_is_signed_follows_the_policies_and_goes_with_the_proxy(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn target_that_comes_later_heals_the_policy() {
     let bed = Bed::start("heals").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
-    bed.policy("hello", json!({"kind": "Service", "name": "shop"}), "one").await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
+    bed.policy("hello", &json!({"kind": "Service", "name": "shop"}), "one").await.unwrap();
     bed.policy_condition("hello", "Accepted", "False", "TargetNotFound").await.unwrap();
     let pod = bed.injected_pod("web-1", "web").await.unwrap();
     let mut sidecar = bed.open(&pod, "web").await.unwrap();
     assert_eq!(document(&sidecar.plan(SOON).await.unwrap()).policies.len(), 0);
 
-    bed.service("shop", json!({"app": "web"})).await.unwrap();
+    bed.service("shop", &json!({"app": "web"})).await.unwrap();
     let plan = sidecar.plan(SOON).await.unwrap();
     assert_eq!(document(&plan).policies.len(), 1);
     sidecar.ack(&plan).await.unwrap();
@@ -150,8 +150,8 @@ async fn target_that_comes_later_heals_the_policy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn change_of_labels_moves_a_pod_behind_a_service_without_a_new_plan() {
     let bed = Bed::start("identity").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
-    bed.service("canary", json!({"track": "canary"})).await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
+    bed.service("canary", &json!({"track": "canary"})).await.unwrap();
     let pod = bed.injected_pod("web-1", "web").await.unwrap();
     let mut sidecar = bed.open(&pod, "web").await.unwrap();
     assert_eq!(sidecar.identity(SOON).await.unwrap().services, Vec::<String>::new());
@@ -173,7 +173,7 @@ async fn change_of_labels_moves_a_pod_behind_a_service_without_a_new_plan() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pod_without_a_sidecar_is_named_in_an_event_on_its_owner() {
     let bed = Bed::start("missed").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
     let owner = bed.config_map("owner").await.unwrap();
     bed.bare_pod("web-1", &owner, BTreeMap::from([("fetchr.sh/inject".to_owned(), "enabled".to_owned())])).await.unwrap();
     let event = bed.event_on(&owner).await.unwrap();
@@ -186,7 +186,7 @@ async fn pod_without_a_sidecar_is_named_in_an_event_on_its_owner() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_stream_of_a_pod_ends_the_first() {
     let bed = Bed::start("replaced").await.unwrap();
-    bed.proxy("web", json!({})).await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
     let pod = bed.injected_pod("web-1", "web").await.unwrap();
     let mut first = bed.open(&pod, "web").await.unwrap();
     first.plan(SOON).await.unwrap();

@@ -12,7 +12,7 @@ fn key() -> PlanKey {
 }
 
 /// Plans of proxy `shop/web` with a policy that has these sections.
-fn compilation(version: u64, sections: serde_json::Value) -> Arc<Compilation> {
+fn compilation(version: u64, sections: &serde_json::Value) -> Arc<Compilation> {
     let proxy: FetchrProxy = serde_json::from_value(json!({
         "apiVersion": "fetchr.sh/v1alpha1", "kind": "FetchrProxy", "metadata": {"namespace": "shop", "name": "web"}, "spec": {},
     }))
@@ -76,7 +76,7 @@ fn nack(digest: &str) -> v1::Up {
 #[test]
 fn all_streams_share_the_bytes_of_a_plan() {
     let hub = hub();
-    hub.publish(compilation(1, header("one")));
+    hub.publish(compilation(1, &header("one")));
     let inboxes: Vec<_> = (0..3).map(|index| join(&hub, &format!("web-{index}"), &["headers"]).1).collect();
     let pointers: Vec<_> = inboxes.iter().map(|inbox| newest(inbox).message().document.as_ptr()).collect();
     assert!(pointers.iter().all(|pointer| *pointer == pointers[0]), "{pointers:?}");
@@ -87,7 +87,7 @@ fn stream_that_comes_before_its_plan_gets_it_later() {
     let hub = hub();
     let (_session, inbox) = join(&hub, "web-1", &["headers"]);
     assert!(inbox.plan.borrow().is_none());
-    hub.publish(compilation(1, header("one")));
+    hub.publish(compilation(1, &header("one")));
     assert_eq!(plan(&newest(&inbox)).policies.len(), 1);
 }
 
@@ -96,7 +96,7 @@ fn slow_stream_sees_the_newest_plan_only() {
     let hub = hub();
     let (_session, mut inbox) = join(&hub, "web-1", &["headers"]);
     for version in 1..=3 {
-        hub.publish(compilation(version, header(&version.to_string())));
+        hub.publish(compilation(version, &header(&version.to_string())));
     }
     assert!(inbox.plan.has_changed().unwrap());
     let document = inbox.plan.borrow_and_update().clone().unwrap();
@@ -107,21 +107,21 @@ fn slow_stream_sees_the_newest_plan_only() {
 #[test]
 fn newer_position_alone_is_no_news_but_is_there_for_the_next_stream() {
     let hub = hub();
-    let first = compilation(1, header("one"));
+    let first = compilation(1, &header("one"));
     hub.publish(first.clone());
     let (_session, mut inbox) = join(&hub, "web-1", &["headers"]);
     inbox.plan.borrow_and_update();
     hub.publish(later(&first, 9));
     assert!(!inbox.plan.has_changed().unwrap());
     assert_eq!(newest(&inbox).position["policies"], "9");
-    hub.publish(compilation(10, header("one")));
+    hub.publish(compilation(10, &header("one")));
     assert!(!inbox.plan.has_changed().unwrap(), "compiled anew to the same bytes");
 }
 
 #[test]
 fn sidecar_gets_only_what_it_knows_and_the_rest_is_named() {
     let hub = hub();
-    hub.publish(compilation(1, header("one")));
+    hub.publish(compilation(1, &header("one")));
     let (old, inbox) = join(&hub, "web-1", &["timeouts"]);
     assert!(plan(&newest(&inbox)).policies.is_empty());
     assert_eq!(old.report().left_out.to_vec(), [ObjectRef::new("shop", "p")]);
@@ -132,31 +132,31 @@ fn sidecar_gets_only_what_it_knows_and_the_rest_is_named() {
 #[test]
 fn sidecar_is_in_sync_from_its_ack_to_the_next_plan() {
     let hub = hub();
-    hub.publish(compilation(1, header("one")));
+    hub.publish(compilation(1, &header("one")));
     let (session, inbox) = join(&hub, "web-1", &["headers"]);
     assert!(!session.report().in_sync);
     hub.hear(&session, ack(&newest(&inbox).digest));
     assert!(session.report().in_sync);
-    hub.publish(compilation(2, header("two")));
+    hub.publish(compilation(2, &header("two")));
     assert!(!session.report().in_sync);
 }
 
 #[test]
 fn refusal_counts_for_the_newest_plan_only() {
     let hub = hub();
-    hub.publish(compilation(1, header("one")));
+    hub.publish(compilation(1, &header("one")));
     let (session, inbox) = join(&hub, "web-1", &["headers"]);
     let digest = newest(&inbox).digest.clone();
     hub.hear(&session, nack(&digest));
     assert!(session.report().nack.is_some() && session.has_answered(&digest));
-    hub.publish(compilation(2, header("two")));
+    hub.publish(compilation(2, &header("two")));
     assert!(session.report().nack.is_none());
 }
 
 #[test]
 fn plan_that_came_over_another_replica_counts() {
     let hub = hub();
-    hub.publish(compilation(1, header("one")));
+    hub.publish(compilation(1, &header("one")));
     let (session, inbox) = join(&hub, "web-1", &["headers"]);
     let status = v1::Status { plan_digest: newest(&inbox).digest.clone(), ..v1::Status::default() };
     hub.hear(&session, v1::Up { message: Some(v1::up::Message::Status(status)) });

@@ -32,7 +32,7 @@ fn injected(app: &str, proxy: &str) -> Pod {
     pod
 }
 
-fn service(selector: serde_json::Value) -> Service {
+fn service(selector: &serde_json::Value) -> Service {
     let object = json!({"metadata": {"namespace": "shop", "name": "s"}, "spec": {"selector": selector}});
     Service::read(serde_json::from_value(object).unwrap()).unwrap().1
 }
@@ -111,10 +111,10 @@ fn list_after_a_gap_removes_what_went_in_it() {
 #[test]
 fn pod_stands_behind_the_services_that_select_it() {
     let mut index = Index::default();
-    apply(&mut index, key("shop", "web"), service(json!({"app": "web"})));
-    apply(&mut index, key("shop", "api"), service(json!({"app": "api"})));
-    apply(&mut index, key("shop", "external"), service(json!(null)));
-    apply(&mut index, key("bank", "web"), service(json!({"app": "web"})));
+    apply(&mut index, key("shop", "web"), service(&json!({"app": "web"})));
+    apply(&mut index, key("shop", "api"), service(&json!({"app": "api"})));
+    apply(&mut index, key("shop", "external"), service(&json!(null)));
+    apply(&mut index, key("bank", "web"), service(&json!({"app": "web"})));
     let identity = index.identity(&key("shop", "web-1"), &injected("web", "shop/web"));
     assert_eq!(identity.services, ["web"]);
     assert_eq!((identity.workload_kind.as_str(), identity.workload_name.as_str()), ("Deployment", "web"));

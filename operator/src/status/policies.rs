@@ -19,7 +19,7 @@ use super::{
 use crate::compile::Content;
 
 /// The status that each policy should have.
-pub(super) fn statuses(survey: &Survey<'_>, content: &Content, now: Time) -> Vec<(ObjectRef, FetchrPolicyStatus)> {
+pub(super) fn statuses(survey: &Survey<'_>, content: &Content, now: &Time) -> Vec<(ObjectRef, FetchrPolicyStatus)> {
     let mut verdicts: BTreeMap<&ObjectRef, Vec<&PolicyVerdict>> = BTreeMap::new();
     for verdict in &content.policy_verdicts {
         verdicts.entry(&verdict.policy).or_default().push(verdict);
@@ -28,7 +28,7 @@ pub(super) fn statuses(survey: &Survey<'_>, content: &Content, now: Time) -> Vec
         let metadata = &object.metadata;
         let key = ObjectRef::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
         let verdicts = verdicts.get(&key).into_iter().flatten();
-        let ancestors = verdicts.map(|verdict| ancestor(survey, object, verdict, &now)).collect();
+        let ancestors = verdicts.map(|verdict| ancestor(survey, object, verdict, now)).collect();
         (key, FetchrPolicyStatus { ancestors })
     };
     content.policies.iter().map(|policy| status(policy)).collect()

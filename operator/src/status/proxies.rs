@@ -16,11 +16,11 @@ pub(super) fn statuses(
     survey: &Survey<'_>,
     content: &Content,
     too_large: &TooLarge,
-    now: Time,
+    now: &Time,
 ) -> Vec<(ObjectRef, FetchrProxyStatus)> {
     let status = |verdict: &ProxyVerdict| {
         let object = content.proxies.iter().find(|proxy| is_named(proxy, &verdict.proxy))?;
-        let status = status(object, verdict, &survey.of_proxy(&verdict.proxy), too_large.get(&verdict.proxy), &now);
+        let status = status(object, verdict, &survey.of_proxy(&verdict.proxy), too_large.get(&verdict.proxy), now);
         Some((verdict.proxy.clone(), status))
     };
     content.proxy_verdicts.iter().filter_map(status).collect()

@@ -72,13 +72,13 @@ impl Bed {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    pub(crate) async fn proxy(&self, name: &str, spec: Value) -> anyhow::Result<FetchrProxy> {
+    pub(crate) async fn proxy(&self, name: &str, spec: &Value) -> anyhow::Result<FetchrProxy> {
         self.create(json!({"apiVersion": "fetchr.sh/v1alpha1", "kind": "FetchrProxy", "metadata": {"name": name}, "spec": spec}))
             .await
     }
 
     /// A policy that sets the response header `x-hello` to `value`.
-    pub(crate) async fn policy(&self, name: &str, target: Value, value: &str) -> anyhow::Result<FetchrPolicy> {
+    pub(crate) async fn policy(&self, name: &str, target: &Value, value: &str) -> anyhow::Result<FetchrPolicy> {
         let headers = json!({"response": {"set": [{"name": "x-hello", "value": value}]}});
         let body = json!({
             "apiVersion": "fetchr.sh/v1alpha1", "kind": "FetchrPolicy", "metadata": {"name": name},
@@ -87,7 +87,7 @@ impl Bed {
         Ok(self.api().patch(name, &PatchParams::apply("test"), &Patch::Apply(&body)).await?)
     }
 
-    pub(crate) async fn service(&self, name: &str, selector: Value) -> anyhow::Result<Service> {
+    pub(crate) async fn service(&self, name: &str, selector: &Value) -> anyhow::Result<Service> {
         self.create(json!({"metadata": {"name": name}, "spec": {"selector": selector, "ports": [{"port": 80}]}})).await
     }
 
