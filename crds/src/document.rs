@@ -94,6 +94,13 @@ pub fn load(paths: &[PathBuf], env: &dyn Fn(&str) -> Option<String>) -> Result<D
     if loading.errors.is_empty() { Ok(loading.documents) } else { Err(loading.errors) }
 }
 
+/// The files that [`load`] reads, or each path that can't be read.
+pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Vec<DocumentError>> {
+    let mut errors = Vec::new();
+    let files = files_of(paths, &mut errors);
+    if errors.is_empty() { Ok(files) } else { Err(errors) }
+}
+
 /// The files that `paths` stand for, in order; each once.
 fn files_of(paths: &[PathBuf], errors: &mut Vec<DocumentError>) -> Vec<PathBuf> {
     let mut files = Vec::new();
