@@ -6,7 +6,7 @@ mod ports;
 use std::{
     env,
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::ValueEnum;
@@ -109,6 +109,11 @@ enum Shape {
 pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     let terminal = io::stderr().is_terminal();
     let shape = args.log_format.unwrap_or(if terminal { Shape::Text } else { Shape::Json });
+    if args.files.files.iter().any(|file| file == Path::new("-")) {
+        return Err(
+            Failure::usage("documents from standard input can't be read again when they change").hint("write them to a file")
+        );
+    }
     let documents = documents::read_valid(&args.files, color.stderr())?;
     let proxy = choose(&documents, args.proxy.as_deref())?;
     ports::check(&ports(args, proxy))?;

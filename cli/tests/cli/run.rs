@@ -103,6 +103,8 @@ struct Proxy {
     folder: tempfile::TempDir,
     log: PathBuf,
     origin: Origin,
+    /// Log and state, away from the documents.
+    _aside: tempfile::TempDir,
 }
 
 impl Proxy {
@@ -113,16 +115,16 @@ impl Proxy {
     }
 
     fn try_start(policy: &str) -> Option<Self> {
-        let (folder, origin) = (tempfile::tempdir().unwrap(), Origin::start());
+        let (folder, aside, origin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Origin::start());
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         fs::write(folder.path().join("proxy.yaml"), document(port, origin.port)).unwrap();
         fs::write(folder.path().join("policy.yaml"), policy).unwrap();
-        let log = folder.path().join("log");
+        let log = aside.path().join("log");
         let mut command = command(&["run", "--admin-port", "0", "--metrics-port", "0", "-f"]);
-        command.arg(folder.path()).arg("--state-dir").arg(folder.path().join("state"));
+        command.arg(folder.path()).arg("--state-dir").arg(aside.path());
         let child = command.stderr(fs::File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
         let address = (Ipv4Addr::LOCALHOST, port).into();
-        let mut proxy = Self { child, address, folder, log, origin };
+        let mut proxy = Self { child, address, folder, log, origin, _aside: aside };
         let start = Instant::now();
         while start.elapsed() < DEADLINE {
             if proxy.child.try_wait().unwrap().is_some() {

@@ -114,8 +114,11 @@ pub async fn watch(files: Files, shared: Shared, metrics: Metrics, stop: Cancell
     let (changes, mut changed) = mpsc::channel(1);
     let mut watcher = Watch::new(&files.paths, changes);
     let mut refused = None;
+    // What changed between the first reading and the first watch was told to nobody.
+    let mut first = true;
     loop {
-        let pause = if watcher.renew() { RECHECK } else { POLL };
+        let regular = if watcher.renew() { RECHECK } else { POLL };
+        let pause = if std::mem::take(&mut first) { Duration::ZERO } else { regular };
         tokio::select! {
             () = stop.cancelled() => return,
             () = sleep_until(Instant::now() + pause) => {}
