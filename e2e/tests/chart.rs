@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 const NAMESPACE: &str = "fetchr-system";
 const OPERATOR: &str = "system:serviceaccount:fetchr-system:fetchr-operator";
+/// PEM that the API server takes for a bundle of certificates.
+const AUTHORITY: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BPT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=";
 /// Kinds that only a Prometheus operator brings.
 const MONITORING: [&str; 4] =
     ["--api-versions", "monitoring.coreos.com/v1/ServiceMonitor", "--api-versions", "monitoring.coreos.com/v1/PodMonitor"];
@@ -203,6 +205,23 @@ async fn installed_chart_works_on_an_api_server_and_leaves_only_what_it_should()
     .unwrap();
 }
 
+/// As Helm 4 does it, and whoever takes the plain manifests: a field that somebody else owns must not be in them.
+#[tokio::test]
+async fn manifests_are_applied_server_side_again_and_again_without_conflict() {
+    let server = ApiServer::start().await.unwrap();
+    let cluster = Cluster { kubeconfig: server.kubeconfig() };
+    tokio::task::spawn_blocking(move || {
+        let manifests = tools::repository().join("manifests/fetchr.yaml");
+        let apply = ["apply", "--server-side", "--validate=strict", "--filename", manifests.to_str().unwrap()];
+        cluster.kubectl(&apply, "").unwrap();
+        write_authority(&cluster);
+        cluster.kubectl(&apply, "").unwrap();
+        assert_eq!(authority(&cluster), AUTHORITY);
+    })
+    .await
+    .unwrap();
+}
+
 fn operator_reaches_what_it_needs(cluster: &Cluster) {
     // Server-side apply makes a ConfigMap of the one name, and of no other, in any namespace.
     let plan = |name: &str| format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, namespace: default}}}}");
@@ -287,14 +306,10 @@ fn operator_pods_fit_the_restricted_standard(cluster: &Cluster) {
 }
 
 fn upgrade_keeps_what_the_operator_wrote(cluster: &Cluster) {
-    let authority = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BPT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo=";
-    let patch = format!(r#"[{{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "{authority}"}}]"#);
-    let name = "mutatingwebhookconfiguration/fetchr";
-    cluster.kubectl(&["patch", name, "--type", "json", "--field-manager", "fetchr-operator-ca", "--patch", &patch], "").unwrap();
+    write_authority(cluster);
     let upgrade = ["upgrade", "fetchr", &chart(), "--namespace", NAMESPACE, "--set", "log.level=debug,replicaCount=3"];
     cluster.helm(&upgrade);
-    let path = "-o=jsonpath={.webhooks[0].clientConfig.caBundle}";
-    assert_eq!(cluster.kubectl(&["get", name, path], "").unwrap(), authority);
+    assert_eq!(authority(cluster), AUTHORITY);
     let replicas = ["get", "deployment/fetchr-operator", "-n", NAMESPACE, "-o=jsonpath={.spec.replicas}"];
     assert_eq!(cluster.kubectl(&replicas, "").unwrap(), "3");
 }
@@ -309,6 +324,24 @@ fn uninstall_keeps_only_the_definitions(cluster: &Cluster) {
         .map(|name| format!("customresourcedefinition.apiextensions.k8s.io/{name}\n"))
         .concat();
     assert_eq!(left, expected);
+}
+
+/// What the leader does with its CA: by server-side apply, and in this one place.
+fn write_authority(cluster: &Cluster) {
+    let entries: Vec<Value> = ["annotated.inject.fetchr.sh", "namespaces.inject.fetchr.sh"]
+        .map(|name| json!({"name": name, "clientConfig": {"caBundle": AUTHORITY}}))
+        .into();
+    let patch = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "fetchr"}, "webhooks": entries,
+    });
+    let apply = ["apply", "--server-side", "--validate=false", "--field-manager", "fetchr-operator-ca", "--as", OPERATOR];
+    cluster.kubectl(&[&apply[..], &["--filename", "-"]].concat(), &patch.to_string()).unwrap();
+}
+
+fn authority(cluster: &Cluster) -> String {
+    let path = "-o=jsonpath={.webhooks[0].clientConfig.caBundle}";
+    cluster.kubectl(&["get", "mutatingwebhookconfiguration/fetchr", path], "").unwrap()
 }
 
 /// An API server, without any node or controller.
