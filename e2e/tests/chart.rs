@@ -426,8 +426,10 @@ fn strings(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().map(|item| item.as_str().unwrap()).collect()
 }
 
+/// Helm 3, or the program in `$HELM`: Helm 4 passes too.
 fn helm(arguments: &[&str]) -> Result<String, String> {
-    run(&tools::program("helm").unwrap(), arguments, "")
+    let program = std::env::var_os("HELM").map_or_else(|| tools::program("helm").unwrap(), PathBuf::from);
+    run(&program, arguments, "")
 }
 
 /// Standard output, or everything that a failed program wrote.
