@@ -1,31 +1,46 @@
-//! What a request costs in allocations: matching and limits without CEL, regular expressions and odd spellings cost none.
+//! What a request costs in allocations: matching and limits without CEL, regular expressions and odd spellings cost none. And what a
+//! reload leaves behind: nothing.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     net::IpAddr,
+    sync::Arc,
     time::Instant,
 };
 
-use crds::plan::{Identity, Plan};
+use crds::{
+    plan::{Identity, Plan, Position},
+    policy::{Direction, Match, matches::PathKind, matches::PathMatch},
+    proxy::FetchrProxySpec,
+};
 use http::{HeaderMap, HeaderValue, Method};
-use sidecar::{facts::Facts, limit::Limiter, route::Routes};
+use sidecar::{
+    config::{Config, PlanSource, Planned, Shared},
+    facts::Facts,
+    limit::Limiter,
+    route::Routes,
+};
 
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes that are allocated now.
+    static LIVE: Cell<i64> = const { Cell::new(0) };
 }
 
-// SAFETY: all is left to the system's allocator; the counter is a plain number of the thread and allocates nothing.
+// SAFETY: all is left to the system's allocator; the counters are plain numbers of the thread and allocate nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        LIVE.with(|bytes| bytes.set(bytes.get() + layout.size() as i64));
         // SAFETY: the caller's promise for `alloc` is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.with(|bytes| bytes.set(bytes.get() - layout.size() as i64));
         // SAFETY: the caller's promise for `dealloc` is passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -41,7 +56,7 @@ fn counted<T>(work: impl FnOnce() -> T) -> (T, u64) {
 }
 
 /// A policy with a limit for all, and `count` rules of each kind of path.
-fn routes(count: usize) -> Routes {
+fn plan(count: usize) -> Plan {
     let mut rules = vec![serde_json::json!({
         "name": "all",
         "rateLimits": [{"name": "per-client", "limit": {"requests": 100, "per": "1s"}, "key": [{"source": "ClientIP"}]}],
@@ -63,7 +78,7 @@ fn routes(count: usize) -> Routes {
             }));
         }
     }
-    let plan: Plan = serde_json::from_value(serde_json::json!({
+    let plan = serde_json::json!({
         "proxy": {"namespace": "shop", "name": "web"},
         "settings": {},
         "policies": [{
@@ -72,9 +87,12 @@ fn routes(count: usize) -> Routes {
             "direction": "Inbound",
             "rules": rules,
         }],
-    }))
-    .expect("a plan");
-    Routes::build(&plan, &Identity::default(), crds::policy::Direction::Inbound).expect("it compiles")
+    });
+    serde_json::from_value(plan).expect("it is a plan")
+}
+
+fn routes(count: usize) -> Routes {
+    Routes::build(&plan(count), &Identity::default(), Direction::Inbound).expect("it compiles")
 }
 
 #[test]
@@ -104,4 +122,39 @@ fn matching_and_limits_allocate_nothing() {
         assert_eq!(edited, path != "/nothing");
         assert_eq!(allocations, 0, "{path}");
     }
+}
+
+#[test]
+fn reloads_leave_nothing_behind() {
+    let (shared, limiter) = (Shared::new(Config::waiting(FetchrProxySpec::default())), Limiter::default());
+    let mut plan = plan(3);
+    let cel = Some("request.headers['x-tier'] == 'gold'".to_owned());
+    let path = Some(PathMatch { kind: PathKind::Regex, value: "/r/[a-z]+".to_owned() });
+    plan.policies[0].rules[1].matches.push(Match { path, cel, ..Match::default() });
+    let plan = Arc::new(plan);
+    let reload = |n: usize| {
+        let planned = Planned {
+            plan: Arc::clone(&plan),
+            digest: format!("{n:064}"),
+            position: Position::default(),
+            source: PlanSource::Stream,
+        };
+        shared.replace(Config::build(planned, Identity::default()).expect("it compiles"));
+        let facts = Facts {
+            method: &Method::GET,
+            scheme: "http",
+            host: "shop.example",
+            path: "/r/abc",
+            query: None,
+            headers: &HeaderMap::new(),
+            client: IpAddr::from([10, 0, 0, 1]),
+        };
+        limiter.charge(&shared.load().inbound.select(&facts), &facts, Instant::now());
+    };
+    // What is made once: the figures of the limit, the functions of CEL, the first count.
+    (0..10).for_each(reload);
+    let before = LIVE.with(Cell::get);
+    (10..1010).for_each(reload);
+    let left = LIVE.with(Cell::get) - before;
+    assert!(left.abs() < 4096, "a thousand reloads left {left} bytes");
 }
