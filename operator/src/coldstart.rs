@@ -146,7 +146,7 @@ fn prepare(wanted: BTreeSet<PlanKey>, compilation: &Compilation, key: &KeyPair) 
             .or_insert_with(|| (Sha256::new_with_prefix(key.public().as_bytes()), BTreeMap::new()));
         match sign(key, &pod_namespace, &proxy, &document, &position) {
             Ok(envelope) if data.values().map(Vec::len).sum::<usize>() + envelope.len() <= MAX_ENVELOPE => {
-                digest.update(format!("{proxy} {}\n", wire::signed::digest(&document)));
+                digest.update(format!("{proxy} {}\n", crds::plan::digest_bytes(&document)));
                 data.insert(format!("{}.{}", proxy.namespace, proxy.name), envelope);
             }
             Ok(envelope) => {

@@ -17,9 +17,8 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use crds::plan::ObjectRef;
+use crds::plan::{ObjectRef, digest_bytes};
 use prost::Message as _;
-use sha2::{Digest as _, Sha256};
 
 use crate::v1;
 
@@ -193,7 +192,11 @@ pub fn sign(
         namespace: namespace.to_owned(),
         proxy_namespace: proxy.namespace.clone(),
         proxy_name: proxy.name.clone(),
-        plan: Some(v1::Plan { digest: digest(document), document: Bytes::copy_from_slice(document), position: position.clone() }),
+        plan: Some(v1::Plan {
+            digest: digest_bytes(document),
+            document: Bytes::copy_from_slice(document),
+            position: position.clone(),
+        }),
     }
     .encode_to_vec();
     let compressed = zstd::bulk::compress(&message, LEVEL).map_err(|_| SignError::Crypto)?;
@@ -221,19 +224,10 @@ pub fn open(envelope: &[u8], keys: &[PublicKey], namespace: &str, proxy: &Object
     if cold.namespace != namespace || for_proxy != *proxy {
         return Err(OpenError::NotForUs { namespace: cold.namespace, proxy: for_proxy });
     }
-    if plan.digest != digest(&plan.document) {
+    if plan.digest != digest_bytes(&plan.document) {
         return Err(OpenError::Content("digest"));
     }
     Ok(Opened { digest: plan.digest, document: plan.document, position: plan.position })
-}
-
-/// SHA-256 in lower-case hexadecimal: the digest of a plan's document.
-pub fn digest(document: &[u8]) -> String {
-    use fmt::Write as _;
-    Sha256::digest(document).iter().fold(String::with_capacity(64), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("a String takes all");
-        hex
-    })
 }
 
 fn signed_part(compressed: &[u8]) -> Vec<u8> {
@@ -267,7 +261,7 @@ mod tests {
         let opened = open(&envelope(&key), &[other.public(), key.public()], "shop", &proxy()).unwrap();
         assert_eq!(opened.document, DOCUMENT);
         assert_eq!(opened.position, position());
-        assert_eq!(opened.digest, digest(DOCUMENT));
+        assert_eq!(opened.digest, digest_bytes(DOCUMENT));
     }
 
     #[test]
