@@ -7,6 +7,7 @@ mod peers;
 mod process;
 mod report;
 mod start;
+mod streams;
 mod traffic;
 
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ enum Command {
     Pass(traffic::Options),
     /// Time from start to ready, and memory when idle.
     Start(start::Options),
+    /// From a changed policy to a thousand streams of one operator, and its memory.
+    Streams(streams::Options),
 }
 
 fn main() -> Result<()> {
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
     let (name, table) = match &args.command {
         Command::Pass(options) => ("pass", traffic::run(&binaries, options)?),
         Command::Start(options) => ("start", start::run(&binaries, options)?),
+        Command::Streams(options) => ("streams", streams::run(&binaries, options)?),
     };
     println!("{table}");
     if let Some(file) = &args.report {
