@@ -39,11 +39,12 @@ cluster-down: ## end it and remove its files
 cluster-shell: ## a shell that reaches its pods and Services by address
 	@cargo run --locked -q -p fetchr-e2e --bin fetchr-e2e -- cluster shell
 
-bench: ## fetchr beside nginx and HAProxy; start and memory; the tables of docs/performance.md
+bench: ## fetchr beside nginx and HAProxy; start and memory; a thousand streams; the tables of docs/performance.md
 	@command -v wrk nginx haproxy >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nginx-light haproxy)
-	cargo build --locked --release -p fetchr-sidecar -p fetchr-bench --bins
+	cargo build --locked --release -p fetchr-sidecar -p fetchr-operator -p fetchr-bench --bins
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md start
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md pass
+	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md streams
 
 generate: ## CRDs and manifests from the code and the chart
 	cargo run --locked -q -p fetchr-crds --bin crdgen
