@@ -6,6 +6,10 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fetchr
 export CACHE
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 
+# The program that is there already, whoever built it.
+BUILT_E2E = $(firstword $(wildcard $(CARGO_TARGET_DIR)/release/fetchr-e2e $(CARGO_TARGET_DIR)/debug/fetchr-e2e))
+E2E = $(or $(BUILT_E2E),cargo run --locked -q -p fetchr-e2e --bin fetchr-e2e --)
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -34,10 +38,10 @@ cluster-up: ## a real Kubernetes on this machine, in namespaces of its own; prin
 	@$(CARGO_TARGET_DIR)/debug/fetchr-e2e cluster up
 
 cluster-down: ## end it and remove its files
-	@cargo run --locked -q -p fetchr-e2e --bin fetchr-e2e -- cluster down
+	@$(E2E) cluster down
 
 cluster-shell: ## a shell that reaches its pods and Services by address
-	@cargo run --locked -q -p fetchr-e2e --bin fetchr-e2e -- cluster shell
+	@$(E2E) cluster shell
 
 bench: ## fetchr beside nginx and HAProxy; start and memory; a thousand streams; the tables of docs/performance.md
 	@command -v wrk nginx haproxy >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nginx-light haproxy)

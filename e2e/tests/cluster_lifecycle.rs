@@ -13,6 +13,12 @@ use e2e::testbed::{self, application};
 use e2e::wait::eventually;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+/// The API server makes the APIService for the definitions by itself.
+const DEFINITIONS: [&str; 3] = [
+    "apiservice.apiregistration.k8s.io/v1alpha1.fetchr.sh",
+    "customresourcedefinition.apiextensions.k8s.io/fetchrpolicies.fetchr.sh",
+    "customresourcedefinition.apiextensions.k8s.io/fetchrproxies.fetchr.sh",
+];
 const INJECT: &str = "fetchr.sh/inject: enabled";
 
 #[tokio::test]
@@ -48,9 +54,7 @@ async fn only_definitions_stay(cluster: &Cluster) {
     eventually("only the definitions stay", DEADLINE, async || {
         let all = kubectl(cluster, &["get", kinds, "-A", "-o", "name"]);
         let ours: Vec<&str> = all.lines().filter(|name| name.contains("fetchr")).collect();
-        let expected = ["fetchrpolicies.fetchr.sh", "fetchrproxies.fetchr.sh"];
-        let expected = expected.map(|name| format!("customresourcedefinition.apiextensions.k8s.io/{name}"));
-        ensure!(ours == expected, "{ours:?}");
+        ensure!(ours == DEFINITIONS, "{ours:?}");
         Ok(())
     })
     .await

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
@@ -59,8 +60,18 @@ enum ClusterAction {
     Shell,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match act(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fetchr-e2e: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(command: Action) -> anyhow::Result<()> {
+    match command {
         Action::Node { state, listener } => cluster::node::run(&state, listener),
         command => tokio::runtime::Runtime::new()?.block_on(run(command)),
     }
