@@ -7,6 +7,8 @@ pub mod order;
 pub mod state;
 pub mod stream;
 
+use std::time::SystemTime;
+
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -20,6 +22,8 @@ pub struct Metrics {
     refused: Family<ReasonLabels, Counter>,
     streams: Gauge,
     behind: Counter,
+    restored: Counter,
+    applied: Gauge,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -40,11 +44,25 @@ impl Metrics {
         registry.register("fetchr_coldstart_refused", "Cold-start plans that were ignored", self.refused.clone());
         registry.register("fetchr_config_streams", "Open streams to operators", self.streams.clone());
         registry.register("fetchr_config_behind", "Plans older than the one in force that were not taken", self.behind.clone());
+        registry.register(
+            "fetchr_config_restored",
+            "Plans older than the one in force that were taken, since all operators had offered only older ones for a minute",
+            self.restored.clone(),
+        );
+        registry.register(
+            "fetchr_config_applied_timestamp_seconds",
+            "When a plan was last put in force, in seconds since the epoch; 0 if none was",
+            self.applied.clone(),
+        );
     }
 
     fn planned(&self, source: &'static str, applied: bool) {
         let result = if applied { "applied" } else { "refused" };
         self.plans.get_or_create(&PlanLabels { source, result }).inc();
+        if applied {
+            let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+            self.applied.set(i64::try_from(now).unwrap_or(i64::MAX));
+        }
     }
 
     fn refused(&self, reason: &'static str) {

@@ -164,6 +164,7 @@ impl Receiver {
     /// Every stream has offered only older plans for a minute.
     async fn restored(&mut self) {
         let Some((stream, plan)) = self.order.restored(now()).map(|(stream, plan)| (stream, plan.clone())) else { return };
+        self.metrics.restored.inc();
         tracing::warn!(
             digest = plan.digest,
             "All operators offer only plans older than the one in force; the cluster went back, so the newest of them is taken."

@@ -444,14 +444,15 @@ struct Streams {
     events: mpsc::Sender<Event>,
     up: Vec<mpsc::Receiver<v1::Up>>,
     sidecar: Sidecar,
+    metrics: Metrics,
 }
 
 impl Streams {
     async fn new() -> Self {
-        let mut sidecar = Sidecar::new(1, "");
+        let (mut sidecar, metrics) = (Sidecar::new(1, ""), Metrics::default());
         let (events, incoming) = mpsc::channel(16);
         let receiver =
-            Receiver::new(Arc::new(sidecar.settings.clone()), sidecar.shared.clone(), sidecar.health(), Metrics::default());
+            Receiver::new(Arc::new(sidecar.settings.clone()), sidecar.shared.clone(), sidecar.health(), metrics.clone());
         sidecar.task = Some(tokio::spawn(receiver.run(incoming)));
         let mut up = Vec::new();
         for stream in 0..2 {
@@ -459,7 +460,7 @@ impl Streams {
             events.send(Event::Opened { stream, up: sender }).await.unwrap();
             up.push(receiver);
         }
-        Self { events, up, sidecar }
+        Self { events, up, sidecar, metrics }
     }
 
     async fn offer(&self, stream: StreamId, plan: &v1::Plan) {
@@ -493,6 +494,8 @@ async fn stalled_replica_is_ignored_and_a_restored_cluster_is_believed_after_a_m
     streams.sidecar.has(&after.digest).await;
     assert!(restored.elapsed() >= Duration::from_secs(60), "{:?}", restored.elapsed());
     assert!(restored.elapsed() < Duration::from_secs(61), "{:?}", restored.elapsed());
+    assert_eq!((streams.metrics.behind.get(), streams.metrics.restored.get()), (2, 1));
+    assert!(streams.metrics.applied.get() > 0);
 }
 
 #[test]
