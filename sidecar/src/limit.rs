@@ -235,10 +235,12 @@ impl Limiter {
             };
             let counters = self.counters(limit);
             if allowed {
-                counters.allowed.inc()
+                counters.allowed.inc();
             } else {
-                counters.denied.inc()
-            };
+                counters.denied.inc();
+                // Not louder: it may be true of every request.
+                tracing::debug!(policy = %limit.policy, limit = %limit.name, "A limit in Shadow would have denied a request.");
+            }
         }
     }
 
