@@ -164,6 +164,12 @@ impl Cluster {
         tokio::task::spawn_blocking(move || load_image(&state, &image)).await?
     }
 
+    /// Kills the first process of a container, whose id containerd knows.
+    pub(crate) fn kill_container(&self, id: &str) -> anyhow::Result<()> {
+        let state = self.local.as_ref().context("containers can be killed only in the cluster on this machine")?;
+        output(node::ctr(state).args(["tasks", "kill", "--signal", "SIGKILL", id])).map(drop)
+    }
+
     fn command(&self, program: &Path) -> anyhow::Result<Command> {
         let mut command = Command::new(program);
         command.env("KUBECONFIG", &self.kubeconfig);

@@ -271,6 +271,20 @@ impl Pod {
         }
     }
 
+    /// Kills a container's first process by SIGKILL, as the kernel does when memory is short. Only in the cluster on this machine.
+    ///
+    /// # Errors
+    /// The container does not run.
+    pub async fn kill(&self, container: &str) -> anyhow::Result<()> {
+        let status = self.refreshed().await?.object.status.unwrap_or_default();
+        let mut all = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+        let found = all.find(|status| status.name == container).and_then(|status| status.container_id);
+        let id = found.with_context(|| format!("{container} does not run in {}", self.name()))?;
+        let cluster = self.namespace.cluster.clone();
+        let id = id.rsplit('/').next().unwrap_or_default().to_owned();
+        tokio::task::spawn_blocking(move || cluster.kill_container(&id)).await?
+    }
+
     async fn send_directly(&self, port: u16, mut request: Request<Bytes>) -> anyhow::Result<Reply> {
         let address = SocketAddr::new(self.ip()?, port);
         let stream = self.namespace.cluster.connect(address).await?;

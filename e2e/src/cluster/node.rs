@@ -88,8 +88,15 @@ pub(super) fn spawn(state: &State, listener: TcpListener) -> anyhow::Result<Chil
 
 /// The command that imports an image archive into the node; it may run outside of the namespaces.
 pub(super) fn import(state: &State, archive: &Path) -> Command {
+    let mut command = ctr(state);
+    command.args(["images", "import"]).arg(archive);
+    command
+}
+
+/// containerd's command line, for the containers of Kubernetes.
+pub(super) fn ctr(state: &State) -> Command {
     let mut command = Command::new("ctr");
-    command.arg("--address").arg(state.containerd_socket()).args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
+    command.arg("--address").arg(state.containerd_socket()).args(["--namespace", "k8s.io"]);
     command
 }
 
