@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kube::{Client, Config};
@@ -217,8 +217,11 @@ impl Parts {
             index: self.index.clone(),
             metrics: watches::Metrics::register(&mut self.registry),
             heart: self.heart.clone(),
+            outages: watches::Outages::default(),
             shutdown: self.cx.shutdown.clone(),
         };
+        let outages = watches.outages.clone();
+        self.checks.push(Arc::new(move || outages.is_stale(Instant::now()).then_some("the API server")));
         self.tasks.spawn_quiet("watch", async move { watches.run().await });
         let (newest, compilations) = watch::channel(None);
         let metrics = compile::Metrics::register(&mut self.registry);

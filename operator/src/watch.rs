@@ -3,7 +3,12 @@
 //! kube's `watcher` keeps bookmarks to itself, and a plan must say up to which resourceVersion each kind was seen. So the loop of list
 //! and watch is ours; its backoff is kube's.
 
-use std::{fmt::Debug, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
@@ -32,6 +37,8 @@ const PAGE: u32 = 500;
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// After this long without an event or a bookmark (the API server sends one each minute) a watch counts as dead.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
+/// After this long without a watch a replica is not ready. Shorter breaks come with every restart of an API server.
+const STALE_AFTER: Duration = Duration::from_secs(30);
 /// How often a loop must be seen alive.
 const ALIVE_WITHIN: Duration = Duration::from_secs(300);
 /// Pods that have ended are of no interest.
@@ -59,6 +66,29 @@ impl Metrics {
     }
 }
 
+/// Since when which kinds can't be watched; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Outages(Arc<Mutex<BTreeMap<&'static str, Instant>>>);
+
+impl Outages {
+    /// Whether a kind could not be watched for so long that what this replica says may be out of date.
+    pub fn is_stale(&self, now: Instant) -> bool {
+        self.lock().values().any(|since| now.saturating_duration_since(*since) > STALE_AFTER)
+    }
+
+    fn begin(&self, kind: &'static str, now: Instant) {
+        self.lock().entry(kind).or_insert(now);
+    }
+
+    fn end(&self, kind: &'static str) {
+        self.lock().remove(kind);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What all watches are given.
 #[derive(Clone)]
 pub struct Watches {
@@ -70,6 +100,8 @@ pub struct Watches {
     pub metrics: Metrics,
     /// Told that the loops are alive.
     pub heart: Heart,
+    /// Told what can't be watched.
+    pub outages: Outages,
     /// Ends them.
     pub shutdown: CancellationToken,
 }
@@ -141,6 +173,7 @@ where
                 continue;
             };
             self.shared.metrics.failures.get_or_create(&ByKind { kind }).inc();
+            self.shared.outages.begin(kind, Instant::now());
             if matches!(&broken, Broken::Expired) || is_gone(&broken) {
                 version = None;
             }
@@ -184,6 +217,7 @@ where
     async fn watch(&self, version: &mut String, backoff: &mut DefaultBackoff) -> Result<(), Broken> {
         let params = WatchParams { field_selector: self.fields.map(str::to_owned), bookmarks: true, ..WatchParams::default() };
         let mut events = Box::pin(self.api.watch(&params, version).await?);
+        self.shared.outages.end(T::KIND.name());
         loop {
             let event = match tokio::time::timeout(IDLE_TIMEOUT, events.next()).await {
                 Ok(Some(event)) => event?,
@@ -220,4 +254,20 @@ where
 
 fn is_gone(broken: &Broken) -> bool {
     matches!(broken, Broken::Api(kube::Error::Api(status)) if status.code == 410)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_break_of_a_watch_is_no_outage() {
+        let (outages, start) = (Outages::default(), Instant::now());
+        outages.begin("pods", start);
+        outages.begin("pods", start + Duration::from_secs(25));
+        assert!(!outages.is_stale(start + Duration::from_secs(30)));
+        assert!(outages.is_stale(start + Duration::from_secs(31)), "it counts from its begin");
+        outages.end("pods");
+        assert!(!outages.is_stale(start + Duration::from_secs(60)));
+    }
 }

@@ -215,3 +215,16 @@ fn plan_of(document: &[u8]) -> Plan {
 fn position(plan: &v1::Plan) -> crds::plan::Position {
     plan.position.clone().into_iter().collect()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn default_proxy_is_made_from_the_file_and_serves_any_namespace() {
+    let bed = Bed::start("defaults").await.unwrap();
+    let proxies: Api<FetchrProxy> = Api::namespaced(bed.client().clone(), "fetchr-system");
+    let made = eventually("the default proxy is there", SOON, async || Ok(proxies.get("default").await?)).await.unwrap();
+    assert_eq!(made.spec.interception.inbound.skip_ports, [9090]);
+
+    let pod = bed.injected_pod("web-1", "default").await.unwrap();
+    let hello = hello(&pod, &ObjectRef::new("fetchr-system", "default"));
+    let plan = bed.open_as(&pod, hello).await.unwrap().plan(SOON).await.unwrap();
+    assert_eq!(document(&plan).proxy, ObjectRef::new("fetchr-system", "default"));
+}

@@ -4,11 +4,11 @@ use std::{
     collections::BTreeMap,
     fmt::Debug,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
+use clap::{Args, FromArgMatches};
 use crds::{FetchrPolicy, FetchrProxy, plan::ObjectRef};
 use e2e::{
     apiserver::ApiServer,
@@ -237,13 +237,13 @@ async fn start_operator() -> anyhow::Result<SocketAddr> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     namespaces.create(&PostParams::default(), &object(json!({"metadata": {"name": OPERATOR_NAMESPACE}}))?).await?;
     install_definitions(&client).await?;
-    let config = server.config().await?;
+    let (config, settings) = (server.config().await?, settings()?);
     let (told, port) = tokio::sync::oneshot::channel();
     // On a runtime of its own: it outlives the test that happens to come first, and ends with the program.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
         let ended = runtime.block_on(async {
-            let operator = Operator::bind(config, settings())?;
+            let operator = Operator::bind(config, settings)?;
             let _ = told.send(operator.addresses()?.streams.port());
             anyhow::Ok(operator.run(CancellationToken::new()).await?)
         });
@@ -269,24 +269,15 @@ async fn install_definitions(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn settings() -> Settings {
-    Settings {
-        namespace: OPERATOR_NAMESPACE.to_owned(),
-        pod_name: "operator-of-the-test".to_owned(),
-        sidecar_image: "fetchr-sidecar".to_owned(),
-        sidecar_image_pull_policy: "IfNotPresent".to_owned(),
-        webhook_service: "fetchr-webhook".to_owned(),
-        stream_service: "fetchr-streams".to_owned(),
-        api_service: "fetchr-api".to_owned(),
-        webhook_configuration: "fetchr".to_owned(),
-        api_registration: "v1alpha1.api.fetchr.sh".to_owned(),
-        ca_secret: "fetchr-ca".to_owned(),
-        lease: "fetchr-operator".to_owned(),
-        default_proxy_file: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bed/default-proxy.yaml")),
-        webhook_port: 0,
-        stream_port: 0,
-        metrics_port: 0,
-        api_port: 0,
-        cluster_domain: "cluster.local".to_owned(),
-    }
+fn settings() -> anyhow::Result<Settings> {
+    let defaults = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bed/default-proxy.yaml");
+    let flags = [
+        format!("--namespace={OPERATOR_NAMESPACE}"),
+        format!("--default-proxy-file={defaults}"),
+        "--pod-name=operator-of-the-test".to_owned(),
+        "--sidecar-image=fetchr-sidecar".to_owned(),
+    ];
+    let ports = ["webhook", "stream", "metrics", "api"].map(|name| format!("--{name}-port=0"));
+    let command = Settings::augment_args(clap::Command::new("test")).no_binary_name(true);
+    Ok(Settings::from_arg_matches(&command.try_get_matches_from(flags.into_iter().chain(ports))?)?)
 }
