@@ -76,6 +76,8 @@ pub(crate) struct Connection {
     pub(crate) direction: Direction,
     pub(crate) entry: Entry,
     pub(crate) progress: Arc<Progress>,
+    /// What counts it as open; a tunnel that it becomes keeps it.
+    _held: (Open, Counted),
 }
 
 impl Connection {
@@ -95,12 +97,11 @@ impl Connection {
 /// Serves a connection to its end. A panic ends this connection only.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let Arrival { peer, direction, entry, held } = arrival;
-    let connection = Rc::new(Connection { worker, peer, direction, entry, progress: Arc::default() });
+    let connection = Rc::new(Connection { worker, peer, direction, entry, progress: Arc::default(), _held: held });
     let served = AssertUnwindSafe(detect_and_serve(Rc::clone(&connection), stream)).catch_unwind().await;
     if served.is_err() {
         connection.worker.metrics.panics.inc();
     }
-    drop(held);
 }
 
 async fn detect_and_serve(connection: Rc<Connection>, mut stream: TcpStream) {
@@ -109,9 +110,17 @@ async fn detect_and_serve(connection: Rc<Connection>, mut stream: TcpStream) {
     }
     let mut ahead = BytesMut::new();
     let detecting = connection.worker.connection_gauge(connection.direction, "detecting");
-    let detected = match connection.entry {
-        Entry::Intercepted(destination) => detect_any(&connection, &mut stream, &mut ahead, destination).await,
-        Entry::Reverse(_) | Entry::Forward => detect_http(&mut stream, &mut ahead).await,
+    let detect = async {
+        match connection.entry {
+            Entry::Intercepted(destination) => detect_any(&connection, &mut stream, &mut ahead, destination).await,
+            Entry::Reverse(_) | Entry::Forward => detect_http(&mut stream, &mut ahead).await,
+        }
+    };
+    let detected = tokio::select! {
+        biased;
+        detected = detect => detected,
+        // It has not said enough to be a request.
+        () = connection.worker.drain.closing(connection.direction) => return,
     };
     drop(detecting);
     match detected {
@@ -239,8 +248,12 @@ async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes
         service_fn(move |request| pipeline::serve(Rc::clone(&connection), request).map(Ok::<_, Infallible>))
     };
     let served = http2_builder().serve_connection(io, service);
-    let served = until_closing(&connection, served, |served| served.graceful_shutdown(), Announced::Now).await;
-    report(&connection, served);
+    tokio::select! {
+        served = until_closing(&connection, served, |served| served.graceful_shutdown(), Announced::Now) => {
+            report(&connection, served);
+        }
+        () = connection.progress.flooded() => connection.error("reset_flood"),
+    }
 }
 
 /// Bounds that keep one client from costing more than its share: 100 streams, 64 KiB a stream and 1 MiB a connection under way,

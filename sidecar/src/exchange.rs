@@ -27,6 +27,9 @@ use crate::{
 /// Header fields of a request, at most.
 pub(crate) const MAX_FIELDS: usize = 100;
 
+/// A client that leaves within this time never wanted the answer.
+const SOON: Duration = Duration::from_secs(1);
+
 /// One request on its way through the pipeline. It keeps the configuration that it started with.
 pub(crate) struct Exchange {
     /// The client's connection.
@@ -143,9 +146,16 @@ impl Guards {
         match end {
             End::Complete => {}
             End::Failed => self.labels.error_type = Some("response_broken"),
-            End::Dropped => self.labels.error_type = Some("client_left"),
+            End::Dropped => self.client_left(),
         }
         self.count(bytes);
+    }
+
+    fn client_left(&mut self) {
+        self.labels.error_type = Some("client_left");
+        if self.started.elapsed() < SOON {
+            self.progress.request_abandoned();
+        }
     }
 
     fn count(&self, received: u64) {
@@ -170,7 +180,7 @@ impl Drop for Guards {
         self.progress.request_ended();
         if !self.ended {
             if self.labels.http_response_status_code == 0 {
-                self.labels.error_type = Some("client_left");
+                self.client_left();
             }
             self.count(0);
         }

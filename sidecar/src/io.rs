@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::Notify,
     time::{Instant, Sleep, sleep},
 };
 
@@ -30,6 +31,9 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long a client may keep a connection without a request. Longer than the pools of usual clients, so that they close first:
 /// a request that meets a closing connection is lost.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
+
+/// Requests of a connection before abandoned ones are held against it.
+const FLOOD: u64 = 500;
 
 /// The client's side of a connection.
 pub(crate) struct ClientIo {
@@ -49,6 +53,8 @@ pub(crate) struct ClientIo {
 pub(crate) struct Progress {
     started: AtomicU64,
     ended: AtomicU64,
+    abandoned: AtomicU64,
+    flood: Notify,
 }
 
 impl Progress {
@@ -60,6 +66,20 @@ impl Progress {
     /// Its response has ended.
     pub(crate) fn request_ended(&self) {
         self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The client has left a request soon after it had sent it. More than half of many is an attack: each one makes the
+    /// upstream work for nothing (CVE-2023-44487; the numbers are Envoy's).
+    pub(crate) fn request_abandoned(&self) {
+        let abandoned = self.abandoned.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.requests() >= FLOOD && abandoned * 2 > self.requests() {
+            self.flood.notify_one();
+        }
+    }
+
+    /// Waits until the client is found to attack.
+    pub(crate) async fn flooded(&self) {
+        self.flood.notified().await;
     }
 
     fn requests(&self) -> u64 {
@@ -307,5 +327,59 @@ impl Silence {
             timer.as_mut().reset(Instant::now() + self.limit);
         }
         timer.as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, ClientIo, Arc<Progress>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let progress = Arc::<Progress>::default();
+        let io = ClientIo::new(accepted.unwrap().0, Bytes::new(), Arc::clone(&progress), Duration::from_secs(60));
+        (peer.unwrap(), io, progress)
+    }
+
+    /// Reads until the limit, and returns after how many seconds it struck.
+    async fn silent_for(io: &mut ClientIo) -> u64 {
+        let start = Instant::now();
+        loop {
+            match io.read(&mut [0; 64]).await {
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+                    return start.elapsed().as_secs();
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn head_that_does_not_end_is_cut_off_long_before_an_idle_connection() {
+        let (mut peer, mut io, _) = pair().await;
+        peer.write_all(b"GET / HT").await.unwrap();
+        assert_eq!(io.read(&mut [0; 64]).await.unwrap(), 8);
+        assert_eq!(silent_for(&mut io).await, HEAD_LIMIT.as_secs());
+        let (_peer, mut io, _) = pair().await;
+        assert_eq!(silent_for(&mut io).await, IDLE_LIMIT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn request_under_way_has_no_limit_here_and_the_next_wait_counts_anew() {
+        let (mut peer, mut io, progress) = pair().await;
+        peer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert_eq!(io.read(&mut [0; 64]).await.unwrap(), 18);
+        progress.request_started();
+        let limit = tokio::time::timeout(Duration::from_secs(3600), io.read(&mut [0; 64])).await;
+        assert!(limit.is_err(), "a slow answer is not the client's fault");
+        progress.request_ended();
+        assert_eq!(silent_for(&mut io).await, IDLE_LIMIT.as_secs());
     }
 }

@@ -52,6 +52,8 @@ pub struct Metrics {
     pub panics: Counter,
     /// Attempts that were made again on a fresh connection.
     pub retries: Counter,
+    /// Upstream connections that are open, idle ones included.
+    pub upstream_open: Gauge,
     /// Upstream connections that were opened.
     pub opened: Counter,
     /// Attempts that took a pooled connection.
@@ -80,6 +82,7 @@ impl Metrics {
             dropped: Family::default(),
             panics: Counter::default(),
             retries: Counter::default(),
+            upstream_open: Gauge::default(),
             opened: Counter::default(),
             reused: Counter::default(),
         };
@@ -107,6 +110,11 @@ impl Metrics {
         registry.register("fetchr_dropped", "What was refused for want of room, by reason", self.dropped.clone());
         registry.register("fetchr_panics", "Panics that were caught; each cost one connection", self.panics.clone());
         registry.register("fetchr_upstream_retries", "Attempts made again on a fresh connection", self.retries.clone());
+        registry.register(
+            "fetchr_upstream_connections_open",
+            "Open upstream connections, idle ones included",
+            self.upstream_open.clone(),
+        );
         registry.register("fetchr_upstream_connections_opened", "Upstream connections opened", self.opened.clone());
         registry.register("fetchr_upstream_connections_reused", "Attempts on a pooled connection", self.reused.clone());
         registry.register("fetchr_build", "Version of the program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -253,7 +261,7 @@ pub struct DirectionLabels {
 pub struct ConnectionLabels {
     /// Which way its requests go.
     pub direction: DirectionLabel,
-    /// `http1`, `http2`, `tcp`, `tunnel`, `detecting`; `upstream` for those that the sidecar opened.
+    /// `http1`, `http2`, `tcp`, `tunnel`, `detecting`.
     pub kind: &'static str,
 }
 

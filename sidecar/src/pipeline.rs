@@ -120,10 +120,10 @@ fn open_tunnel(tunnel: Tunnel, ex: Exchange) -> Response<Flow> {
     let bytes = worker.tunnel_bytes(ex.connection.direction);
     let open = worker.connection_gauge(ex.connection.direction, "tunnel");
     let idle = ex.route.timeouts().idle.map_or(tunnel::IDLE, |limit| limit.0);
-    let tracked = worker.drain.track(ex.connection.direction);
+    let connection = Rc::clone(&ex.connection);
     let (response, guards) = ex.tunnel(head);
     tokio::task::spawn_local(async move {
-        let _held = (guards, open, tracked);
+        let _held = (guards, open, connection);
         // The client may leave before it switches, and either side may break off: a tunnel has nobody to tell.
         let Ok(client) = client.await else { return };
         let client = TokioIo::new(client);

@@ -147,7 +147,7 @@ impl Seat {
 }
 
 async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
-    let pool = Pool::new(pod.caps);
+    let pool = Pool::new(pod.caps, pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
     let Pod { config, metrics, limiter, drain, own, via, .. } = pod;
     let worker = Rc::new(Worker { config, metrics, limiter, drain, own, via, pool });

@@ -15,6 +15,7 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, Sleep, sleep_until, timeout_at},
@@ -26,7 +27,7 @@ use super::{
     h1::{H1, Watcher},
     h2::H2,
 };
-use crate::error::ForwardError;
+use crate::{error::ForwardError, metrics::Raised};
 
 /// Requests that wait for a connection to one host, over all workers.
 const MAX_WAITING: usize = 1024;
@@ -34,8 +35,11 @@ const MAX_WAITING: usize = 1024;
 /// How often idle connections are looked through for old ones.
 const SWEEP: Duration = Duration::from_secs(2);
 
-/// The right to one connection to a host.
-pub(crate) type Permit = OwnedSemaphorePermit;
+/// The right to one connection to a host; the connection counts as open while this lives.
+pub(crate) struct Permit {
+    _place: OwnedSemaphorePermit,
+    _open: Raised,
+}
 
 /// The caps of all hosts; shared by the workers.
 #[derive(Debug, Default)]
@@ -105,6 +109,7 @@ pub(crate) struct Pool {
     hosts: RefCell<HashMap<Key, Rc<Host>>>,
     caps: Arc<Caps>,
     watch: Arc<Watch>,
+    open: Gauge,
 }
 
 /// One upstream, as a worker sees it.
@@ -138,10 +143,10 @@ enum Place {
 
 impl Pool {
     /// An empty pool. Its worker must run [`Pool::keep`].
-    pub(crate) fn new(caps: Arc<Caps>) -> Rc<Self> {
+    pub(crate) fn new(caps: Arc<Caps>, open: Gauge) -> Rc<Self> {
         let watch = Arc::new(Watch::default());
         caps.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&watch));
-        Rc::new(Self { hosts: RefCell::default(), caps, watch })
+        Rc::new(Self { hosts: RefCell::default(), caps, watch, open })
     }
 
     /// The host of a key.
@@ -201,7 +206,7 @@ impl Pool {
     /// A place under the cap: at once, or from a bounded queue.
     async fn place(&self, host: &Host, limits: &Limits, deadline: Instant) -> Result<Place, ForwardError> {
         if let Ok(permit) = Arc::clone(&host.cap.places).try_acquire_owned() {
-            return Ok(Place::Free(permit));
+            return Ok(Place::Free(self.permit(permit)));
         }
         let full = || ForwardError::ConnectionLimit { upstream: host.key.endpoint.to_string(), max: limits.connections };
         let _waiting = Waiting::begin(&host.cap).ok_or_else(full)?;
@@ -212,10 +217,14 @@ impl Pool {
             tokio::select! {
                 biased;
                 Ok(conn) = given => Some(Place::Idle(conn)),
-                permit = Arc::clone(&host.cap.places).acquire_owned() => permit.ok().map(Place::Free),
+                permit = Arc::clone(&host.cap.places).acquire_owned() => permit.ok().map(|permit| Place::Free(self.permit(permit))),
             }
         };
         timeout_at(deadline, either).await.ok().flatten().ok_or_else(full)
+    }
+
+    fn permit(&self, place: OwnedSemaphorePermit) -> Permit {
+        Permit { _place: place, _open: Raised::new(self.open.clone()) }
     }
 
     /// Watches idle connections for ever: rule (d).

@@ -83,3 +83,16 @@ async fn request_under_way_is_answered_and_idle_connections_are_closed() {
     drop((idle, busy));
     assert_eq!(drain.await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn connection_that_said_nothing_does_not_delay_the_drain() {
+    let proxy = Proxy::before(slow().await.address);
+    let mut silent = proxy.client().await;
+    let mut asked = proxy.client().await;
+    asked.send(GET).await;
+    assert_eq!(asked.response().await.status, 200);
+    drop(asked);
+    let drained = proxy.drain.drain_inbound(Duration::ZERO, Duration::from_secs(60));
+    assert_eq!(tokio::time::timeout(Duration::from_secs(5), drained).await.expect("an end at once"), 0);
+    assert!(silent.rest().await.is_empty());
+}

@@ -1,6 +1,6 @@
 //! HTTP/2 on either side, and between the versions.
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, Version};
@@ -11,9 +11,12 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+};
 
-use crate::support::{Origin, Proxy, field, nobody};
+use crate::support::{Origin, Proxy, field, nobody, read_head};
 
 async fn client(proxy: &Proxy) -> SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(proxy.address).await.unwrap();
@@ -104,4 +107,36 @@ async fn flood_of_fields_on_a_stream_is_431() {
     }
     let response = client(&proxy).await.send_request(request.body(Full::default()).unwrap()).await.unwrap();
     assert_eq!(response.status(), 431);
+}
+
+/// A client that opens streams only to reset them makes the origin work for nothing.
+#[tokio::test]
+async fn flood_of_resets_ends_the_connection() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        while let Some(head) = read_head(&mut stream).await {
+            tokio::time::sleep(Duration::from_millis(if head.starts_with("GET /slow") { 500 } else { 0 })).await;
+            if stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let mut sender = client(&proxy).await;
+    let start = tokio::time::Instant::now();
+    while !sender.is_closed() {
+        assert!(start.elapsed() < crate::support::LONG, "the flood goes on");
+        let mut streams = Vec::new();
+        for _ in 0..50 {
+            let request = Request::get("http://a/slow").body(Full::default()).unwrap();
+            let mut response = Box::pin(sender.send_request(request));
+            let _ = futures::poll!(&mut response);
+            streams.push(response);
+        }
+        // The requests have to leave before they are reset.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        drop(streams);
+    }
+    assert_eq!(proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 204, "others are served");
+    assert_eq!(proxy.metric("fetchr_errors_total{direction=\"inbound\",reason=\"reset_flood\"}"), 1.0);
 }

@@ -13,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::support::{LONG, Origin, Proxy, eventually, field, ms, read_head};
+use crate::support::{Client, LONG, Origin, Proxy, eventually, field, ms, read_head};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
@@ -120,7 +120,7 @@ async fn early_answer_reaches_a_client_that_is_still_uploading() {
     let proxy = Proxy::before(origin.address);
     for _ in 0..20 {
         let client = proxy.client().await;
-        let (mut read, mut write) = client.0.into_split();
+        let (read, mut write) = client.0.into_split();
         let upload = tokio::spawn(async move {
             write.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4000000\r\n\r\n").await.unwrap();
             // It may break off once the answer is there.
@@ -131,11 +131,9 @@ async fn early_answer_reaches_a_client_that_is_still_uploading() {
             }
             write // dropped here, it would say that the client leaves
         });
-        let _open = upload.await.unwrap();
-        let mut answer = Vec::new();
-        let _ = timeout(LONG, read.read_to_end(&mut answer)).await.unwrap();
-        let answer = String::from_utf8_lossy(&answer);
-        assert!(answer.starts_with("HTTP/1.1 413") && answer.ends_with("big"), "{answer:?}");
+        let mut client = Client(read.reunite(upload.await.unwrap()).unwrap());
+        let answer = client.response().await;
+        assert_eq!((answer.status, answer.text()), (413, "big"));
     }
 }
 
@@ -268,4 +266,22 @@ async fn waiting_for_a_connection_ends_with_503() {
     assert_eq!(refused.status, 503);
     assert!(refused.field("proxy-status").contains("connection_limit_reached"), "{}", refused.head);
     assert!(refused.has("retry-after"));
+}
+
+#[tokio::test]
+async fn idle_connection_of_one_worker_makes_room_for_another() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let proxy = Proxy::with_workers(2, &format!("http://{}", origin.address), |settings| {
+        settings.upstream.max_connections_per_host = 1;
+    });
+    // Both connections stay open, so the second one is on the other worker.
+    let (mut first, mut second) = (proxy.client().await, proxy.client().await);
+    for _ in 0..3 {
+        for client in [&mut first, &mut second] {
+            client.send(GET).await;
+            assert_eq!(client.response().await.text(), "ok");
+        }
+    }
+    assert_eq!(origin.connections(), 6);
+    assert_eq!(proxy.metric("fetchr_upstream_connections_open"), 1.0);
 }

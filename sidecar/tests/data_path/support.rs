@@ -50,15 +50,20 @@ impl Proxy {
 
     /// In front of an upstream, with other settings.
     pub(crate) fn with(upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
-        Self::start(Some(upstream.to_owned()), Direction::Inbound, change)
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, change)
     }
 
     /// A forward proxy.
     pub(crate) fn forward() -> Self {
-        Self::start(None, Direction::Outbound, |_| {})
+        Self::start(None, Direction::Outbound, 1, |_| {})
     }
 
-    fn start(upstream: Option<String>, direction: Direction, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+    /// With several workers.
+    pub(crate) fn with_workers(workers: usize, upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, workers, change)
+    }
+
+    fn start(upstream: Option<String>, direction: Direction, workers: usize, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
         let mut settings = FetchrProxySpec::default();
         settings.interception.mode = InterceptionMode::Explicit;
         let listener = Listener { name: "test".to_owned(), address: "127.0.0.1".to_owned(), port: 0, direction, upstream };
@@ -66,7 +71,7 @@ impl Proxy {
         change(&mut settings);
         let config = Shared::new(config(&settings, Vec::new()));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
-        let setup = Setup { workers: 1, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned() };
+        let setup = Setup { workers, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned() };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
