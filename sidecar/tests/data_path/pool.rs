@@ -107,6 +107,7 @@ async fn connection_with_an_unsent_upload_is_not_pooled() {
     assert_eq!((early.status, early.text()), (413, "big"));
     assert_eq!(proxy.ask(GET).await.text(), "ok");
     assert_eq!(origin.connections(), 2);
+    assert_eq!(proxy.metric("fetchr_upstream_connections_reused_total"), 0.0, "it was taken from the pool and found unfit");
 }
 
 #[tokio::test]
