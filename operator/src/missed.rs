@@ -26,7 +26,7 @@ use crate::{context::Context, index::Shared};
 use decide::{Evictions, Missed, evictable, find};
 
 /// How often pods are looked at while something may have to be evicted.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A burst of changes becomes one look.
 const COALESCE: Duration = Duration::from_secs(1);
 /// How long one request may take.

@@ -10,7 +10,7 @@ use e2e::{
     stream::{ScriptedSidecar, hello, token_of},
     wait::eventually,
 };
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
@@ -159,7 +159,7 @@ async fn change_of_labels_moves_a_pod_behind_a_service_without_a_new_plan() {
     sidecar.ack(&plan).await.unwrap();
 
     let labels = json!({"metadata": {"labels": {"track": "canary"}}});
-    bed.api::<k8s_openapi::api::core::v1::Pod>().patch("web-1", &PatchParams::default(), &Patch::Merge(labels)).await.unwrap();
+    bed.api::<Pod>().patch("web-1", &PatchParams::default(), &Patch::Merge(labels)).await.unwrap();
     let message = sidecar.next(SOON).await.unwrap();
     let v1::down::Message::Identity(identity) = message else { panic!("not an identity: {message:?}") };
     assert_eq!(identity.services, ["canary"]);
@@ -181,6 +181,30 @@ async fn pod_without_a_sidecar_is_named_in_an_event_on_its_owner() {
     assert!(event.note.unwrap().starts_with("No sidecar in web-1: "));
     let condition = bed.proxy_condition("web", "Injected", "False").await.unwrap();
     assert!(condition.message.starts_with("1 of 1 pods have no sidecar"), "{}", condition.message);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missed_pod_is_evicted_only_where_the_proxy_says_so() {
+    let bed = Bed::start("evicted").await.unwrap();
+    bed.proxy("report", &json!({"selector": {"matchLabels": {"app": "none"}}})).await.unwrap();
+    bed.proxy("evict", &json!({"missedPods": "Evict"})).await.unwrap();
+    let (first, second) = (bed.config_map("first").await.unwrap(), bed.config_map("second").await.unwrap());
+    let opted_in = |proxy: &str| {
+        let annotations = [("fetchr.sh/inject", "enabled"), ("fetchr.sh/proxy", proxy)];
+        annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    };
+    bed.bare_pod("stays", &first, opted_in("report")).await.unwrap();
+    bed.bare_pod("goes", &second, opted_in("evict")).await.unwrap();
+
+    let pods: Api<Pod> = bed.api();
+    eventually("the pod is evicted", Duration::from_secs(30), async || {
+        let pod = pods.get_opt("goes").await?;
+        anyhow::ensure!(pod.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()), "it is still there");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(pods.get("stays").await.unwrap().metadata.deletion_timestamp.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,8 +19,8 @@ const NOT_INJECTED: &str = "SidecarMissing";
 const PAUSE: SignedDuration = SignedDuration::from_secs(30);
 /// After this long an owner's evictions are forgotten.
 const FORGET: SignedDuration = SignedDuration::from_secs(3600);
-/// A pod younger than this may still be about to be listed with its stamp.
-const YOUNG: SignedDuration = SignedDuration::from_secs(10);
+/// A pod younger than this is left alone: what it was missed for may be on its way, such as the label of a new namespace.
+const YOUNG: SignedDuration = SignedDuration::from_secs(5);
 
 /// An opted-in pod without a sidecar.
 #[derive(Clone, Debug)]
@@ -212,6 +212,6 @@ mod tests {
 
     #[test]
     fn newborn_pod_is_left_alone() {
-        assert!(names(&[pod("a-1", Some("a"), 55)], &Evictions::default(), 60).is_empty());
+        assert!(names(&[pod("a-1", Some("a"), 56)], &Evictions::default(), 60).is_empty());
     }
 }
