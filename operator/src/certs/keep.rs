@@ -22,7 +22,7 @@ const ROUND: Duration = Duration::from_secs(30);
 
 /// Why a round of the leader failed.
 #[derive(Debug, thiserror::Error)]
-pub enum KeepError {
+enum KeepError {
     /// The Secret is broken.
     #[error(transparent)]
     Keyring(#[from] KeyringError),

@@ -266,6 +266,7 @@ fn startup_tries(config_timeout: std::time::Duration) -> i32 {
 }
 
 /// A variable with this value; `$` is doubled, for Kubernetes would expand `$(NAME)`. None: empty, so the program's default holds.
+#[expect(clippy::needless_pass_by_value, reason = "numbers and formats are written in place")]
 fn value(name: &str, value: impl ToString) -> Option<EnvVar> {
     let value = value.to_string();
     let escaped = || Some(value.replace('$', "$$"));
