@@ -188,7 +188,7 @@ async fn install(client: &Client, webhook_port: u16, api_port: u16) {
     };
     eventually("the CRDs are established", SOON, established).await.unwrap();
     for mut object in documented() {
-        for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
+        for webhook in object.get_mut("webhooks").and_then(Value::as_array_mut).into_iter().flatten() {
             webhook["clientConfig"]["service"]["port"] = json!(webhook_port);
         }
         if object["kind"] == "APIService" {
@@ -360,7 +360,15 @@ async fn aggregated_api_answers_any_kubeconfig_with_rights() {
     let config = get(&client, "/namespaces/shop/sidecars/web-1/config").await.unwrap();
     assert_eq!(config["verb"], "config");
 
-    let mut config = ApiServer::shared().await.unwrap().config().await.unwrap();
+    let server = ApiServer::shared().await.unwrap();
+    let mut kubectl = tokio::process::Command::new(e2e::tools::program("kubectl").unwrap());
+    kubectl.arg("--kubeconfig").arg(server.kubeconfig()).args(["-n", "shop", "get", "sidecars.api.fetchr.sh"]);
+    let printed = String::from_utf8(kubectl.output().await.unwrap().stdout).unwrap();
+    let lines: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAME", "PROXY", "WORKLOAD", "VERSION", "IN", "SYNC", "READY"]);
+    assert_eq!(lines[1], ["web-1", "shop/web", "Deployment/web", "0.1.0", "True", "True"]);
+
+    let mut config = server.config().await.unwrap();
     config.auth_info.impersonate = Some("nobody".to_owned());
     let nobody = Client::try_from(config).unwrap();
     let error = get(&nobody, "/namespaces/shop/sidecars").await.unwrap_err().to_string();
