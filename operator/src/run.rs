@@ -174,7 +174,7 @@ impl Parts {
                 fallback: Arc::new(ApiServer(self.cx.client.clone())),
                 operator_namespace: self.cx.settings.namespace.clone(),
             },
-            injector: injector(&self.cx.settings),
+            injector: Injector::from(&self.cx.settings),
             certs: certs.clone(),
             metrics: webhook::Metrics::register(&mut self.registry),
         };
@@ -256,7 +256,7 @@ impl Parts {
         let (cx, index) = (&self.cx, &self.index);
         let (too_large, not_fitting) = watch::channel(coldstart::TooLarge::new());
         self.tasks.spawn_quiet("cold start", coldstart::run(cx.clone(), index.clone(), compilations.clone(), certs, too_large));
-        let injector = injector(&cx.settings);
+        let injector = Injector::from(&cx.settings);
         let reporter = Reporter {
             cx: cx.clone(),
             index: index.clone(),
@@ -297,15 +297,6 @@ impl Parts {
         shutdown.cancel();
         self.tasks.end().await;
         result
-    }
-}
-
-fn injector(settings: &Settings) -> Injector {
-    Injector {
-        image: settings.sidecar_image.clone(),
-        image_pull_policy: settings.sidecar_image_pull_policy.clone(),
-        operator_address: format!("{}.{}.svc:{}", settings.stream_service, settings.namespace, settings.stream_port),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 

@@ -1,4 +1,10 @@
 //! Admission, certificates and the aggregated API behind a real API server, registered as `docs/admission.md` says.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::needless_pass_by_value,
+    reason = "helpers of tests fail by panic; JSON is written in place"
+)]
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,10 +25,11 @@ use operator::{
     api::{self, CommandError, FrontProxies, Reviews, Sidecar, Sidecars},
     certs::{self, Installer},
     context::Context,
+    health::Heart,
     https::{self, PROTOCOLS, Server},
     index::Shared,
     inject::Injector,
-    lease::Leadership,
+    lease::{self, Leadership},
     metrics::Metrics,
     settings::Settings,
     webhook::{self, Lookup, Webhook},
@@ -106,8 +113,8 @@ async fn operate(server: &ApiServer) {
         "--sidecar-image",
         "fetchr/sidecar:test",
     ];
-    let (lead, leadership) = Leadership::new();
     let (mut registry, metrics) = Metrics::new();
+    let (seat, leadership) = Leadership::new(&mut registry);
     let context = Context {
         client: client.clone(),
         settings: Flags::parse_from(flags).settings,
@@ -115,8 +122,8 @@ async fn operate(server: &ApiServer) {
         metrics,
         shutdown: CancellationToken::new(),
     };
-    lead.send_replace(true);
-    std::mem::forget(lead);
+    let (config, settings, shutdown) = (server.config().await.unwrap(), context.settings.clone(), context.shutdown.clone());
+    tokio::spawn(async move { lease::run(config, &settings, seat, &Heart::default(), shutdown).await });
 
     let installer = Installer::new(&mut registry);
     let webhooks = Webhook {
@@ -139,8 +146,7 @@ async fn operate(server: &ApiServer) {
         metrics: api::Metrics::register(&mut registry),
     };
     let connections = https::Metrics::register(&mut registry);
-    let (tls, webhook_tls) = watch::channel(Arc::new(certs::server_config(installer.certs(), &PROTOCOLS)));
-    std::mem::forget(tls);
+    let webhook_tls = watch::Sender::new(Arc::new(certs::server_config(installer.certs(), &PROTOCOLS))).subscribe();
     let serve = async |name, router, tls| {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
