@@ -124,7 +124,7 @@ where
 
 fn not_installed(cluster: &Cluster, error: &kube::Error) -> Failure {
     match error {
-        kube::Error::Api(status) if status.is_not_found() => Failure::new("this cluster has no FetchrProxies")
+        kube::Error::Api(status) if status.code == 404 => Failure::new("this cluster has no FetchrProxies")
             .at(&cluster.url)
             .hint("install fetchr first; `fetchr check` looks closer"),
         other => cluster.failure("FetchrProxies", other),

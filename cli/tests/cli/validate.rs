@@ -1,6 +1,6 @@
 //! `fetchr validate`.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use serde_json::json;
 
@@ -123,25 +123,4 @@ fn nothing_of_ours_is_an_error_that_says_what_would_be_right() {
         "{said:?}"
     );
     assert!(said.stderr.contains("kind: FetchrProxy"), "{said:?}");
-}
-
-#[test]
-fn every_yaml_block_of_ours_in_the_docs_is_valid() {
-    let mut blocks = 0;
-    for page in markdown(repository()) {
-        let text = fs::read_to_string(&page).unwrap();
-        for block in text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("\n```").next()) {
-            if block.contains("apiVersion: fetchr.sh/v1alpha1\n") {
-                let said = run_with(&mut command(&["validate", "-f", "-"]), block);
-                assert_eq!(said.code, 0, "{}:\n{block}\n{}{}", page.display(), said.stdout, said.stderr);
-                blocks += 1;
-            }
-        }
-    }
-    assert!(blocks > 0, "the docs have examples");
-}
-
-fn markdown(repository: &Path) -> Vec<std::path::PathBuf> {
-    let docs = fs::read_dir(repository.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    docs.chain([repository.join("README.md")]).filter(|path| path.extension().is_some_and(|ending| ending == "md")).collect()
 }

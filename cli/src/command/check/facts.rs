@@ -59,7 +59,8 @@ impl fmt::Display for Gap {
 impl From<kube::Error> for Gap {
     fn from(error: kube::Error) -> Self {
         match error {
-            kube::Error::Api(status) if status.is_not_found() => Self::NotFound,
+            // A path that no resource serves is answered without a reason.
+            kube::Error::Api(status) if status.code == 404 => Self::NotFound,
             kube::Error::Api(status) if status.is_forbidden() && !status.message.contains("admission webhook") => Self::Forbidden,
             kube::Error::Api(status) => Self::Refused(status.message),
             other => Self::Refused(chain(&other)),
