@@ -30,6 +30,11 @@ pub(super) fn operator(facts: &Installed) -> Finding {
         "kubectl -n {namespace} describe deployment {OPERATOR}\nkubectl -n {namespace} logs deployment/{OPERATOR} --all-pods"
     );
     match available {
+        0 if wanted == 0 => Finding::failed(
+            "operator",
+            "it is scaled to 0 replicas",
+            format!("kubectl -n {namespace} scale deployment {OPERATOR} --replicas=2"),
+        ),
         0 => Finding::failed("operator", format!("no replica of {wanted} is available"), hint),
         some if some < wanted => Finding::warning("operator", format!("{some} of {wanted} replicas are available"), hint),
         _ => Finding::ok("operator", format!("{available} of {wanted} replicas are available in {namespace}")),

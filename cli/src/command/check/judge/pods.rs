@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, api::PartialObjectMeta};
-use operator::stamp::{self, Stamp};
+use operator::{
+    inject::Ask,
+    stamp::{self, Stamp},
+};
 
 use super::{names, stamp_of, unseen};
 use crate::command::{
@@ -60,13 +63,15 @@ pub(super) fn pods(facts: &Installed) -> Vec<Finding> {
             return vec![Finding::warning(WHAT, format!("pods: {gap}"), unseen("list pods and namespaces"))];
         }
     };
-    let labels: BTreeMap<String, &str> = namespaces.iter().map(|namespace| (namespace.name_any(), opt_in(namespace))).collect();
+    let labels: BTreeMap<String, &BTreeMap<String, String>> =
+        namespaces.iter().map(|namespace| (namespace.name_any(), namespace.labels())).collect();
+    let none = BTreeMap::new();
     let left_out = |namespace: &str| namespace == "kube-system" || namespace == facts.operator_namespace;
     let wanted: Vec<&PartialObjectMeta<Pod>> = pods
         .iter()
         .filter(|pod| {
             let namespace = pod.namespace().unwrap_or_default();
-            !left_out(&namespace) && opted_in(pod, labels.get(&namespace).copied().unwrap_or_default())
+            !left_out(&namespace) && opted_in(pod, labels.get(&namespace).copied().unwrap_or(&none))
         })
         .collect();
     let mut missed = Vec::new();
@@ -97,19 +102,17 @@ pub(super) fn pods(facts: &Installed) -> Vec<Finding> {
         ));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(WHAT, format!("all {} that asked for a sidecar have one", wanted.len())));
+        let message = match wanted.len() {
+            0 => "none has asked for a sidecar yet".to_owned(),
+            all => format!("all {all} that asked for a sidecar have one"),
+        };
+        findings.push(Finding::ok(WHAT, message));
     }
     findings
 }
 
-fn opt_in(namespace: &Namespace) -> &str {
-    namespace.labels().get(stamp::INJECT).map(String::as_str).unwrap_or_default()
-}
-
-fn opted_in(pod: &PartialObjectMeta<Pod>, namespace: &str) -> bool {
-    match (namespace, pod.annotations().get(stamp::INJECT).map(String::as_str)) {
-        ("required", _) | (_, Some("enabled")) => true,
-        (_, Some("disabled")) => false,
-        (namespace, _) => namespace == "enabled",
-    }
+/// By the code of the webhook.
+fn opted_in(pod: &PartialObjectMeta<Pod>, namespace: &BTreeMap<String, String>) -> bool {
+    let pod = Pod { metadata: pod.metadata.clone(), ..Default::default() };
+    matches!(Ask::of(&pod, namespace), Ask::Asked | Ask::Required)
 }
