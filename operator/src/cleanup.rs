@@ -128,8 +128,8 @@ async fn remove_cold_start_plans(client: &Client) -> Result<(), CleanupError> {
             .buffer_unordered(AT_A_TIME);
     let mut first = Ok(());
     while let Some(result) = results.next().await {
-        if let Err(error) = &result {
-            warn!(error = error as &dyn std::error::Error, "A cold-start plan is left.");
+        if result.is_err() {
+            warn!("A cold-start plan is left.");
         }
         first = first.and(result);
     }

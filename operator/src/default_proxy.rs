@@ -1,21 +1,26 @@
 //! The FetchrProxy `default` in the operator's namespace, for pods without a proxy of their own.
 //!
-//! The leader creates it once from the chart's values; from then on it belongs to whoever edits it.
+//! The leader creates it from the chart's values whenever it is absent; while it is there it belongs to whoever edits it.
 
 use std::{io, path::Path, time::Duration};
 
-use crds::{FetchrProxy, plan::DEFAULT_PROXY, proxy::FetchrProxySpec};
+use crds::{
+    FetchrProxy,
+    plan::{DEFAULT_PROXY, ObjectRef},
+    proxy::FetchrProxySpec,
+};
 use kube::{
     Api,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::context::Context;
+use crate::{context::Context, index::Shared};
 
 const FIELD_MANAGER: &str = "fetchr-operator-default";
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the proxy could not be created.
@@ -45,22 +50,41 @@ pub enum DefaultProxyError {
     Slow,
 }
 
-/// Creates the proxy once this replica leads; tries again until it is there, or until shut-down.
-pub async fn run(mut cx: Context) {
+/// Creates the proxy whenever it is absent while this replica leads, until shut-down.
+pub async fn run(mut cx: Context, index: Shared) {
     let shutdown = cx.shutdown.clone();
-    let create = async {
+    let keep = async {
         cx.leadership.acquired().await;
+        let mut changes = index.plans_changed();
         loop {
-            let result = tokio::time::timeout(TIMEOUT, create_if_absent(&cx)).await.unwrap_or(Err(DefaultProxyError::Slow));
-            cx.metrics.reconciled("default_proxy", result.is_ok());
-            match result {
-                Ok(()) => return,
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "No default proxy yet; trying again."),
+            changes.mark_unchanged();
+            let is_complete = index.read().is_complete();
+            let is_absent = is_complete && !is_there(&index, &cx.settings.namespace);
+            if is_absent && !create(&cx).await {
+                sleep(RETRY).await;
+            } else if changes.changed().await.is_err() {
+                return;
             }
-            tokio::time::sleep(RETRY).await;
         }
     };
-    shutdown.run_until_cancelled(create).await;
+    shutdown.run_until_cancelled(keep).await;
+}
+
+/// Whether the index has the proxy.
+pub fn is_there(index: &Shared, operator_namespace: &str) -> bool {
+    index.read().proxies.get(&ObjectRef::new(operator_namespace, DEFAULT_PROXY)).is_some()
+}
+
+async fn create(cx: &Context) -> bool {
+    let result = tokio::time::timeout(TIMEOUT, create_if_absent(cx)).await.unwrap_or(Err(DefaultProxyError::Slow));
+    cx.metrics.reconciled("default_proxy", result.is_ok());
+    match result {
+        Ok(()) => true,
+        Err(error) => {
+            warn!(error = format!("{:#}", anyhow::Error::new(error)), "No default proxy yet; trying again.");
+            false
+        }
+    }
 }
 
 async fn create_if_absent(cx: &Context) -> Result<(), DefaultProxyError> {

@@ -227,6 +227,13 @@ impl Parts {
         let metrics = compile::Metrics::register(&mut self.registry);
         let (index, namespace, shutdown) = (self.index.clone(), self.cx.settings.namespace.clone(), self.cx.shutdown.clone());
         self.tasks.spawn_quiet("compile", compile::run(index, namespace, newest, metrics, shutdown));
+        // Pods must not be admitted before the proxy is known that they fall back to. Later on it may go and come.
+        let (index, namespace, seen) = (self.index.clone(), self.cx.settings.namespace.clone(), AtomicBool::new(false));
+        self.checks.push(Arc::new(move || {
+            let is_known = seen.load(Ordering::Relaxed) || default_proxy::is_there(&index, &namespace);
+            seen.store(is_known, Ordering::Relaxed);
+            (!is_known).then_some("the default proxy")
+        }));
         let compiled = compilations.clone();
         self.checks.push(Arc::new(move || compiled.borrow().is_none().then_some("the first list of every kind")));
         compilations
@@ -269,8 +276,7 @@ impl Parts {
         self.tasks.spawn_quiet("status", reporter.run());
         let metrics = missed::Metrics::register(&mut self.registry);
         self.tasks.spawn_quiet("missed pods", missed::run(cx.clone(), index.clone(), metrics));
-        // This one is done when the proxy is there.
-        tokio::spawn(default_proxy::run(cx.clone()));
+        self.tasks.spawn_quiet("default proxy", default_proxy::run(cx.clone(), index.clone()));
         let (settings, heart, shutdown) = (cx.settings.clone(), self.heart.clone(), cx.shutdown.clone());
         self.tasks.spawn("election", async move { Ok(lease::run(config, &settings, seat, &heart, shutdown).await?) });
     }
