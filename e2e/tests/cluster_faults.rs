@@ -23,6 +23,7 @@ async fn pods_go_on_without_operator_and_after_a_crash_of_their_sidecar() {
     with_namespace(async |namespace| {
         namespace.apply(&application("web", 1, INJECT)).await.unwrap();
         let pod = namespace.ready_pods("app=web", 1).await.unwrap().remove(0);
+        assert!(pod.has_sidecar());
         header(&namespace, "kept").await;
         eventually("the policy is in force", DEADLINE, async || sets_header(&pod, "kept").await).await.unwrap();
 
