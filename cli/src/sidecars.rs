@@ -7,11 +7,18 @@ use serde::{Deserialize, de::DeserializeOwned};
 const BASE: &str = "/apis/api.fetchr.sh/v1alpha1";
 
 /// A sidecar that has a stream to an operator.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 pub(crate) struct Sidecar {
     /// Name and namespace of its pod.
     pub(crate) metadata: ObjectMeta,
+    /// What it says.
+    pub(crate) status: SidecarStatus,
+}
+
+/// What a sidecar says through its stream. A field that is not there is an error, not a no.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SidecarStatus {
     /// Its version.
     pub(crate) version: String,
     /// Whether the newest plan is in force.

@@ -19,7 +19,7 @@ use crate::{
     cluster::Cluster,
     failure::{Exit, Failure},
     output::{self, Color, Paint, Table, or_dash},
-    sidecars::{self, Sidecar},
+    sidecars::{self, Sidecar, SidecarStatus},
 };
 
 /// Shown below the help.
@@ -86,6 +86,12 @@ struct Live {
     ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     nack: Option<String>,
+}
+
+impl From<SidecarStatus> for Live {
+    fn from(status: SidecarStatus) -> Self {
+        Self { in_sync: status.in_sync, ready: status.ready, nack: status.nack }
+    }
 }
 
 /// Asks and prints.
@@ -170,14 +176,14 @@ impl InjectedPod {
     fn new(pod: &PartialObjectMeta<Pod>, sidecar: Option<Sidecar>) -> Self {
         let stamped: Stamp =
             pod.annotations().get(stamp::STATUS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let version = sidecar.as_ref().map(|sidecar| sidecar.version.clone()).filter(|version| !version.is_empty());
+        let version = sidecar.as_ref().map(|sidecar| sidecar.status.version.clone()).filter(|version| !version.is_empty());
         Self {
             namespace: pod.namespace().unwrap_or_default(),
             name: pod.name_any(),
             proxy: stamped.proxy.unwrap_or_default(),
             workload: stamped.workload.unwrap_or_default(),
             version: version.unwrap_or(stamped.version),
-            sidecar: sidecar.map(|sidecar| Live { in_sync: sidecar.in_sync, ready: sidecar.ready, nack: sidecar.nack }),
+            sidecar: sidecar.map(|sidecar| Live::from(sidecar.status)),
         }
     }
 }
@@ -289,7 +295,7 @@ mod tests {
 
     fn sidecar(name: &str) -> Sidecar {
         serde_json::from_value(json!({
-            "metadata": {"name": name, "namespace": "shop"}, "version": "0.1.1", "inSync": true, "ready": true,
+            "metadata": {"name": name, "namespace": "shop"}, "status": {"version": "0.1.1", "inSync": true, "ready": true},
         }))
         .expect("the document is a Sidecar")
     }
