@@ -51,6 +51,7 @@ pub async fn chart(cluster: &Cluster, build: &str, settings: &[&str]) -> anyhow:
     if installed_build(cluster).await?.as_deref() == Some(build) {
         return Ok(());
     }
+    forget_unfinished(cluster)?;
     let mut helm = cluster.helm()?;
     helm.args(["upgrade", "--install", RELEASE]).arg(chart_folder()).args(["--namespace", NAMESPACE, "--create-namespace"]);
     for setting in image_settings(images::OPERATOR, images::SIDECAR, "Never") {
@@ -63,6 +64,21 @@ pub async fn chart(cluster: &Cluster, build: &str, settings: &[&str]) -> anyhow:
     helm.args(["--wait", "--timeout", &format!("{}s", DEADLINE.as_secs())]);
     let run = tokio::task::spawn_blocking(move || output(&mut helm)).await?;
     run.map(drop).with_context(|| format!("the chart was not installed; the cluster says:\n{}", describe(cluster, NAMESPACE)))
+}
+
+/// helm upgrades no release that it was stopped in the middle of.
+fn forget_unfinished(cluster: &Cluster) -> anyhow::Result<()> {
+    let unfinished = ["list", "--short", "--pending", "--uninstalling", "--filter", RELEASE, "--namespace", NAMESPACE];
+    if output(cluster.helm()?.args(unfinished))?.trim() == RELEASE { discard(cluster) } else { Ok(()) }
+}
+
+/// Removes what another build may have left, without its hooks, which belong to that build.
+///
+/// # Errors
+/// helm failed.
+pub fn discard(cluster: &Cluster) -> anyhow::Result<()> {
+    let uninstall = ["uninstall", RELEASE, "--no-hooks", "--ignore-not-found", "--wait", "--namespace", NAMESPACE];
+    output(cluster.helm()?.args(uninstall)).map(drop)
 }
 
 /// Removes the chart, with its hooks.

@@ -26,10 +26,7 @@ async fn chart_is_installed_upgraded_and_uninstalled() {
     let cluster = testbed::cluster().await.unwrap();
     let _lock = State::of_this_machine().unwrap().install_lock().unwrap();
     let build = testbed::build(&cluster).await.unwrap();
-    let installed = kubectl(&cluster, &["get", "deployment", install::OPERATOR, "-n", install::NAMESPACE, "--ignore-not-found"]);
-    if !installed.is_empty() {
-        install::remove(&cluster).await.unwrap();
-    }
+    install::discard(&cluster).unwrap();
 
     install::chart(&cluster, build, &[]).await.unwrap();
     let namespace = Namespace::create(&cluster, "lifecycle", &[]).await.unwrap();

@@ -12,7 +12,7 @@ use k8s_openapi::{
         admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
         apps::v1::Deployment,
         coordination::v1::Lease,
-        core::v1::{ConfigMap, Secret},
+        core::v1::{ConfigMap, Pod, Secret},
     },
     kube_aggregator::pkg::apis::apiregistration::v1::APIService,
 };
@@ -101,18 +101,19 @@ async fn stop_operator(client: &Client, settings: &Settings) -> Result<(), Clean
         Err(error) if is_missing(&error) => return Ok(()),
         Err(error) => return Err(failed(error)),
     }
-    loop {
-        let scale = match deployments.get_scale(name).await {
-            Ok(scale) => scale,
-            Err(error) if is_missing(&error) => return Ok(()),
-            Err(error) => return Err(failed(error)),
-        };
-        if scale.status.is_none_or(|status| status.replicas == 0) {
-            info!(deployment = name, "The operator has ended.");
-            return Ok(());
-        }
+    let selector = match deployments.get_scale(name).await {
+        Ok(scale) => scale.status.and_then(|status| status.selector).unwrap_or_default(),
+        Err(error) if is_missing(&error) => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    // The Deployment counts no pod that is about to end; a leader among them would write again what is removed here.
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &settings.namespace);
+    let ours = ListParams::default().labels(&selector);
+    while !pods.list_metadata(&ours).await.map_err(failed)?.items.is_empty() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+    info!(deployment = name, "The operator has ended.");
+    Ok(())
 }
 
 async fn remove_cold_start_plans(client: &Client) -> Result<(), CleanupError> {
