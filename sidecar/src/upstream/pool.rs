@@ -37,8 +37,9 @@ const SWEEP: Duration = Duration::from_secs(2);
 
 /// The right to one connection to a host; the connection counts as open while this lives.
 pub(crate) struct Permit {
-    _place: OwnedSemaphorePermit,
+    // Dropped first: the count of open connections is lowered before another worker can take the place.
     _open: Raised,
+    _place: OwnedSemaphorePermit,
 }
 
 /// The caps of all hosts; shared by the workers.
