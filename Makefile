@@ -6,6 +6,9 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fetchr
 export CACHE
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 
+# Always the whole workspace: with fewer crates, cargo would choose other features and compile the dependencies again.
+RELEASE = cargo build --locked --release --workspace --bins
+
 # The program that is there already, whoever built it.
 BUILT_E2E = $(firstword $(wildcard $(CARGO_TARGET_DIR)/release/fetchr-e2e $(CARGO_TARGET_DIR)/debug/fetchr-e2e))
 E2E = $(or $(BUILT_E2E),cargo run --locked -q -p fetchr-e2e --bin fetchr-e2e --)
@@ -14,11 +17,12 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## release binaries in the target folder's release/
-	cargo build --locked --release -p fetchr-sidecar -p fetchr-operator -p fetchr-cli --bins
+	$(RELEASE)
 	@ls -l $(CARGO_TARGET_DIR)/release/fetchr{,-proxy,-init,-operator}
 
 run: ## the standalone proxy with the examples: 127.0.0.1:8080 to 127.0.0.1:9000
-	cargo run --locked --release -p fetchr-cli -- run -f examples/local/
+	$(RELEASE)
+	@$(CARGO_TARGET_DIR)/release/fetchr run -f examples/local/
 
 test: ## everything: lint, licences, unit tests, a real Kubernetes; ends with "N passed, N failed"
 	@scripts/test
@@ -27,9 +31,17 @@ lint: ## rustfmt and clippy
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
+e2e: ## the tests on a real Kubernetes alone; HELM=/path/to/helm takes another helm
+	@e2e/tools/install >/dev/null
+	cargo build --locked --workspace --bins
+	cargo test --locked --workspace $(patsubst e2e/tests/%.rs,--test %,$(wildcard e2e/tests/*.rs))
+
+docs: ## the code's own documentation, as HTML
+	cargo doc --locked --workspace --no-deps
+
 demo: ## from nothing to policies in force, step by step; KUBECONFIG=... uses a cluster that is there
 	@e2e/tools/install >/dev/null
-	cargo build --locked --release -p fetchr-sidecar -p fetchr-operator -p fetchr-cli -p fetchr-e2e --bins
+	$(RELEASE)
 	@$(CARGO_TARGET_DIR)/release/fetchr-e2e demo
 
 cluster-up: ## a real Kubernetes on this machine, in namespaces of its own; prints its KUBECONFIG
@@ -45,7 +57,7 @@ cluster-shell: ## a shell that reaches its pods and Services by address
 
 bench: ## fetchr beside nginx and HAProxy; start and memory; a thousand streams; the tables of docs/performance.md
 	@command -v wrk nginx haproxy >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nginx-light haproxy)
-	cargo build --locked --release -p fetchr-sidecar -p fetchr-operator -p fetchr-bench --bins
+	$(RELEASE)
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md start
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md pass
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md streams
@@ -57,4 +69,4 @@ generate: ## CRDs and manifests from the code and the chart
 manifests: ## manifests/fetchr.yaml from the chart
 	scripts/manifests >manifests/fetchr.yaml.part && mv manifests/fetchr.yaml.part manifests/fetchr.yaml
 
-.PHONY: help build run test lint demo cluster-up cluster-down cluster-shell bench generate manifests
+.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench generate manifests
