@@ -58,7 +58,7 @@ async fn change_is_in_force_in_every_pod_within_a_second() {
         header(&namespace, "first").await;
         header_in_force(&pods, "first").await;
         let mut times = Vec::new();
-        for round in 0..20 {
+        for round in 0..100 {
             let value = format!("round-{round}");
             header(&namespace, &value).await;
             let applied = Instant::now();
@@ -66,8 +66,11 @@ async fn change_is_in_force_in_every_pod_within_a_second() {
             times.push(applied.elapsed());
         }
         times.sort_unstable();
-        println!("applied to in force in 2 pods, 20 changes: median {:?}, slowest {:?}", times[10], times[19]);
-        assert!(times[18] < Duration::from_secs(1), "{times:?}");
+        println!(
+            "applied to in force in 2 pods, 100 changes: median {:?}, p99 {:?}, slowest {:?}",
+            times[50], times[98], times[99]
+        );
+        assert!(times[98] < Duration::from_secs(1), "{times:?}");
     })
     .await;
 }
@@ -98,10 +101,10 @@ async fn no_request_fails_while_policies_change() {
         let pods = injected(&namespace, 2).await;
         namespace.apply(&application("client", 1, "")).await.unwrap();
         let client = namespace.ready_pods("app=client", 1).await.unwrap().remove(0);
-        let load = ["fetchr-origin", "load", "--url", "http://web/bytes/100", "--rate", "100", "--duration", "6"];
+        let load = ["fetchr-origin", "load", "--url", "http://web/bytes/100", "--rate", "100", "--duration", "11"];
         let changes = async {
-            let mut pace = tokio::time::interval(Duration::from_millis(150));
-            for round in 0..30 {
+            let mut pace = tokio::time::interval(Duration::from_millis(100));
+            for round in 0..100 {
                 pace.tick().await;
                 header(&namespace, &format!("under-load-{round}")).await;
             }
@@ -110,7 +113,7 @@ async fn no_request_fails_while_policies_change() {
         let report: Report = serde_json::from_str(&report.unwrap()).unwrap();
         println!("under load: {report:?}");
         assert_eq!((report.ok, &report.failed), (report.sent, &BTreeMap::new()), "{report:?}");
-        header_in_force(&pods, "under-load-29").await;
+        header_in_force(&pods, "under-load-99").await;
     })
     .await;
 }
