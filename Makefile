@@ -62,6 +62,11 @@ bench: ## fetchr beside nginx and HAProxy; start and memory; a thousand streams;
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md pass
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md streams
 
+figures: ## fetchr on the cluster on this machine: pods, policies, memory, images; a table of docs/performance.md
+	@e2e/tools/install >/dev/null
+	$(RELEASE)
+	@$(CARGO_TARGET_DIR)/release/fetchr-e2e figures --report docs/performance.md
+
 generate: ## CRDs and manifests from the code and the chart
 	cargo run --locked -q -p fetchr-crds --bin crdgen
 	@$(MAKE) --no-print-directory manifests
@@ -69,4 +74,4 @@ generate: ## CRDs and manifests from the code and the chart
 manifests: ## manifests/fetchr.yaml from the chart
 	scripts/manifests >manifests/fetchr.yaml.part && mv manifests/fetchr.yaml.part manifests/fetchr.yaml
 
-.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench generate manifests
+.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench figures generate manifests

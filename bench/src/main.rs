@@ -5,7 +5,6 @@
 
 mod peers;
 mod process;
-mod report;
 mod start;
 mod streams;
 mod traffic;
@@ -14,6 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use e2e::report;
 
 #[derive(Parser)]
 #[command(about = "Measures fetchr beside its peers, in one run", version)]

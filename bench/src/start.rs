@@ -10,12 +10,9 @@ use std::{
 
 use anyhow::{Result, bail};
 use clap::Args;
+use e2e::report::{median, table};
 
-use crate::{
-    peers,
-    process::Process,
-    report::{median, table},
-};
+use crate::{peers, process::Process};
 
 /// How often to start.
 #[derive(Args)]

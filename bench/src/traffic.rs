@@ -4,11 +4,9 @@ use std::{net::SocketAddr, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use e2e::report::{median, table};
 
-use crate::{
-    peers::{self, LOAD_CORE},
-    report::{median, table},
-};
+use crate::peers::{self, LOAD_CORE};
 
 /// How much load, how often.
 #[derive(Args)]

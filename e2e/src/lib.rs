@@ -2,7 +2,7 @@
 //!
 //! - [`apiserver`]: an API server without a node, for tests of what the API accepts and what clients of it do.
 //! - [`cluster`]: a whole Kubernetes with one node; [`image`] and [`images`]: what runs on it.
-//! - [`demo`]: the demonstration.
+//! - [`demo`]: the demonstration. [`figures`]: what fetchr takes and how soon it acts, measured; [`report`]: tables of figures.
 //! - [`testbed`]: the cluster that all tests share, with fetchr ([`install`]) and a [`namespace`] for each test.
 //! - [`origin`]: the HTTP application in its pods, and a client that sends load.
 //! - [`testkit`]: a relay that breaks the network, and peers that follow a script to the byte.
@@ -13,6 +13,7 @@
 pub mod apiserver;
 pub mod cluster;
 pub mod demo;
+pub mod figures;
 pub mod image;
 pub mod images;
 pub mod install;
@@ -20,6 +21,7 @@ pub mod namespace;
 pub mod origin;
 pub mod pki;
 pub mod process;
+pub mod report;
 pub mod stream;
 pub mod testbed;
 pub mod testkit;

@@ -52,6 +52,12 @@ pub struct Reply {
     pub body: Bytes,
 }
 
+/// Whether a pod has the condition `Ready`.
+pub(crate) fn is_ready(pod: &core::Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
+}
+
 impl Namespace {
     /// Makes a namespace whose name starts with `prefix`, with labels given as `name=value`.
     ///
@@ -172,6 +178,20 @@ impl Namespace {
         Ok(())
     }
 
+    /// Deletes the namespace and waits until nothing of it is left.
+    ///
+    /// # Errors
+    /// The API server refused it, or something in it did not end in time.
+    pub async fn remove(&self) -> anyhow::Result<()> {
+        self.delete().await?;
+        let namespaces = Api::<core::Namespace>::all(self.client.clone());
+        let gone = async || match namespaces.get_opt(&self.name).await? {
+            None => Ok(()),
+            Some(_) => bail!("it is there"),
+        };
+        eventually(&format!("the namespace {} ends", self.name), PODS_DEADLINE, gone).await
+    }
+
     /// Pods are refused until the namespace has its service account.
     async fn account(&self) -> anyhow::Result<()> {
         let accounts = self.api::<core::ServiceAccount>();
@@ -199,8 +219,7 @@ impl Pod {
 
     /// Whether it is ready.
     pub fn is_ready(&self) -> bool {
-        let conditions = self.object.status.as_ref().and_then(|status| status.conditions.as_ref());
-        conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
+        is_ready(&self.object)
     }
 
     /// Its first address.
@@ -276,13 +295,20 @@ impl Pod {
     /// # Errors
     /// The container does not run.
     pub async fn kill(&self, container: &str) -> anyhow::Result<()> {
+        let (cluster, id) = (self.namespace.cluster.clone(), self.container_id(container).await?);
+        tokio::task::spawn_blocking(move || cluster.kill_container(&id)).await?
+    }
+
+    /// What the container runtime calls a container of this pod.
+    ///
+    /// # Errors
+    /// The container does not run, or the pod is gone.
+    pub(crate) async fn container_id(&self, container: &str) -> anyhow::Result<String> {
         let status = self.refreshed().await?.object.status.unwrap_or_default();
         let mut all = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
         let found = all.find(|status| status.name == container).and_then(|status| status.container_id);
         let id = found.with_context(|| format!("{container} does not run in {}", self.name()))?;
-        let cluster = self.namespace.cluster.clone();
-        let id = id.rsplit('/').next().unwrap_or_default().to_owned();
-        tokio::task::spawn_blocking(move || cluster.kill_container(&id)).await?
+        Ok(id.rsplit('/').next().unwrap_or_default().to_owned())
     }
 
     async fn send_directly(&self, port: u16, mut request: Request<Bytes>) -> anyhow::Result<Reply> {

@@ -1,4 +1,4 @@
-//! The cluster on this machine, the demonstration and the test kit, from the command line.
+//! The cluster on this machine, the demonstration, the figures and the test kit, from the command line.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,12 @@ enum Action {
     Cluster(ClusterAction),
     /// The demonstration: a cluster, fetchr, an application, policies; the cluster stays up
     Demo(e2e::demo::Images),
+    /// Measure fetchr on the cluster on this machine; takes some minutes
+    Figures {
+        /// Markdown file whose part between `<!-- bench:cluster -->` and `<!-- end:cluster -->` is replaced by the tables
+        #[arg(long)]
+        report: Option<PathBuf>,
+    },
     /// Write the images as archives for `docker load`
     Images { folder: PathBuf },
     /// A TCP relay that breaks the network on request
@@ -81,6 +87,7 @@ async fn run(command: Action) -> anyhow::Result<()> {
     match command {
         Action::Cluster(action) => cluster(action).await,
         Action::Demo(images) => e2e::demo::run(images).await,
+        Action::Figures { report } => e2e::figures::run(report.as_deref()).await,
         Action::Images { folder } => write_images(&folder),
         Action::Relay(relay) => relay.run().await,
         Action::Node { state, listener } => cluster::node::run(&state, listener),
