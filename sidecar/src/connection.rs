@@ -168,27 +168,39 @@ async fn detect_any(
     ahead: &mut BytesMut,
     destination: SocketAddr,
 ) -> Result<Detected, &'static str> {
-    match timeout(SILENCE, stream.readable()).await {
-        Ok(_) => detect_spoken(stream, ahead).await,
-        Err(_) => {
-            let config = connection.worker.config.load();
-            if config.blocks() {
-                return Err("proxy_configuration_error");
-            }
-            let limit = config.settings().upstream.connect_timeout.0;
-            let upstream = connect(&Endpoint::Address(destination), limit).await.map_err(|error| error.reason())?;
-            let first = tokio::select! {
-                biased;
-                _ = stream.readable() => detect_spoken(stream, ahead).await?,
-                _ = upstream.readable() => Detected::Bytes(None),
-                () = tokio::time::sleep(tunnel::IDLE) => Detected::Nothing,
-            };
-            Ok(match first {
-                Detected::Bytes(None) => Detected::Bytes(Some(upstream)),
-                other => other,
-            })
-        }
+    if timeout(SILENCE, stream.readable()).await.is_ok() {
+        return detect_spoken(stream, ahead).await;
     }
+    let config = connection.worker.config.load();
+    if config.blocks() {
+        return Err("proxy_configuration_error");
+    }
+    let limit = config.settings().upstream.connect_timeout.0;
+    drop(config);
+    let upstream = connect(&Endpoint::Address(destination), limit).await.map_err(|error| error.reason())?;
+    let upstream = tokio::select! {
+        biased;
+        _ = stream.readable() => Some(upstream),
+        greeting = greets_in_http2(&upstream) => match greeting {
+            // Its clients speak too, and have policies.
+            true => None,
+            false => return Ok(Detected::Bytes(Some(upstream))),
+        },
+        () = tokio::time::sleep(tunnel::IDLE) => return Ok(Detected::Nothing),
+    };
+    if timeout(tunnel::IDLE, stream.readable()).await.is_err() {
+        return Ok(Detected::Nothing);
+    }
+    Ok(match detect_spoken(stream, ahead).await? {
+        Detected::Bytes(None) => Detected::Bytes(upstream),
+        other => other,
+    })
+}
+
+/// Waits until the upstream speaks; true if that is HTTP/2. What it said is left for the tunnel.
+async fn greets_in_http2(upstream: &TcpStream) -> bool {
+    let mut greeting = [0; 9];
+    upstream.peek(&mut greeting).await.is_ok_and(|read| detect::is_settings(&greeting[..read]))
 }
 
 async fn detect_spoken(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Detected, &'static str> {

@@ -73,6 +73,30 @@ fn client_that_is_slow_to_speak_is_still_seen_as_http() {
 }
 
 #[test]
+fn settings_of_a_silent_clients_server_do_not_make_it_a_tunnel() {
+    Pod::with(|pod| {
+        let answer = pod.peer(|| {
+            let mut stream = connect("10.9.0.2:8082");
+            // Longer than the silence after which the upstream is connected, and says its SETTINGS.
+            thread::sleep(Duration::from_millis(400));
+            stream.write_all(b"GET /x HTTP/x\r\n\r\n").unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            String::from_utf8_lossy(&answer).into_owned()
+        });
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    });
+}
+
+#[test]
+fn request_without_a_version_does_not_pass_as_bytes() {
+    Pod::with(|pod| {
+        let answer = pod.peer(|| ask("10.9.0.2:8080", "GET /x\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    });
+}
+
+#[test]
 fn connection_to_a_port_of_the_sidecar_is_refused() {
     Pod::with(|pod| {
         let answer = pod.peer(|| ask("10.9.0.2:4610", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"));
@@ -96,7 +120,7 @@ fn drain_takes_inbound_away_and_leaves_outbound() {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A namespace with an application on 8080 and 8081, and a sidecar that passes everything without policy.
+/// A namespace with an application on 8080, 8081 and 8082, and a sidecar that passes everything without policy.
 struct Pod {
     peer: mpsc::Sender<Job>,
     folder: TempDir,
@@ -130,7 +154,12 @@ impl Pod {
             stream.read_to_string(&mut said).unwrap();
             stream.write_all(format!("got {said}").as_bytes()).unwrap();
         });
-        run(env!("CARGO_BIN_EXE_fetchr-init"), &["--inbound-ports", "8080,8081", "--outbound-ports", "80"]);
+        serve("[::]:8082", |mut stream| {
+            stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+            // It answers nothing; the end of the client's bytes ends it.
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        run(env!("CARGO_BIN_EXE_fetchr-init"), &["--inbound-ports", "8080,8081,8082", "--outbound-ports", "80"]);
         let pod = Self { peer, folder: folder(), sidecar: None.into() };
         *pod.sidecar.borrow_mut() = Some(pod.proxy_command("run").spawn().unwrap());
         let start = Instant::now();
