@@ -304,17 +304,20 @@ impl Explicit {
         Self { acceptor, open: Vec::new() }
     }
 
-    /// Makes the open listeners those of `specs`. What can't be opened is reported; the others are served.
-    pub(crate) fn follow(&mut self, specs: &[ListenerSpec]) -> Vec<ListenError> {
-        let own = Arc::clone(&self.acceptor.pod.own);
-        self.open.retain(|open| {
-            let keep = specs.iter().any(|spec| open.continues_as(spec));
-            if !keep {
-                open.task.abort();
-                own.remove(&open.address);
-            }
-            keep
-        });
+    /// Stops the listeners that are not among `specs`. Their ports are free when the tasks have ended.
+    pub(crate) fn close_others(&mut self, specs: &[ListenerSpec]) -> Vec<JoinHandle<()>> {
+        let gone = self.open.extract_if(.., |open| !specs.iter().any(|spec| open.continues_as(spec)));
+        let own = &self.acceptor.pod.own;
+        gone.map(|open| {
+            open.task.abort();
+            own.remove(&open.address);
+            open.task
+        })
+        .collect()
+    }
+
+    /// Opens the listeners of `specs` that are not open. What can't be opened is reported; the others are served.
+    pub(crate) fn open(&mut self, specs: &[ListenerSpec]) -> Vec<ListenError> {
         specs.iter().filter_map(|spec| self.open_or_update(spec).err()).collect()
     }
 

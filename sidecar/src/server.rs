@@ -3,16 +3,18 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use crds::proxy::{FetchrProxySpec, InterceptionMode, Listener};
+use tokio::time::timeout;
 
 use crate::{
     config::Shared,
     drain,
     limit::Limiter,
-    listen::{Acceptor, Cap, Explicit, Listening, Own},
+    listen::{Acceptor, Cap, Explicit, ListenError, Listening, Own},
     metrics::Metrics,
     upstream::pool::Caps,
     worker::{Pod, Vias, Workers},
@@ -20,6 +22,9 @@ use crate::{
 
 /// Port of the explicit forward proxy in a pod.
 pub const FORWARD_PORT: u16 = 4612;
+
+/// Until listening is tried again on an address that the system refused.
+const BIND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Ports that intercepted connections are redirected to.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +82,7 @@ impl Server {
             intercept(&acceptor, ports)?;
         }
         let explicit = Arc::new(Mutex::new(Explicit::new(acceptor)));
-        let failed = lock(&explicit).follow(listeners(config.load().settings()));
+        let failed = lock(&explicit).open(listeners(config.load().settings()));
         if let Some(error) = failed.into_iter().next() {
             return Err(error.into());
         }
@@ -125,8 +130,20 @@ fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
 
 async fn follow(config: Shared, explicit: Arc<Mutex<Explicit>>) {
     let mut changes = config.subscribe();
-    while changes.changed().await.is_ok() {
-        for error in lock(&explicit).follow(listeners(config.load().settings())) {
+    let mut refused = false;
+    loop {
+        let again = if refused { BIND_AGAIN } else { Duration::MAX };
+        if let Ok(Err(_)) = timeout(again, changes.changed()).await {
+            return;
+        }
+        let closed = lock(&explicit).close_others(listeners(config.load().settings()));
+        for task in closed {
+            // It was aborted; its socket is closed once it has ended.
+            let _ = task.await;
+        }
+        let failed = lock(&explicit).open(listeners(config.load().settings()));
+        refused = failed.iter().any(|error| matches!(error, ListenError::Bind { .. }));
+        for error in failed {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(cause, "{error}.");
         }
