@@ -125,9 +125,9 @@ pub(crate) fn client(headers: &HeaderMap, peer: IpAddr, trusts: impl Fn(IpAddr) 
         return peer;
     }
     let mut client = peer;
-    let hops: Vec<&str> = list(headers, FORWARDED_FOR).collect();
+    let hops: Vec<&[u8]> = members(headers, FORWARDED_FOR).collect();
     for hop in hops.into_iter().rev() {
-        let Some(address) = address(hop) else { break };
+        let Some(address) = str::from_utf8(hop).ok().and_then(address) else { break };
         client = address;
         if !trusts(address) {
             break;
@@ -208,14 +208,18 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The members of a comma-separated field without quoted strings, over all its lines.
+/// The readable members of a comma-separated field without quoted strings, over all its lines.
 fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    members(headers, name).filter_map(|member| str::from_utf8(member).ok())
+}
+
+/// The members of such a field, whatever their bytes.
+fn members(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(name)
         .into_iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .map(str::trim)
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
         .filter(|member| !member.is_empty())
 }
 
@@ -294,6 +298,18 @@ mod tests {
         let broken = headers(&[("x-forwarded-for", "6.6.6.6, nonsense")]);
         assert_eq!(client(&broken, ip("10.0.0.1"), trusts), ip("10.0.0.1"));
         assert_eq!(client(&headers(&[("x-forwarded-for", "[2001:db8::1]:443")]), ip("10.0.0.1"), trusts), ip("2001:db8::1"));
+    }
+
+    #[test]
+    fn unreadable_hop_hides_nobody_and_ends_the_walk() {
+        let trusts = |address: IpAddr| address.to_string().starts_with("10.");
+        let told = |lines: [&[u8]; 2]| {
+            let line = |value| (FORWARDED_FOR, HeaderValue::from_bytes(value).unwrap());
+            let headers: HeaderMap = lines.into_iter().map(line).collect();
+            client(&headers, ip("10.0.0.1"), trusts)
+        };
+        assert_eq!(told([b"6.6.6.6", b"\xff, 1.2.3.4"]), ip("1.2.3.4"));
+        assert_eq!(told([b"6.6.6.6", b"\xff, 10.0.0.9"]), ip("10.0.0.9"));
     }
 
     #[test]
