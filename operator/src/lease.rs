@@ -1,12 +1,18 @@
 //! Leader election by a Lease: the leader writes status, ConfigMaps and registrations; every replica serves.
 
-use std::time::{Duration, Instant};
+use std::{
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
 
-use kube::{Client, Config};
+use futures::{FutureExt, future::BoxFuture};
+use http::{Method, Request, Response};
+use kube::{Client, Config, client::ClientBuilder};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tower::{Layer, Service};
 use tracing::{info, warn};
 
 use crate::{health::Heart, settings::Settings};
@@ -19,6 +25,9 @@ const GRACE: u64 = 5;
 const ALIVE_WITHIN: Duration = Duration::from_secs(60);
 /// A request that takes longer has failed: a stuck one must not outlive the lease.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest name of a field manager that the API server takes.
+const FIELD_MANAGER: usize = 128;
 
 /// Whether this replica leads; cheap to clone.
 #[derive(Clone, Debug)]
@@ -88,9 +97,13 @@ pub async fn run(
     heart: &Heart,
     shutdown: CancellationToken,
 ) -> Result<(), LeaseError> {
+    config.connect_timeout = Some(REQUEST_TIMEOUT);
     config.read_timeout = Some(REQUEST_TIMEOUT);
     config.write_timeout = Some(REQUEST_TIMEOUT);
-    let client = Client::try_from(config).map_err(LeaseError::Client)?;
+    // Tries of its own would take longer than the lease holds.
+    config.default_retry = false;
+    let renewals = Renewals::new(heart.clone());
+    let client = ClientBuilder::try_from(config).map_err(LeaseError::Client)?.with_layer(&renewals).build();
     loop {
         heart.beat("election", ALIVE_WITHIN);
         let manager = tokio::select! {
@@ -104,7 +117,10 @@ pub async fn run(
                     return Ok(());
                 }
                 ended = campaign(&manager, settings, &seat) => ended?,
-                () = beat(heart) => {}
+                () = renewals.run_out(&seat) => return Err(LeaseError::Lost {
+                    lease: settings.lease.clone(),
+                    holder: format!("nobody known: no renewal succeeded for {DURATION} s"),
+                }),
             },
             Err(error) => warn!(%error, lease = settings.lease, "Could not read the lease; trying again."),
         }
@@ -118,9 +134,17 @@ async fn manager(client: &Client, settings: &Settings) -> Result<LeaseManager, L
         .with_identity(&settings.pod_name)
         .with_duration(DURATION)
         .with_grace(GRACE)
-        .with_field_manager("fetchr-operator-lease")
+        .with_field_manager(field_manager(&settings.pod_name))
         .build()
         .await
+}
+
+/// One for each replica: a lease taken by two of them at once is found out only by the conflict of their field managers.
+fn field_manager(pod_name: &str) -> String {
+    const PREFIX: &str = "fetchr-operator-lease-";
+    // The end of a name tells pods of one Deployment apart.
+    let start = pod_name.ceil_char_boundary(pod_name.len().saturating_sub(FIELD_MANAGER - PREFIX.len()));
+    format!("{PREFIX}{}", &pod_name[start..])
 }
 
 /// Ok when the manager is of no more use to a replica that does not lead; an error when a held lease is lost.
@@ -173,11 +197,79 @@ impl Failing {
     }
 }
 
-/// Says for ever that the election is alive.
-async fn beat(heart: &Heart) {
-    loop {
-        heart.beat("election", ALIVE_WITHIN);
-        tokio::time::sleep(Duration::from_secs(10)).await;
+/// Sees the requests of the election: each that comes to an end, well or not, shows that the elector is alive, and a write that
+/// succeeds begins the lease anew. The lease manager itself does not tell.
+#[derive(Clone, Debug)]
+struct Renewals {
+    heart: Heart,
+    /// When the last write that succeeded was begun.
+    last: watch::Sender<tokio::time::Instant>,
+}
+
+impl Renewals {
+    fn new(heart: Heart) -> Self {
+        Self { heart, last: watch::Sender::new(tokio::time::Instant::now()) }
+    }
+
+    fn ended(&self, begun: tokio::time::Instant, has_written: bool) {
+        self.heart.beat("election", ALIVE_WITHIN);
+        if has_written {
+            self.last.send_replace(begun);
+        }
+    }
+
+    /// Waits until a held lease has run out, whatever the lease manager is waiting for.
+    async fn run_out(&self, seat: &Seat) {
+        let (mut leads, mut last) = (seat.leads.subscribe(), self.last.subscribe());
+        loop {
+            if leads.wait_for(|leads| *leads).await.is_err() {
+                return std::future::pending().await;
+            }
+            let end = *last.borrow_and_update() + Duration::from_secs(DURATION);
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return,
+                _ = last.changed() => {}
+            }
+        }
+    }
+}
+
+impl<S> Layer<S> for Renewals {
+    type Service = Seen<S>;
+
+    fn layer(&self, inner: S) -> Seen<S> {
+        Seen { inner, renewals: self.clone() }
+    }
+}
+
+/// A client whose requests [`Renewals`] sees.
+struct Seen<S> {
+    inner: S,
+    renewals: Renewals,
+}
+
+impl<S, B, R> Service<Request<B>> for Seen<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (renewals, begun, is_write) = (self.renewals.clone(), tokio::time::Instant::now(), request.method() != Method::GET);
+        let answer = self.inner.call(request);
+        async move {
+            let answer = answer.await;
+            renewals.ended(begun, is_write && answer.as_ref().is_ok_and(|answer| answer.status().is_success()));
+            answer
+        }
+        .boxed()
     }
 }
 
@@ -192,6 +284,29 @@ async fn release(manager: &LeaseManager) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn field_manager_is_bounded_and_keeps_what_tells_replicas_apart() {
+        assert_eq!(field_manager("fetchr-operator-7d4f-abcde"), "fetchr-operator-lease-fetchr-operator-7d4f-abcde");
+        let long = |end: &str| field_manager(&format!("{}{end}", "x".repeat(250)));
+        assert_eq!(long("abc").len(), FIELD_MANAGER);
+        assert_ne!(long("abc"), long("abd"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lease_that_is_not_renewed_runs_out() {
+        let (seat, _leadership) = Leadership::new(&mut Registry::default());
+        let renewals = Renewals::new(Heart::default());
+        let wait = async |seconds| tokio::time::timeout(Duration::from_secs(seconds), renewals.run_out(&seat)).await;
+        assert!(wait(60).await.is_err(), "who does not lead has nothing to lose");
+        seat.take();
+        renewals.ended(tokio::time::Instant::now(), true);
+        assert!(wait(10).await.is_err());
+        renewals.ended(tokio::time::Instant::now(), true);
+        assert!(wait(10).await.is_err(), "it was renewed");
+        renewals.ended(tokio::time::Instant::now(), false);
+        assert!(wait(6).await.is_ok(), "a request that failed renews nothing");
+    }
 
     #[test]
     fn failures_close_together_are_one_series() {
