@@ -149,8 +149,8 @@ impl Reporter {
         let index = self.index.read();
         let survey = Survey::new(&index, &newest.content, &reports, &self.cx.settings.namespace, &self.settings_digest);
         self.metrics.show(&survey);
-        let proxies = proxies::statuses(&survey, &newest.content, &too_large, now);
-        let policies = policies::statuses(&survey, &newest.content, now);
+        let proxies = proxies::statuses(&survey, &index, &newest.content, &too_large, now);
+        let policies = policies::statuses(&survey, &index, &newest.content, now);
         // The index may know a newer object than the one compiled; its status is the one to compare with.
         let proxies = proxies.into_iter().filter_map(|(key, status)| {
             let current = &index.proxies.get(&key)?.0;

@@ -16,10 +16,16 @@ use super::{
     conditions::Says,
     survey::{Sidecar, refusal},
 };
-use crate::compile::Content;
+use crate::{compile::Content, index::Index};
 
 /// The status that each policy should have.
-pub(super) fn statuses(survey: &Survey<'_>, content: &Content, now: &Time) -> Vec<(ObjectRef, FetchrPolicyStatus)> {
+/// Times of transition go on from what the index has: `content` holds objects as of the last compile, before status was written.
+pub(super) fn statuses(
+    survey: &Survey<'_>,
+    index: &Index,
+    content: &Content,
+    now: &Time,
+) -> Vec<(ObjectRef, FetchrPolicyStatus)> {
     let mut verdicts: BTreeMap<&ObjectRef, Vec<&PolicyVerdict>> = BTreeMap::new();
     for verdict in &content.policy_verdicts {
         verdicts.entry(&verdict.policy).or_default().push(verdict);
@@ -28,14 +34,21 @@ pub(super) fn statuses(survey: &Survey<'_>, content: &Content, now: &Time) -> Ve
         let metadata = &object.metadata;
         let key = ObjectRef::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
         let verdicts = verdicts.get(&key).into_iter().flatten();
-        let ancestors = verdicts.map(|verdict| ancestor(survey, object, verdict, now)).collect();
+        let current = index.policies.get(&key).and_then(|policy| policy.0.status.as_ref());
+        let ancestors = verdicts.map(|verdict| ancestor(survey, object.metadata.generation, current, verdict, now)).collect();
         (key, FetchrPolicyStatus { ancestors })
     };
     content.policies.iter().map(|policy| status(policy)).collect()
 }
 
-fn ancestor(survey: &Survey<'_>, object: &FetchrPolicy, verdict: &PolicyVerdict, now: &Time) -> Ancestor {
-    let before = conditions_before(object, &verdict.target);
+fn ancestor(
+    survey: &Survey<'_>,
+    generation: Option<i64>,
+    current: Option<&FetchrPolicyStatus>,
+    verdict: &PolicyVerdict,
+    now: &Time,
+) -> Ancestor {
+    let before = conditions_before(current, &verdict.target);
     let mut says = vec![told(ACCEPTED, &verdict.accepted)];
     if let Some(attached) = &verdict.attached {
         says.push(told(ATTACHED, attached));
@@ -44,12 +57,12 @@ fn ancestor(survey: &Survey<'_>, object: &FetchrPolicy, verdict: &PolicyVerdict,
     Ancestor {
         target_ref: verdict.target.clone(),
         controller_name: crds::CONTROLLER.to_owned(),
-        conditions: says.into_iter().map(|says| says.condition(object.metadata.generation, before, now)).collect(),
+        conditions: says.into_iter().map(|says| says.condition(generation, before, now)).collect(),
     }
 }
 
-fn conditions_before<'a>(object: &'a FetchrPolicy, target: &TargetRef) -> &'a [Condition] {
-    let ancestors = object.status.as_ref().map(|status| status.ancestors.as_slice()).unwrap_or_default();
+fn conditions_before<'a>(current: Option<&'a FetchrPolicyStatus>, target: &TargetRef) -> &'a [Condition] {
+    let ancestors = current.map(|status| status.ancestors.as_slice()).unwrap_or_default();
     ancestors
         .iter()
         .find(|ancestor| ancestor.target_ref == *target)

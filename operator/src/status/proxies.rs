@@ -6,21 +6,32 @@ use crds::{
     plan::{ObjectRef, ProxyVerdict},
     proxy::{FetchrProxyStatus, PodCounts},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{Survey, conditions::Says, survey::OfProxy};
-use crate::{coldstart::TooLarge, compile::Content};
+use crate::{coldstart::TooLarge, compile::Content, index::Index};
 
-/// The status that each proxy should have.
+/// The status that each proxy should have. Times of transition go on from what the index has: `content` holds objects as of the
+/// last compile, before status was written.
 pub(super) fn statuses(
     survey: &Survey<'_>,
+    index: &Index,
     content: &Content,
     too_large: &TooLarge,
     now: &Time,
 ) -> Vec<(ObjectRef, FetchrProxyStatus)> {
     let status = |verdict: &ProxyVerdict| {
         let object = content.proxies.iter().find(|proxy| is_named(proxy, &verdict.proxy))?;
-        let status = status(object, verdict, &survey.of_proxy(&verdict.proxy), too_large.get(&verdict.proxy), now);
+        let current = index.proxies.get(&verdict.proxy).and_then(|proxy| proxy.0.status.as_ref());
+        let before = current.map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let status = status(
+            object.metadata.generation,
+            before,
+            verdict,
+            &survey.of_proxy(&verdict.proxy),
+            too_large.get(&verdict.proxy),
+            now,
+        );
         Some((verdict.proxy.clone(), status))
     };
     content.proxy_verdicts.iter().filter_map(status).collect()
@@ -31,14 +42,13 @@ fn is_named(proxy: &FetchrProxy, key: &ObjectRef) -> bool {
 }
 
 fn status(
-    object: &FetchrProxy,
+    generation: Option<i64>,
+    before: &[Condition],
     verdict: &ProxyVerdict,
     pods: &OfProxy,
     too_large: Option<&String>,
     now: &Time,
 ) -> FetchrProxyStatus {
-    let generation = object.metadata.generation;
-    let before = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let parts = [accepted(verdict, too_large), injected(pods), programmed(pods)];
     let says = [ready(&parts)].into_iter().chain(parts);
     FetchrProxyStatus {
