@@ -7,7 +7,7 @@ mod document;
 mod session;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -80,10 +80,18 @@ pub struct Hub {
 #[derive(Debug, Default)]
 struct Inner {
     newest: Option<Arc<Compilation>>,
-    groups: HashMap<(PlanKey, Features), watch::Sender<Option<Arc<Document>>>>,
+    groups: HashMap<(PlanKey, Features), Group>,
     sessions: HashMap<ObjectRef, Arc<Session>>,
     /// How many pods of each plan are alive.
     live: HashMap<PlanKey, u32>,
+}
+
+/// Streams that are told the same.
+#[derive(Debug)]
+struct Group {
+    plan: watch::Sender<Option<Arc<Document>>>,
+    /// How many they are.
+    streams: usize,
 }
 
 impl Hub {
@@ -124,13 +132,12 @@ impl Hub {
     /// Tells every group of streams its plan, where that changed. A proxy that is gone leaves its sidecars what they have.
     fn publish(&self, newest: Arc<Compilation>) {
         let mut inner = self.lock();
-        inner.groups.retain(|_, group| group.receiver_count() > 0);
         for ((key, features), group) in &inner.groups {
             let Some(plan) = newest.content.plans.get(key) else {
                 continue;
             };
             let same_content = inner.newest.as_ref().is_some_and(|before| Arc::ptr_eq(&before.content, &newest.content));
-            group.send_if_modified(|current| {
+            group.plan.send_if_modified(|current| {
                 let next = match current {
                     Some(current) if same_content => current.at(&newest.position),
                     _ => Document::new(plan, features, &newest.position),
@@ -165,6 +172,7 @@ impl Hub {
         session.identify(identity(index, &session, &inner.live));
         if let Some(before) = inner.sessions.insert(session.pod.clone(), session.clone()) {
             before.end();
+            inner.left(&before);
             self.metrics.replaced.inc();
         } else {
             self.metrics.streams.inc();
@@ -181,6 +189,7 @@ impl Hub {
         let mut inner = self.lock();
         if inner.sessions.get(&session.pod).is_some_and(|current| Arc::ptr_eq(current, session)) {
             inner.sessions.remove(&session.pod);
+            inner.left(session);
             self.metrics.streams.dec();
             drop(inner);
             self.ring();
@@ -241,11 +250,23 @@ impl Inner {
         let newest = self.newest.as_ref();
         let group = self.groups.entry((key.clone(), features.clone())).or_insert_with(|| {
             let plan = newest.and_then(|newest| Some((newest, newest.content.plans.get(key)?)));
-            watch::Sender::new(plan.map(|(newest, plan)| Arc::new(Document::new(plan, features, &newest.position))))
+            let document = plan.map(|(newest, plan)| Arc::new(Document::new(plan, features, &newest.position)));
+            Group { plan: watch::Sender::new(document), streams: 0 }
         });
-        let mut receiver = group.subscribe();
+        group.streams += 1;
+        let mut receiver = group.plan.subscribe();
         receiver.mark_changed();
         receiver
+    }
+
+    /// A group goes with its last stream.
+    fn left(&mut self, session: &Session) {
+        if let Entry::Occupied(mut group) = self.groups.entry((session.key.clone(), session.features.clone())) {
+            group.get_mut().streams -= 1;
+            if group.get().streams == 0 {
+                group.remove();
+            }
+        }
     }
 }
 

@@ -6,7 +6,10 @@ mod serve;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use crds::plan::{ObjectRef, PlanKey};
+use crds::{
+    plan::{ObjectRef, PlanKey},
+    policy::FEATURES,
+};
 use futures::Stream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -96,7 +99,8 @@ fn accept_hello(hello: v1::Hello, caller: Caller, operator_namespace: &str) -> R
         key: PlanKey { pod_namespace: caller.pod.namespace.clone(), proxy },
         pod: caller.pod,
         uid: caller.uid,
-        features: Features::from_iter(hello.features),
+        // What no policy is made of makes no difference to a plan, and must not multiply the groups that plans are made for.
+        features: hello.features.into_iter().filter(|feature| FEATURES.contains(&feature.as_str())).collect::<Features>(),
         version: hello.version,
         digest: hello.plan_digest,
     })
@@ -164,6 +168,13 @@ mod tests {
         let asking = |namespace: &str| v1::Hello { proxy_namespace: namespace.to_owned(), ..hello() };
         assert!(accept_hello(asking("fetchr-system"), caller(), "fetchr-system").is_ok());
         assert_eq!(accept_hello(asking("bank"), caller(), "fetchr-system").unwrap_err().code(), tonic::Code::PermissionDenied);
+    }
+
+    #[test]
+    fn feature_that_nobody_knows_is_ignored() {
+        let features = vec!["no-such-feature".to_owned(), FEATURES[0].to_owned()];
+        let hello = accept_hello(v1::Hello { features, ..hello() }, caller(), "fetchr-system").unwrap();
+        assert_eq!(hello.features, Features::from([FEATURES[0].to_owned()]));
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub struct Session {
     pub uid: String,
     /// Whose plan it gets.
     pub key: PlanKey,
+    /// What its sidecar can apply.
+    pub(super) features: Features,
     /// Version of the sidecar.
     pub version: String,
     plan: watch::Receiver<Option<Arc<Document>>>,
@@ -108,8 +110,8 @@ impl Session {
         let (identity, place) = watch::channel(None);
         let inbox = Inbox { plan: plan.clone(), identity: place, commands: to_send };
         let said = Mutex::new(Said { digest: hello.digest, ..Said::default() });
-        let Hello { pod, uid, key, version, .. } = hello;
-        (Arc::new(Self { pod, uid, key, version, plan, identity, commands, ended, said }), inbox)
+        let Hello { pod, uid, key, features, version, .. } = hello;
+        (Arc::new(Self { pod, uid, key, features, version, plan, identity, commands, ended, said }), inbox)
     }
 
     /// Cancelled when the stream is to end.
@@ -177,6 +179,7 @@ impl Session {
 
     pub(super) async fn command(&self, verb: &str, body: Bytes, deadline: Duration) -> Result<Bytes, CommandError> {
         let (id, answer) = self.wait_for_answer();
+        let _place = Place { session: self, id: &id };
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let command = v1::Command { id: id.clone(), verb: verb.to_owned(), body, deadline_ms };
         let exchange = async {
@@ -184,7 +187,6 @@ impl Session {
             answer.await.map_err(|_| CommandError::NoAnswer)
         };
         let answer = tokio::time::timeout(deadline, exchange).await;
-        self.lock().waiting.remove(&id);
         match answer {
             Ok(Ok(answer)) if answer.error.is_empty() => Ok(answer.body),
             Ok(Ok(answer)) => Err(CommandError::Refused(answer.error)),
@@ -238,6 +240,18 @@ impl Session {
 
     fn lock(&self) -> MutexGuard<'_, Said> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among those who wait for an answer; given up also by who stops asking halfway.
+struct Place<'a> {
+    session: &'a Session,
+    id: &'a str,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.session.lock().waiting.remove(self.id);
     }
 }
 
