@@ -37,6 +37,8 @@ const PAGE: u32 = 500;
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// After this long without an event or a bookmark (the API server sends one each minute) a watch counts as dead.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
+/// A watch that has stayed open for this long, or has brought something, is one; the API server ends a hopeless one at once.
+const STEADY_AFTER: Duration = Duration::from_secs(5);
 /// After this long without a watch a replica is not ready. Shorter breaks come with every restart of an API server.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 /// How often a loop must be seen alive.
@@ -216,17 +218,28 @@ where
     /// Follows changes until the API server ends the watch, as it does every few minutes.
     async fn watch(&self, version: &mut String, backoff: &mut DefaultBackoff) -> Result<(), Broken> {
         let params = WatchParams { field_selector: self.fields.map(str::to_owned), bookmarks: true, ..WatchParams::default() };
-        let mut events = Box::pin(self.api.watch(&params, version).await?);
-        self.shared.outages.end(T::KIND.name());
+        let opening = tokio::time::timeout(LIST_TIMEOUT, self.api.watch(&params, version));
+        let mut events = Box::pin(opening.await.map_err(|_| Broken::Slow)??);
+        let mut is_steady = false;
         loop {
-            let event = match tokio::time::timeout(IDLE_TIMEOUT, events.next()).await {
+            let patience = if is_steady { IDLE_TIMEOUT } else { STEADY_AFTER };
+            let event = match tokio::time::timeout(patience, events.next()).await {
                 Ok(Some(event)) => event?,
                 Ok(None) => return Ok(()),
-                Err(_) => return Err(Broken::Idle),
+                Err(_) if is_steady => return Err(Broken::Idle),
+                Err(_) => {
+                    is_steady = true;
+                    self.shared.outages.end(T::KIND.name());
+                    continue;
+                }
             };
             self.shared.heart.beat(T::KIND.name(), ALIVE_WITHIN);
             backoff.reset();
             self.take(event, version)?;
+            if !is_steady {
+                is_steady = true;
+                self.shared.outages.end(T::KIND.name());
+            }
         }
     }
 
