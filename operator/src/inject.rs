@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 pub use ask::Ask;
 pub use containers::settings_digest;
 pub use graft::graft;
-pub use reason::Reason;
+pub use reason::{REASONS, Reason};
 pub use workload::Workload;
 
 use crate::{

@@ -9,8 +9,8 @@ use std::{
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
-    Api,
-    api::EvictParams,
+    Api, Client,
+    api::{DeleteParams, EvictParams, Preconditions},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use prometheus_client::{
@@ -21,9 +21,9 @@ use prometheus_client::{
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::{context::Context, index::Shared};
+use crate::{context::Context, index::Shared, inject};
 
-use decide::{Evictions, Missed, evictable, find};
+use decide::{Evictions, Missed, NOT_INJECTED, evictable, find};
 
 /// How often pods are looked at while something may have to be evicted.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -33,6 +33,10 @@ const COALESCE: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Pods that one event names.
 const NAMED: usize = 3;
+
+/// Longest reason and note of an event that the API server takes, in bytes.
+const EVENT_REASON: usize = 128;
+const EVENT_NOTE: usize = 1024;
 
 /// What was missed.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +48,7 @@ pub struct Metrics {
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Reported {
-    reason: String,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -64,13 +68,15 @@ impl Metrics {
 }
 
 /// Looks for such pods while this replica leads, until shut-down.
-pub async fn run(cx: Context, index: Shared, metrics: Metrics) {
+/// `evictor` must not retry by itself: a disruption budget says no with 429, and that is an answer.
+pub async fn run(cx: Context, evictor: Client, index: Shared, metrics: Metrics) {
     let shutdown = cx.shutdown.clone();
-    shutdown.run_until_cancelled(Seeker::new(cx, index, metrics).lead()).await;
+    shutdown.run_until_cancelled(Seeker::new(cx, evictor, index, metrics).lead()).await;
 }
 
 struct Seeker {
     cx: Context,
+    evictor: Client,
     index: Shared,
     metrics: Metrics,
     recorder: Recorder,
@@ -80,10 +86,10 @@ struct Seeker {
 }
 
 impl Seeker {
-    fn new(cx: Context, index: Shared, metrics: Metrics) -> Self {
+    fn new(cx: Context, evictor: Client, index: Shared, metrics: Metrics) -> Self {
         let reporter = Reporter { controller: crds::CONTROLLER.to_owned(), instance: Some(cx.settings.pod_name.clone()) };
         let recorder = Recorder::new(cx.client.clone(), reporter);
-        Self { cx, index, metrics, recorder, reported: HashSet::new(), evictions: Evictions::default() }
+        Self { cx, evictor, index, metrics, recorder, reported: HashSet::new(), evictions: Evictions::default() }
     }
 
     async fn lead(mut self) {
@@ -117,8 +123,8 @@ impl Seeker {
             let reference = regarding.reference();
             let event = Event {
                 type_: EventType::Warning,
-                reason: reason.clone(),
-                note: Some(note(&pods)),
+                reason: cut(reason.clone(), EVENT_REASON),
+                note: Some(cut(note(&pods), EVENT_NOTE)),
                 action: "Inject".to_owned(),
                 secondary: None,
             };
@@ -127,7 +133,7 @@ impl Seeker {
             match result {
                 Ok(Ok(())) => {
                     info!(owner = ?regarding, reason, pods = pods.len(), "Reported pods without a sidecar.");
-                    self.metrics.reported.get_or_create(&Reported { reason: reason.clone() }).inc_by(pods.len() as u64);
+                    self.metrics.reported.get_or_create(&Reported { reason: label(reason) }).inc_by(pods.len() as u64);
                     self.reported.extend(pods.into_iter().map(|one| one.uid.clone()));
                 }
                 Ok(Err(error)) => warn!(owner = ?regarding, %error, "Could not report pods without a sidecar."),
@@ -139,12 +145,16 @@ impl Seeker {
     async fn evict(&mut self, missed: &[Missed], now: Timestamp) {
         self.evictions.forget(now);
         for one in evictable(missed, &self.evictions, now) {
-            let pods: Api<Pod> = Api::namespaced(self.cx.client.clone(), &one.pod.namespace);
-            let result = match timeout(TIMEOUT, pods.evict(&one.pod.name, &EvictParams::default())).await {
+            let pods: Api<Pod> = Api::namespaced(self.evictor.clone(), &one.pod.namespace);
+            // Not the one that has taken its name.
+            let only = Preconditions { uid: Some(one.uid.clone()), resource_version: None };
+            let delete_options = Some(DeleteParams { preconditions: Some(only), ..DeleteParams::default() });
+            let params = EvictParams { delete_options, ..EvictParams::default() };
+            let result = match timeout(TIMEOUT, pods.evict(&one.pod.name, &params)).await {
                 Ok(Ok(_)) => "evicted",
                 // A disruption budget says: not now.
                 Ok(Err(kube::Error::Api(status))) if status.code == 429 => "postponed",
-                Ok(Err(kube::Error::Api(status))) if status.code == 404 => "gone",
+                Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => "gone",
                 Ok(Err(error)) => {
                     warn!(pod = %one.pod, %error, "Could not evict a pod without a sidecar.");
                     "error"
@@ -158,6 +168,17 @@ impl Seeker {
     }
 }
 
+/// A reason as a label: the stamp that it was read from is the pod's to write, so only known ones count.
+fn label(reason: &str) -> &'static str {
+    inject::REASONS.iter().chain([&NOT_INJECTED]).find(|known| **known == reason).copied().unwrap_or("Other")
+}
+
+/// At most so many bytes.
+fn cut(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
+    text
+}
+
 /// What an event says.
 fn note(pods: &[&Missed]) -> String {
     let names: Vec<_> = pods.iter().take(NAMED).map(|one| one.pod.name.as_str()).collect();
@@ -165,4 +186,22 @@ fn note(pods: &[&Missed]) -> String {
     let names = if more > 0 { format!("{} and {more} more", names.join(", ")) } else { names.join(", ") };
     let why = pods.first().map(|one| one.message.as_str()).unwrap_or_default();
     format!("No sidecar in {names}: {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_that_a_pod_makes_up_is_no_label() {
+        assert_eq!(label("HostNetwork"), "HostNetwork");
+        assert_eq!(label(NOT_INJECTED), NOT_INJECTED);
+        assert_eq!(label("made-up-7"), "Other");
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(cut("aäb".to_owned(), 2), "a");
+        assert_eq!(cut("ab".to_owned(), 2), "ab");
+    }
 }

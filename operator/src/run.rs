@@ -124,8 +124,10 @@ impl Operator {
         let client = Client::try_from(self.config.clone()).map_err(RunError::Client)?;
         let (seat, leadership) = Leadership::new(&mut registry);
         let cx = Context { client, settings: self.settings, leadership, metrics, shutdown: CancellationToken::new() };
+        let leading = cx.shutdown.child_token();
         let mut parts = Parts {
             cx,
+            leading,
             registry,
             tasks: Tasks::default(),
             heart: Heart::default(),
@@ -139,7 +141,7 @@ impl Operator {
         parts.admit(certs.clone(), https.clone(), self.webhooks);
         let hub = parts.deliver(compilations.clone(), certs.clone(), self.streams);
         parts.administer(certs.clone(), https, &hub, self.api);
-        parts.lead(self.config, seat, compilations, certs, &hub);
+        parts.lead(self.config, seat, compilations, certs, &hub)?;
         parts.supervise(self.metrics, stop).await
     }
 }
@@ -147,6 +149,8 @@ impl Operator {
 /// The operator under construction.
 struct Parts {
     cx: Context,
+    /// Ends what only the leader does.
+    leading: CancellationToken,
     registry: Registry,
     tasks: Tasks,
     heart: Heart,
@@ -155,12 +159,17 @@ struct Parts {
 }
 
 impl Parts {
+    /// What a task is given that works only while this replica leads.
+    fn leader(&self) -> Context {
+        Context { shutdown: self.leading.clone(), ..self.cx.clone() }
+    }
+
     /// Follows the Secret of certificates, and keeps it while this replica leads.
     fn certificates(&mut self) -> Certs {
         let installer = certs::Installer::new(&mut self.registry);
         let certs = installer.certs();
         self.tasks.spawn_quiet("certificates", certs::follow(self.cx.clone(), installer));
-        self.tasks.spawn_quiet("renewal", certs::keep(self.cx.clone()));
+        self.tasks.spawn_quiet("renewal", certs::keep(self.leader()));
         let served = certs.clone();
         self.checks.push(Arc::new(move || served.borrow().is_none().then_some("certificates")));
         certs
@@ -259,8 +268,15 @@ impl Parts {
     }
 
     /// What only the leader does, and the election.
-    fn lead(&mut self, config: Config, seat: Seat, compilations: compile::Compilations, certs: Certs, hub: &Hub) {
-        let (cx, index) = (&self.cx, &self.index);
+    fn lead(
+        &mut self,
+        config: Config,
+        seat: Seat,
+        compilations: compile::Compilations,
+        certs: Certs,
+        hub: &Hub,
+    ) -> Result<(), RunError> {
+        let (cx, index) = (&self.leader(), &self.index);
         let (too_large, not_fitting) = watch::channel(coldstart::TooLarge::new());
         self.tasks.spawn_quiet("cold start", coldstart::run(cx.clone(), index.clone(), compilations.clone(), certs, too_large));
         let injector = Injector::from(&cx.settings);
@@ -275,10 +291,14 @@ impl Parts {
         };
         self.tasks.spawn_quiet("status", reporter.run());
         let metrics = missed::Metrics::register(&mut self.registry);
-        self.tasks.spawn_quiet("missed pods", missed::run(cx.clone(), index.clone(), metrics));
+        let mut once = config.clone();
+        once.default_retry = false;
+        let evictor = Client::try_from(once).map_err(RunError::Client)?;
+        self.tasks.spawn_quiet("missed pods", missed::run(cx.clone(), evictor, index.clone(), metrics));
         self.tasks.spawn_quiet("default proxy", default_proxy::run(cx.clone(), index.clone()));
-        let (settings, heart, shutdown) = (cx.settings.clone(), self.heart.clone(), cx.shutdown.clone());
+        let (settings, heart, shutdown) = (cx.settings.clone(), self.heart.clone(), self.cx.shutdown.clone());
         self.tasks.spawn("election", async move { Ok(lease::run(config, &settings, seat, &heart, shutdown).await?) });
+        Ok(())
     }
 
     /// Waits for the end, whoever brings it about.
@@ -292,14 +312,19 @@ impl Parts {
         self.tasks.spawn("health", async move { Ok(health::serve(listener, health, until).await?) });
 
         let result = tokio::select! {
-            ended = self.tasks.first_to_end() => Err(ended),
+            ended = self.tasks.first_to_end() => {
+                warn!(error = %ended, "Ending: not ready from now on.");
+                // Another replica may lead already.
+                self.leading.cancel();
+                Err(ended)
+            }
             () = stop.cancelled() => {
                 info!("Ending: not ready from now on.");
-                draining.store(true, Ordering::Relaxed);
-                sleep(DRAIN).await;
                 Ok(())
             }
         };
+        draining.store(true, Ordering::Relaxed);
+        sleep(DRAIN).await;
         shutdown.cancel();
         self.tasks.end().await;
         result

@@ -68,6 +68,20 @@ pub enum Reason {
     },
 }
 
+/// All codes that a stamp can hold.
+pub const REASONS: [&str; 10] = [
+    "OptedOut",
+    "HostNetwork",
+    "Windows",
+    "NoProxy",
+    "ProxyMissing",
+    "PodSecurity",
+    "UserTaken",
+    "PortTaken",
+    "NameTaken",
+    "VolumeTaken",
+];
+
 impl Reason {
     /// The reason in CamelCase.
     pub fn code(&self) -> &'static str {

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Reason of a pod that no webhook has seen.
-const NOT_INJECTED: &str = "SidecarMissing";
+pub(super) const NOT_INJECTED: &str = "SidecarMissing";
 /// Pause between two evictions of one owner: the replacement must have been born by then.
 const PAUSE: SignedDuration = SignedDuration::from_secs(30);
 /// After this long an owner's evictions are forgotten.
