@@ -85,7 +85,7 @@ fn words(words: &[&str]) -> Vec<String> {
 /// The command line of the measured fetchr.
 pub(crate) fn fetchr_command(binaries: &Path, documents: &Path) -> Vec<String> {
     let (admin, metrics) = (ADMIN.to_string(), METRICS.port().to_string());
-    let (binary, documents) = (binaries.join("fetchr-proxy").display().to_string(), documents.display().to_string());
+    let (binary, documents) = (binaries.join("fetchr").display().to_string(), documents.display().to_string());
     words(&[&binary, "run", "-f", &documents, "--admin-port", &admin, "--metrics-port", &metrics])
 }
 
