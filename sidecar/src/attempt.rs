@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     error::ForwardError,
     exchange::Timeouts,
+    fields,
     flow::{Flow, Upload},
     metrics::{Metrics, RequestLabels},
     upstream::{
@@ -117,10 +118,11 @@ impl Attempt<'_> {
     }
 
     async fn over_h1(&self, mut request: Request<Upload>, fresh: bool) -> Result<Answered, Failed> {
-        let taken = self.pool.take(self.host, &self.limits, fresh).await.map_err(Failed::for_good)?;
+        let taken = self.take(self.pool.take(self.host, &self.limits().map_err(Failed::for_good)?, fresh)).await?;
         self.count(taken.reused);
         let spare = taken.reused.then(|| copy(&request));
-        let switches = request.headers().contains_key(header::UPGRADE) || *request.method() == Method::CONNECT;
+        let asked = request.headers().get(header::UPGRADE).cloned();
+        let switches = asked.is_some() || *request.method() == Method::CONNECT;
         if let Some(permission) = self.upload.permission() {
             hyper::ext::on_informational(&mut request, move |informational| {
                 if informational.status() == http::StatusCode::CONTINUE {
@@ -136,13 +138,16 @@ impl Attempt<'_> {
             Ok(Answer::Response(response)) => {
                 Ok(Answered::Response(response.map(|reply| Flow::reply(reply, self.timeouts.idle))))
             }
+            Ok(Answer::Switched(response, _)) if !fields::switches_as_asked(response.headers(), asked.as_ref()) => {
+                Err(Failed::for_good(ForwardError::Switched))
+            }
             Ok(Answer::Switched(response, switched)) => Ok(Answered::Switched(response, switched)),
             Err(broken) => Err(self.broken(broken, spare)),
         }
     }
 
     async fn over_h2(&self, mut request: Request<Upload>) -> Result<Answered, Failed> {
-        let taken = self.pool.take_h2(self.host, &self.limits).await.map_err(Failed::for_good)?;
+        let taken = self.take(self.pool.take_h2(self.host, &self.limits().map_err(Failed::for_good)?)).await?;
         self.count(taken.reused);
         *request.version_mut() = Version::HTTP_2;
         match self.in_time(taken.conn.send(request)).await.map_err(Failed::for_good)? {
@@ -152,6 +157,24 @@ impl Attempt<'_> {
                 Err(Failed { error: self.blame(failed.into_error()), again })
             }
         }
+    }
+
+    /// Waits for a connection; nothing is to be sent on it once the whole request's time is up.
+    async fn take<T>(&self, taken: impl Future<Output = Result<T, ForwardError>>) -> Result<T, Failed> {
+        let taken = taken.await.map_err(Failed::for_good)?;
+        self.limits().map_err(Failed::for_good)?;
+        Ok(taken)
+    }
+
+    /// The limits on a connection for what is left of the whole request's time. An error if nothing is left.
+    fn limits(&self) -> Result<Limits, ForwardError> {
+        let Some(total) = self.total else { return Ok(self.limits) };
+        let left = total.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let limit = self.timeouts.request.unwrap_or_default();
+            return Err(ForwardError::ResponseTimeout(limit));
+        }
+        Ok(Limits { connect: self.limits.connect.min(left), ..self.limits })
     }
 
     fn count(&self, reused: bool) {

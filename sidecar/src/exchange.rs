@@ -46,6 +46,8 @@ pub(crate) struct Exchange {
     pub(crate) authority: String,
     /// Who sent it.
     pub(crate) client: IpAddr,
+    /// Whether only the head of an answer is wanted.
+    pub(crate) head_only: bool,
     /// Whether it is a gRPC call.
     pub(crate) grpc: bool,
     /// What the limits say to its client.
@@ -74,6 +76,7 @@ impl Exchange {
             started,
             version: parts.version,
             client,
+            head_only: parts.method == Method::HEAD,
             grpc: fields::is_grpc(&parts.headers),
             limits: limit::Outcome::default(),
             guards,
@@ -224,12 +227,13 @@ fn facts<'a>(parts: &'a Parts, host: &'a str, client: IpAddr) -> Facts<'a> {
     }
 }
 
-/// The host of an authority, without the port, in lower case.
+/// The host of an authority, without the port and the dot that may end a whole name, in lower case.
 fn host(authority: &str) -> Cow<'_, str> {
     let host = match authority.rfind(':') {
         Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
         _ => authority,
     };
+    let host = host.strip_suffix('.').unwrap_or(host);
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
 }
 
@@ -290,6 +294,13 @@ mod tests {
     #[test]
     fn absolute_target_wins_over_host() {
         assert_eq!(authority(&parts("http://a.example:81/x", &["b.example"])).unwrap(), "a.example:81");
+    }
+
+    #[test]
+    fn host_is_the_same_however_it_is_written() {
+        for written in ["a.example", "A.example.", "a.example.:80"] {
+            assert_eq!(host(written), "a.example");
+        }
     }
 
     #[test]

@@ -30,12 +30,20 @@ fn is_protected(name: &HeaderName) -> bool {
         || *name == header::VIA
 }
 
-/// The protocol that a request asks to switch to, or that a response switches to. `h2c` is not passed on: RFC 9113 has
+/// The protocols that a request asks to switch to. `h2c` is not passed on: RFC 9113 has
 /// deprecated it.
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = list(headers, header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let protocol = headers.get(header::UPGRADE).filter(|_| asked)?;
-    (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+    let protocols: Vec<&str> =
+        list(headers, header::UPGRADE).filter(|protocol| asked && !protocol.eq_ignore_ascii_case("h2c")).collect();
+    if protocols.is_empty() { None } else { HeaderValue::from_str(&protocols.join(", ")).ok() }
+}
+
+/// Whether an upstream that switches does so to nothing but what it was asked for.
+pub(crate) fn switches_as_asked(answer: &HeaderMap, asked: Option<&HeaderValue>) -> bool {
+    let asked = asked.map(HeaderValue::as_bytes).unwrap_or_default();
+    members(answer, header::UPGRADE)
+        .all(|protocol| asked.split(|byte| *byte == b',').any(|member| member.trim_ascii().eq_ignore_ascii_case(protocol)))
 }
 
 /// Sets the fields that carry a switch of protocols to the next hop.
@@ -279,6 +287,8 @@ mod tests {
     fn upgrade_to_h2c_is_not_passed_on() {
         assert!(upgrade(&headers(&[("connection", "Upgrade"), ("upgrade", "websocket")])).is_some());
         assert!(upgrade(&headers(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")])).is_none());
+        let mixed = headers(&[("connection", "Upgrade"), ("upgrade", "H2C, websocket"), ("upgrade", "x/1")]);
+        assert_eq!(upgrade(&mixed).unwrap(), "websocket, x/1");
         assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
     }
 

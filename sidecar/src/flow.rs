@@ -53,6 +53,8 @@ pub(crate) struct Flow {
     silence: Silence,
     limit: Duration,
     passed: u64,
+    /// Trailers have passed, after which nothing comes.
+    trailed: bool,
     guards: Option<Box<Guards>>,
 }
 
@@ -83,7 +85,7 @@ impl Flow {
     }
 
     fn new(source: Source, limit: Duration) -> Self {
-        Self { source, silence: Silence::new(limit), limit, passed: 0, guards: None }
+        Self { source, silence: Silence::new(limit), limit, passed: 0, trailed: false, guards: None }
     }
 
     /// Hands over what ends with the body.
@@ -117,6 +119,7 @@ impl Body for Flow {
         match this.poll_source(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.silence.broken();
+                this.trailed |= frame.is_trailers();
                 this.passed += frame.data_ref().map_or(0, |data| data.len() as u64);
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -154,9 +157,10 @@ impl Body for Flow {
 }
 
 impl Drop for Flow {
-    /// hyper drops a body of known length once it has its last byte, and any body when the client leaves.
+    /// hyper drops a body of known length once it has its last byte, one with trailers after those, and any body when the client
+    /// leaves.
     fn drop(&mut self) {
-        self.end(if self.is_end_stream() { End::Complete } else { End::Dropped });
+        self.end(if self.trailed || self.is_end_stream() { End::Complete } else { End::Dropped });
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -55,12 +55,18 @@ pub(crate) struct Progress {
     ended: AtomicU64,
     abandoned: AtomicU64,
     flood: Notify,
+    tunnel: AtomicBool,
 }
 
 impl Progress {
     /// The head of a request is complete.
     pub(crate) fn request_started(&self) {
         self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The connection speaks another protocol now.
+    pub(crate) fn tunnel_opened(&self) {
+        self.tunnel.store(true, Ordering::Relaxed);
     }
 
     /// Its response has ended.
@@ -189,13 +195,16 @@ impl AsyncWrite for ClientIo {
         Poll::Ready(Ok(())) // a socket has nothing to flush
     }
 
-    /// Closes the write side, then reads on until the peer closes too, or time is up.
+    /// Closes the write side, then reads on until the peer closes too, or time is up. What comes through a tunnel is not for here.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let closing = this.closing.get_or_insert_with(|| Closing { write_closed: false, deadline: Box::pin(sleep(LINGER)) });
         if !closing.write_closed {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
             closing.write_closed = true;
+        }
+        if this.progress.tunnel.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
         }
         let mut scrap = [0; 4096];
         loop {

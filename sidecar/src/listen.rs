@@ -375,7 +375,7 @@ fn parse_upstream(text: &str) -> Result<Key, String> {
     if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(wrong());
     }
-    Ok(Key { endpoint: Endpoint::parse(authority, 80), protocol })
+    Ok(Key { endpoint: Endpoint::parse(authority, 80).ok_or_else(wrong)?, protocol })
 }
 
 #[cfg(test)]
@@ -387,7 +387,7 @@ mod tests {
         let key = parse_upstream("h2c://App.example:9000/").unwrap();
         assert_eq!((key.protocol, key.endpoint.to_string()), (Protocol::Http2, "app.example:9000".to_owned()));
         assert_eq!(parse_upstream("http://[::1]:9000").unwrap().endpoint.to_string(), "[::1]:9000");
-        for wrong in ["https://a", "a:80", "http://", "http://a/path", "http://u@a"] {
+        for wrong in ["https://a", "a:80", "http://", "http://a/path", "http://u@a", "http://a:99999", "http://a:"] {
             assert!(parse_upstream(wrong).is_err(), "{wrong}");
         }
     }
@@ -397,7 +397,7 @@ mod tests {
         let own = Own::default();
         own.add("127.0.0.1:4620".parse().unwrap());
         own.add("[::]:4610".parse().unwrap());
-        let asks = |authority: &str| own.is_own(&Endpoint::parse(&authority.parse().unwrap(), 80));
+        let asks = |authority: &str| own.is_own(&Endpoint::parse(&authority.parse().unwrap(), 80).unwrap());
         for mine in [
             "127.0.0.1:4620",
             "localhost:4620",

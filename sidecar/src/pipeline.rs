@@ -121,11 +121,15 @@ fn open_tunnel(tunnel: Tunnel, ex: Exchange) -> Response<Flow> {
     let open = worker.connection_gauge(ex.connection.direction, "tunnel");
     let idle = ex.route.timeouts().idle.map_or(tunnel::IDLE, |limit| limit.0);
     let connection = Rc::clone(&ex.connection);
+    let is_stream = ex.version == Version::HTTP_2;
     let (response, guards) = ex.tunnel(head);
     tokio::task::spawn_local(async move {
-        let _held = (guards, open, connection);
         // The client may leave before it switches, and either side may break off: a tunnel has nobody to tell.
         let Ok(client) = client.await else { return };
+        if !is_stream {
+            connection.progress.tunnel_opened();
+        }
+        let _held = (guards, open, connection);
         let client = TokioIo::new(client);
         let _ = match upstream {
             Side::Connected(stream) => tunnel::run(client, stream, &bytes, idle).await,
@@ -167,7 +171,7 @@ fn forward_target(connection: &Connection, parts: &Parts) -> Result<Key, Forward
     if parts.method != Method::CONNECT && parts.uri.scheme() != Some(&Scheme::HTTP) {
         return Err(ForwardError::BadRequest("a forward proxy takes http URIs, and CONNECT for all else"));
     }
-    let endpoint = Endpoint::parse(authority, 80);
+    let endpoint = Endpoint::parse(authority, 80).ok_or(ForwardError::BadRequest("the port is not one"))?;
     if connection.worker.own.is_own(&endpoint) {
         return Err(ForwardError::OwnPort(endpoint.to_string()));
     }

@@ -119,8 +119,11 @@ fn own(status: StatusCode, text: &str, ex: &Exchange) -> Response<Flow> {
     if ex.grpc {
         return grpc(status, text);
     }
-    let mut response = Response::new(Flow::bytes(format!("fetchr: {text}\n")));
+    let text = format!("fetchr: {text}\n");
+    let len = text.len();
+    let mut response = Response::new(Flow::bytes(if ex.head_only { String::new() } else { text }));
     *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use crds::proxy::{FetchrProxySpec, InterceptionMode, Listener};
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     config::Shared,
@@ -82,11 +82,12 @@ impl Server {
             intercept(&acceptor, ports)?;
         }
         let explicit = Arc::new(Mutex::new(Explicit::new(acceptor)));
+        let changes = config.subscribe(); // before it is read, so that no change is missed
         let failed = lock(&explicit).open(listeners(config.load().settings()));
         if let Some(error) = failed.into_iter().next() {
             return Err(error.into());
         }
-        tokio::spawn(follow(config, Arc::clone(&explicit)));
+        tokio::spawn(follow(config, changes, Arc::clone(&explicit)));
         Ok(Self { explicit })
     }
 
@@ -128,8 +129,7 @@ fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
     }
 }
 
-async fn follow(config: Shared, explicit: Arc<Mutex<Explicit>>) {
-    let mut changes = config.subscribe();
+async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc<Mutex<Explicit>>) {
     let mut refused = false;
     loop {
         let again = if refused { BIND_AGAIN } else { Duration::MAX };

@@ -17,15 +17,15 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
-    /// Reads `host:port`, `[v6]:port` or a host alone, which gets the default port.
-    pub(crate) fn parse(authority: &http::uri::Authority, default_port: u16) -> Self {
-        let port = authority.port_u16().unwrap_or(default_port);
+    /// Reads `host:port`, `[v6]:port` or a host alone, which gets the default port. Nothing if there is a colon without a port.
+    pub(crate) fn parse(authority: &http::uri::Authority, default_port: u16) -> Option<Self> {
         let host = authority.host();
+        let port = if authority.as_str().ends_with(host) { default_port } else { authority.port_u16()? };
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        match bare.parse() {
+        Some(match bare.parse() {
             Ok(ip) => Self::Address(SocketAddr::new(ip, port)),
             Err(_) => Self::Name(host.to_ascii_lowercase().into(), port),
-        }
+        })
     }
 }
 

@@ -158,6 +158,8 @@ pub(crate) struct Reply {
     body: Incoming,
     driver: Driver,
     passed: u64,
+    /// Trailers have passed.
+    trailed: bool,
 }
 
 enum Driver {
@@ -196,7 +198,7 @@ impl Reply {
             () if large || both_stream => Driver::Task(spawn(lease)),
             () => Driver::Inline(lease),
         };
-        Self { body, driver, passed: 0 }
+        Self { body, driver, passed: 0, trailed: false }
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
@@ -222,6 +224,7 @@ impl Reply {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &frame {
             Some(Ok(frame)) => {
+                self.trailed |= frame.is_trailers();
                 self.passed += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if self.passed > LARGE {
                     self.move_to_task();
@@ -258,9 +261,10 @@ impl Reply {
 }
 
 impl Drop for Reply {
-    /// A body of known length is dropped, not polled, after its last byte. Any other is cut off: its connection closes.
+    /// A body of known length is dropped, not polled, after its last byte, and one with trailers after those. Any other is cut
+    /// off: its connection closes.
     fn drop(&mut self) {
-        if self.body.is_end_stream() {
+        if self.trailed || self.body.is_end_stream() {
             self.finish();
         }
     }

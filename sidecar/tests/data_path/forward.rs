@@ -1,8 +1,9 @@
 //! Requests that go through, and what is changed on the way.
 
+use crds::policy::Direction;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Origin, Proxy, field, read_chunks, read_head};
+use crate::support::{Origin, Proxy, eventually, field, read_chunks, read_head};
 
 #[tokio::test]
 async fn connections_are_kept_on_both_sides() {
@@ -215,4 +216,29 @@ async fn reloads_keep_connections_and_lose_no_request() {
         assert_eq!((response.status, response.field("x-version")), (200, n.to_string().as_str()));
     }
     assert_eq!(origin.connections(), 1);
+}
+
+#[tokio::test]
+async fn listener_that_changes_keeps_its_port() {
+    let origin = Origin::echo_head().await;
+    let mut proxy = Proxy::before(origin.address);
+    let listener = &mut proxy.settings.interception.listeners[0];
+    (listener.name, listener.port) = ("changed".to_owned(), proxy.address.port().into());
+    listener.direction = Direction::Outbound;
+    proxy.apply("[]");
+    eventually("the new listener", || proxy.server.listeners().first().is_some_and(|listener| listener.0 == "changed")).await;
+    let response = proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(response.text().contains("fetchr-test-out"), "{}", response.text());
+}
+
+#[tokio::test]
+async fn own_answers_to_head_have_no_body() {
+    let proxy = Proxy::forward();
+    let mut client = proxy.client().await;
+    for _ in 0..2 {
+        client.send("HEAD http://127.0.0.1:99999/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let head = read_head(&mut client.0).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 400") && field(&head, "content-length").is_some_and(|len| len != "0"), "{head}");
+        client = proxy.client().await;
+    }
 }

@@ -38,6 +38,25 @@ async fn connection_that_ends_with_its_answer_is_not_polled_again() {
     assert_eq!(proxy.metric("fetchr_panics_total"), 0.0);
 }
 
+#[tokio::test]
+async fn trailers_end_an_answer_and_keep_its_connection() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        while read_head(&mut stream).await.is_some() {
+            let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let mut client = proxy.client().await;
+    for _ in 0..3 {
+        client.send(GET).await;
+        assert_eq!(client.response().await.text(), "ok");
+    }
+    assert_eq!(origin.connections(), 1);
+    assert!(!proxy.metrics.encode().contains("client_left"));
+}
+
 /// Answers the first request of a connection and breaks off at the second, once it has read its head.
 async fn forgetful_origin() -> (Origin, Arc<AtomicUsize>) {
     let heads = Arc::new(AtomicUsize::new(0));
@@ -267,6 +286,25 @@ async fn waiting_for_a_connection_ends_with_503() {
     assert_eq!(refused.status, 503);
     assert!(refused.field("proxy-status").contains("connection_limit_reached"), "{}", refused.head);
     assert!(refused.has("retry-after"));
+}
+
+#[tokio::test]
+async fn limit_on_the_whole_request_bounds_the_wait_for_a_connection() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        let _ = stream.read_u8().await;
+    })
+    .await;
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| {
+        settings.upstream.max_connections_per_host = 1;
+        settings.upstream.connect_timeout = ms(600_000);
+    });
+    let mut holder = proxy.client().await;
+    holder.send(GET).await;
+    eventually("the connection in use", || origin.connections() == 1).await;
+    proxy.apply(r#"[{"name": "short", "timeouts": {"request": "50ms"}}]"#);
+    let refused = timeout(LONG, proxy.ask(GET)).await.unwrap();
+    assert!(refused.status >= 500, "{}", refused.head);
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ pub(crate) struct Proxy {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) drain: drain::Handle,
     pub(crate) settings: FetchrProxySpec,
-    _server: Server,
+    pub(crate) server: Server,
 }
 
 impl Proxy {
@@ -75,7 +75,7 @@ impl Proxy {
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
-        Self { address, config, metrics, drain, settings, _server: server }
+        Self { address, config, metrics, drain, settings, server }
     }
 
     /// Puts rules in force for requests to the application.

@@ -2,7 +2,7 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Origin, Proxy, eventually, field, read_head};
+use crate::support::{LONG, Origin, Proxy, eventually, field, read_head};
 
 /// Switches to a protocol that sends back each byte, upper case.
 async fn shouting() -> Origin {
@@ -46,6 +46,41 @@ async fn upgraded_connection_carries_bytes_both_ways() {
         .await;
     assert_eq!(proxy.metric("fetchr_bytes_total{direction=\"inbound\",part=\"request\"}"), 6.0);
     assert_eq!(proxy.metric("fetchr_bytes_total{direction=\"inbound\",part=\"response\"}"), 11.0);
+}
+
+#[tokio::test]
+async fn client_may_go_on_after_the_upstream_has_ended_its_side() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::scripted(move |mut stream, _| {
+        let tell = tell.clone();
+        async move {
+            read_head(&mut stream).await.unwrap();
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).await.unwrap();
+            tell.send(rest).unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let mut client = proxy.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+    read_head(&mut client.0).await.unwrap();
+    assert_eq!(client.0.read(&mut [0; 8]).await.unwrap(), 0);
+    client.send("late").await;
+    client.0.shutdown().await.unwrap();
+    let heard = tokio::time::timeout(LONG, told.recv()).await.unwrap();
+    assert_eq!(heard.as_deref(), Some("late"));
+}
+
+#[tokio::test]
+async fn switch_to_what_was_not_asked_for_is_refused() {
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n";
+    let proxy = Proxy::before(Origin::answering(answer).await.address);
+    let response = proxy.ask("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+    assert_eq!(response.status, 502);
 }
 
 #[tokio::test]
