@@ -1,8 +1,9 @@
-//! A small HTTP/1.1 server with bounds: connections, head size, time to send a head.
+//! A small HTTP/1.1 server with bounds: connections in all and of one peer, head size, time to send a head and to read an answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::Router;
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -15,8 +16,14 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::io::{ClientIo, Progress};
+
 /// Connections at once; further ones wait to be accepted.
 const CONNECTIONS: usize = 128;
+/// Connections of one peer at once; further ones are closed, so that no pod keeps probes out.
+const PEER_CONNECTIONS: usize = 16;
+/// How long an answer may wait for a client that does not read.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// Until the head of a request is there; also how long an idle connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const HEAD_SIZE: usize = 16 << 10;
@@ -27,14 +34,18 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let connections = TaskTracker::new();
+    let mut peers = Peers::default();
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+        let next = async {
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+            (permit, listener.accept().await)
         };
-        let socket = match accepted {
-            Ok((socket, _)) => socket,
+        let (permit, accepted) = tokio::select! {
+            () = stop.cancelled() => break,
+            next = next => next,
+        };
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, mostly: it gets better when others end.
                 tracing::warn!(%error, "A connection to the admin or metrics port can't be accepted.");
@@ -42,8 +53,13 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
                 continue;
             }
         };
+        let Some(place) = peers.enter(peer.ip().to_canonical()) else { continue };
         let (service, stop) = (TowerToHyperService::new(router.clone()), stop.clone());
         connections.spawn(async move {
+            // The limit on heads here is hyper's.
+            let progress = Arc::<Progress>::default();
+            progress.request_started();
+            let socket = ClientIo::new(socket, Bytes::new(), progress, STALL_LIMIT);
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
@@ -58,9 +74,57 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
                     let _ = timeout(LAST_ANSWERS, connection).await;
                 }
             }
-            drop(permit);
+            drop((permit, place));
         });
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Open connections by peer.
+#[derive(Default)]
+struct Peers(HashMap<IpAddr, Arc<()>>);
+
+impl Peers {
+    /// A place for a connection, which is free again when it is dropped; none if the peer has all of its own.
+    fn enter(&mut self, peer: IpAddr) -> Option<Arc<()>> {
+        self.0.retain(|_, places| Arc::strong_count(places) > 1);
+        let places = self.0.entry(peer).or_default();
+        (Arc::strong_count(places) <= PEER_CONNECTIONS).then(|| Arc::clone(places))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpSocket, TcpStream},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_peer_cannot_keep_the_others_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, Router::new(), stop.clone()));
+        let mut held = Vec::new();
+        for _ in 0..PEER_CONNECTIONS {
+            held.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut refused = TcpStream::connect(address).await.unwrap();
+        let read = timeout(HEAD_TIMEOUT / 3, refused.read(&mut [0])).await.unwrap();
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        let other = TcpSocket::new_v4().unwrap();
+        other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut other = other.connect(address).await.unwrap();
+        other.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        other.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        drop((held, other));
+        stop.cancel();
+        timeout(HEAD_TIMEOUT / 3, served).await.unwrap().unwrap();
+    }
 }
