@@ -34,8 +34,13 @@ impl Lookup {
     pub(super) async fn namespace_labels(&self, namespace: &str) -> Result<BTreeMap<String, String>, LookupError> {
         match self.cluster.namespace_labels(namespace) {
             Some(labels) => Ok(labels),
-            None => self.fallback.namespace_labels(namespace).await,
+            None => self.newest_namespace_labels(namespace).await,
         }
+    }
+
+    /// Labels of a namespace as the API server has them: the index may not have heard yet of one that was just set.
+    pub(super) async fn newest_namespace_labels(&self, namespace: &str) -> Result<BTreeMap<String, String>, LookupError> {
+        self.fallback.namespace_labels(namespace).await
     }
 
     /// The workload of a pod, through its controller's controller.

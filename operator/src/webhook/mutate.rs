@@ -81,8 +81,13 @@ async fn decision(
 
 async fn decide_about(webhook: &Webhook, namespace: &str, pod: &Pod) -> Result<Decision, Failure> {
     let lookup = &webhook.lookup;
-    let namespace_labels = lookup.namespace_labels(namespace).await?;
-    let ask = Ask::of(pod, &namespace_labels);
+    let mut namespace_labels = lookup.namespace_labels(namespace).await?;
+    let mut ask = Ask::of(pod, &namespace_labels);
+    // The API server asks about such a pod only because of its namespace's label, which the index may not know yet.
+    if matches!(ask, Ask::Nobody | Ask::OptedOut) {
+        namespace_labels = lookup.newest_namespace_labels(namespace).await?;
+        ask = Ask::of(pod, &namespace_labels);
+    }
     let workload = lookup.workload(namespace, pod).await?;
     let proxy = match ask {
         Ask::Asked | Ask::Required => lookup.proxy(namespace, pod, ask).await?,

@@ -218,6 +218,17 @@ async fn proxy_that_the_index_has_not_seen_yet_is_found() {
 }
 
 #[tokio::test]
+async fn label_that_the_index_has_not_seen_yet_counts() {
+    let mut plain = pod();
+    plain["metadata"]["annotations"] = json!({});
+    let fixture = Fixture::start(shop(), shop().namespace("shop", "enabled")).await;
+    assert_eq!(fixture.stamp("shop", plain.clone()).await["proxy"], "shop/web");
+    plain["metadata"]["annotations"]["fetchr.sh/inject"] = json!("disabled");
+    let fixture = Fixture::start(shop(), shop().namespace("shop", "required")).await;
+    assert_eq!(fixture.stamp("shop", plain).await["proxy"], "shop/web");
+}
+
+#[tokio::test]
 async fn proxy_that_does_not_exist_is_refused_by_name() {
     let fixture = Fixture::start(shop(), shop()).await;
     let mut picky = pod();
@@ -247,7 +258,8 @@ async fn job_of_a_cron_job_counts_as_the_cron_job() {
 
 #[tokio::test]
 async fn skipped_pod_is_created_with_the_reason() {
-    let fixture = Fixture::start(shop().namespace("shop", "enabled"), shop()).await;
+    let labelled = || shop().namespace("shop", "enabled");
+    let fixture = Fixture::start(labelled(), labelled()).await;
     let mut declining = pod();
     declining["metadata"]["annotations"]["fetchr.sh/inject"] = json!("disabled");
     assert_eq!(fixture.stamp("shop", declining).await["skipped"]["reason"], "OptedOut");
