@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::{
     Extension, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, RawQuery, State},
+    extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -32,7 +32,7 @@ pub use front_proxy::{Caller, FrontProxies};
 use reply::Failure;
 pub use sidecars::{CommandError, Sidecar, Sidecars};
 
-use crate::https::Peer;
+use crate::https::{self, Peer};
 
 /// The API group.
 pub const GROUP: &str = "api.fetchr.sh";
@@ -144,16 +144,24 @@ async fn config(Path((namespace, pod)): Path<(String, String)>, (State(api), Ext
 async fn explain(
     Path((namespace, pod)): Path<(String, String)>,
     (State(api), Extension(peer), headers): Asked,
-    body: Bytes,
+    request: Request,
 ) -> Response {
     let action =
         Action { verb: "create", resource: "sidecars", subresource: "explain", namespace: Some(&namespace), name: Some(&pod) };
     let explain = async {
         api.admit(&peer, &headers, action).await?;
+        let body = match https::Body::from_request(request, &()).await {
+            Ok(body) => body,
+            Err(refused) => return Ok(Err(refused)),
+        };
         serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|error| Failure::NotJson(error.to_string()))?;
-        api.command(&namespace, &pod, "explain", body).await
+        api.command(&namespace, &pod, "explain", body.clone()).await.map(Ok)
     };
-    api.answer("sidecars/explain", explain.await)
+    match explain.await {
+        Ok(Err(refused)) => api.counted("sidecars/explain", refused),
+        Ok(Ok(answer)) => api.answer("sidecars/explain", Ok(answer)),
+        Err(failure) => api.answer("sidecars/explain", Err(failure)),
+    }
 }
 
 async fn version((State(api), Extension(peer), headers): Asked) -> Response {
@@ -186,12 +194,16 @@ impl Api {
         serde_json::from_slice(&answer).map_err(|_| Failure::Garbled { pod: pod.to_owned() })
     }
 
-    /// The one place where an outcome becomes a response, and is counted.
+    /// The one place where an outcome becomes a response.
     fn answer(&self, resource: &'static str, outcome: Result<Value, Failure>) -> Response {
         let response = match outcome {
             Ok(value) => (StatusCode::OK, axum::Json(value)).into_response(),
             Err(failure) => failure.into_response(),
         };
+        self.counted(resource, response)
+    }
+
+    fn counted(&self, resource: &'static str, response: Response) -> Response {
         self.metrics.requests.get_or_create(&Answered { resource, code: response.status().as_u16() }).inc();
         response
     }

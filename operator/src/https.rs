@@ -2,7 +2,14 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use axum::{Extension, Router};
+use axum::{
+    Extension, Router,
+    body::Bytes,
+    extract::{FromRequest, Request, State},
+    http::StatusCode,
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
 use hyper::server::conn::{http1, http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -16,7 +23,7 @@ use prometheus_client::{
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -27,8 +34,17 @@ use tracing::{debug, info, warn};
 const MAX_CONNECTIONS: usize = 1024;
 /// How long the TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an HTTP/1.1 connection may wait for the head of its next request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a connection may wait for its next request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests at a time on one HTTP/2 connection.
+const MAX_REQUESTS: u32 = 16;
+/// Bytes of bodies that one request, and one HTTP/2 connection, may have sent without our having read them.
+const WINDOWS: (u32, u32) = (64 << 10, 256 << 10);
+/// How long the body of a request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bodies that are being read or worked on, over all connections: with their greatest length this bounds what strangers can make us
+/// hold.
+static BODIES: Semaphore = Semaphore::const_new(32);
 /// How long requests may take to end at shut-down.
 const GRACE: Duration = Duration::from_secs(5);
 /// Protocols to offer, the better first.
@@ -58,6 +74,68 @@ impl Metrics {
         registry.register("https_connections_refused", help, metrics.refused.clone());
         metrics
     }
+}
+
+/// The body of a request, which holds its place among [`BODIES`].
+pub struct Body {
+    bytes: Bytes,
+    _place: SemaphorePermit<'static>,
+}
+
+impl std::ops::Deref for Body {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = Response;
+
+    /// Reads it, in time and up to the router's limit of length.
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let read = async {
+            let place = BODIES.acquire().await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE.into_response())?;
+            let bytes = Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
+            Ok(Self { bytes, _place: place })
+        };
+        let late =
+            || (StatusCode::REQUEST_TIMEOUT, format!("no whole body within {} s\n", BODY_TIMEOUT.as_secs())).into_response();
+        timeout(BODY_TIMEOUT, read).await.unwrap_or_else(|_| Err(late()))
+    }
+}
+
+/// Requests under way on one connection.
+#[derive(Clone)]
+struct Busy(watch::Sender<usize>);
+
+impl Busy {
+    /// Waits until there has been none for [`IDLE_TIMEOUT`].
+    async fn idle(&self) {
+        let mut requests = self.0.subscribe();
+        loop {
+            let is_quiet = timeout(IDLE_TIMEOUT, requests.changed()).await.is_err();
+            if is_quiet && *requests.borrow() == 0 {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|requests| *requests -= 1);
+    }
+}
+
+/// One request under way.
+struct UnderWay(Busy);
+
+async fn count(State(busy): State<Busy>, request: Request, next: Next) -> Response {
+    busy.0.send_modify(|requests| *requests += 1);
+    let _under_way = UnderWay(busy);
+    next.run(request).await
 }
 
 /// A server, before it has a socket.
@@ -124,17 +202,29 @@ impl Server {
         let session = stream.get_ref().1;
         let certificate = session.peer_certificates().and_then(|chain| chain.first()).map(|one| one.clone().into_owned());
         let is_h2 = session.alpn_protocol() == Some(b"h2");
-        let service = TowerToHyperService::new(self.router.clone().layer(Extension(Peer(certificate))));
+        let busy = Busy(watch::Sender::new(0));
+        let router = self.router.clone().layer(Extension(Peer(certificate))).layer(from_fn_with_state(busy.clone(), count));
+        let service = TowerToHyperService::new(router);
+        let over = async {
+            tokio::select! {
+                () = busy.idle() => {}
+                () = self.shutdown.cancelled() => {}
+            }
+        };
         let ended = if is_h2 {
             let mut builder = http2::Builder::new(TokioExecutor::new());
             builder.timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30)).max_header_list_size(64 << 10);
+            builder
+                .max_concurrent_streams(MAX_REQUESTS)
+                .initial_stream_window_size(WINDOWS.0)
+                .initial_connection_window_size(WINDOWS.1);
             let serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-            until(serving, |serving| serving.graceful_shutdown(), &self.shutdown).await
+            until(serving, |serving| serving.graceful_shutdown(), over).await
         } else {
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT).max_buf_size(64 << 10);
             let serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-            until(serving, |serving| serving.graceful_shutdown(), &self.shutdown).await
+            until(serving, |serving| serving.graceful_shutdown(), over).await
         };
         if let Err(error) = ended {
             debug!(server = self.name, %error, "Connection broke off.");
@@ -146,15 +236,15 @@ impl Server {
     }
 }
 
-/// Drives a connection to its end, and begins that end at shut-down.
+/// Drives a connection to its end, and begins that end when it is over.
 async fn until<C: Future>(
     mut serving: std::pin::Pin<&mut C>,
     wind_up: impl FnOnce(std::pin::Pin<&mut C>),
-    shutdown: &CancellationToken,
+    over: impl Future<Output = ()>,
 ) -> C::Output {
     tokio::select! {
         ended = serving.as_mut() => ended,
-        () = shutdown.cancelled() => {
+        () = over => {
             wind_up(serving.as_mut());
             serving.await
         }
@@ -163,3 +253,23 @@ async fn until<C: Future>(
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_without_a_request_is_idle_and_one_with_a_long_request_is_not() {
+        let busy = Busy(watch::Sender::new(1));
+        assert!(timeout(IDLE_TIMEOUT * 3, busy.idle()).await.is_err());
+        drop(UnderWay(busy.clone()));
+        assert!(timeout(IDLE_TIMEOUT + Duration::from_secs(1), busy.idle()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn body_that_does_not_come_is_given_up() {
+        let endless = axum::body::Body::from_stream(futures::stream::pending::<io::Result<Bytes>>());
+        let refused = Body::from_request(Request::new(endless), &()).await.err().unwrap();
+        assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
+    }
+}

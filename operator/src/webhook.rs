@@ -12,7 +12,6 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
     extract::{DefaultBodyLimit, State},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
@@ -32,7 +31,7 @@ use tokio::time::{Instant, timeout};
 pub use cluster::{ApiServer, Cluster, Fallback, LookupError};
 pub use lookup::Lookup;
 
-use crate::{certs::Certs, inject::Injector};
+use crate::{certs::Certs, https, inject::Injector};
 
 /// Largest review, in bytes: an object may have 1.5 MiB, and an update carries the old one too.
 const MAX_BODY: usize = 3 << 20;
@@ -96,12 +95,12 @@ pub fn router(webhook: Arc<Webhook>) -> Router {
         .with_state(webhook)
 }
 
-async fn inject(State(webhook): State<Arc<Webhook>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn inject(State(webhook): State<Arc<Webhook>>, headers: HeaderMap, body: https::Body) -> Response {
     let decide = async |request: AdmissionRequest<DynamicObject>| mutate::decide(&webhook, request).await;
     answer(&webhook.metrics, "inject", &headers, &body, decide).await
 }
 
-async fn validate(State(webhook): State<Arc<Webhook>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn validate(State(webhook): State<Arc<Webhook>>, headers: HeaderMap, body: https::Body) -> Response {
     let decide = async |request: AdmissionRequest<DynamicObject>| validate::decide(&request, &webhook.lookup.operator_namespace);
     answer(&webhook.metrics, "validate", &headers, &body, decide).await
 }

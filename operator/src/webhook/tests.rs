@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use axum::http::Request;
+use axum::{body::Bytes, http::Request};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use crds::FetchrProxy;
 use futures::{FutureExt as _, future::BoxFuture};
@@ -93,7 +93,7 @@ impl Fixture {
         let metrics = Metrics::register(&mut Registry::default());
         let installer = installer();
         let webhook = Arc::new(Webhook { lookup, injector, certs: installer.certs(), metrics });
-        let (_, tls) = watch::channel(Arc::new(server_config(installer.certs(), &crate::https::PROTOCOLS)));
+        let (_, tls) = watch::channel(Arc::new(server_config(installer.certs(), &https::PROTOCOLS)));
         Self { server: TestServer::start(router(webhook.clone()), tls).await, webhook, installer }
     }
 
