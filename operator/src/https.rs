@@ -102,7 +102,10 @@ impl<S: Send + Sync> FromRequest<S> for Body {
         };
         let late =
             || (StatusCode::REQUEST_TIMEOUT, format!("no whole body within {} s\n", BODY_TIMEOUT.as_secs())).into_response();
-        timeout(BODY_TIMEOUT, read).await.unwrap_or_else(|_| Err(late()))
+        match timeout(BODY_TIMEOUT, read).await {
+            Ok(read) => read,
+            Err(_) => Err(late()),
+        }
     }
 }
 
