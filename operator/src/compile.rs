@@ -1,13 +1,16 @@
 //! The index -> plans and verdicts, coalesced; the thinking is in `crds::plan`.
 
+mod unreadable;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crds::{
-    FetchrPolicy, FetchrProxy,
-    plan::{Plan, PlanKey, PolicyVerdict, Position, ProxyVerdict},
+    FetchrProxy,
+    plan::{ObjectRef, Plan, PlanKey, PolicyVerdict, Position, ProxyVerdict},
 };
 use prometheus_client::{
-    metrics::{gauge::Gauge, histogram::Histogram},
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
 use tokio::{
@@ -17,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::index::{Shared, Snapshot};
+use crate::index::{Kind, Shared, Snapshot};
 
 /// A burst of changes, such as `kubectl apply -f folder/`, becomes one compilation.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -40,14 +43,16 @@ pub struct Content {
     revision: u64,
     /// One plan for each namespace with each proxy that may serve its pods.
     pub plans: BTreeMap<PlanKey, Plan>,
-    /// One verdict for each policy and target.
+    /// One verdict for each policy and target, also for policies that can't be read.
     pub policy_verdicts: Vec<PolicyVerdict>,
-    /// One verdict for each proxy.
+    /// One verdict for each proxy, also for those that can't be read.
     pub proxy_verdicts: Vec<ProxyVerdict>,
-    /// The policies that were compiled.
-    pub policies: Vec<Arc<FetchrPolicy>>,
+    /// All policies, with the generation that the verdicts are about.
+    pub policies: BTreeMap<ObjectRef, Option<i64>>,
+    /// All proxies, likewise.
+    pub proxies: BTreeMap<ObjectRef, Option<i64>>,
     /// The proxies that were compiled.
-    pub proxies: Vec<Arc<FetchrProxy>>,
+    pub compiled_proxies: Vec<Arc<FetchrProxy>>,
 }
 
 /// The newest compilation; None until every kind was listed.
@@ -58,17 +63,33 @@ pub type Compilations = watch::Receiver<Option<Arc<Compilation>>>;
 pub struct Metrics {
     duration: Histogram,
     plans: Gauge,
+    unreadable: Family<ByKind, Gauge>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ByKind {
+    kind: &'static str,
 }
 
 impl Metrics {
     /// Registers them.
     pub fn register(registry: &mut Registry) -> Self {
         let buckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
-        let metrics = Self { duration: Histogram::new(buckets), plans: Gauge::default() };
+        let metrics = Self { duration: Histogram::new(buckets), plans: Gauge::default(), unreadable: Family::default() };
         let help = "Time from a snapshot of the index to plans and verdicts";
         registry.register_with_unit("plan_compile_duration", help, Unit::Seconds, metrics.duration.clone());
         registry.register("plans", "Plans compiled", metrics.plans.clone());
+        let help = "FetchrProxies and FetchrPolicies that can't be read, so that they count as invalid";
+        registry.register("unreadable_objects", help, metrics.unreadable.clone());
         metrics
+    }
+
+    fn saw(&self, snapshot: &Snapshot) {
+        let show = |kind: Kind, count: usize| {
+            self.unreadable.get_or_create(&ByKind { kind: kind.name() }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        show(Kind::Proxies, snapshot.proxies.iter().filter(|proxy| proxy.object().is_none()).count());
+        show(Kind::Policies, snapshot.policies.iter().filter(|policy| policy.object().is_none()).count());
     }
 }
 
@@ -109,6 +130,7 @@ async fn compile(index: &Shared, operator_namespace: &str, metrics: &Metrics) ->
         let index = index.read();
         index.is_complete().then(|| index.snapshot())?
     };
+    metrics.saw(&snapshot);
     let position = snapshot.position.clone();
     let namespace = operator_namespace.to_owned();
     let start = Instant::now();
@@ -129,14 +151,17 @@ async fn compile(index: &Shared, operator_namespace: &str, metrics: &Metrics) ->
 }
 
 fn content_of(snapshot: Snapshot, operator_namespace: &str) -> Content {
-    let compiled = crds::plan::compile(&snapshot.inputs(operator_namespace));
+    let mut compiled = crds::plan::compile(&snapshot.inputs(operator_namespace));
+    compiled.policies.extend(unreadable::policies(&snapshot.policies));
+    compiled.proxies.extend(unreadable::proxies(&snapshot.proxies));
     Content {
         revision: snapshot.revision,
         plans: compiled.plans,
         policy_verdicts: compiled.policies,
         proxy_verdicts: compiled.proxies,
-        policies: snapshot.policies,
-        proxies: snapshot.proxies,
+        policies: snapshot.policies.iter().map(|policy| (policy.key(), policy.generation())).collect(),
+        proxies: snapshot.proxies.iter().map(|proxy| (proxy.key(), proxy.generation())).collect(),
+        compiled_proxies: snapshot.proxies.into_iter().filter_map(|proxy| proxy.object().cloned()).collect(),
     }
 }
 
@@ -162,8 +187,9 @@ impl Content {
             plans,
             policy_verdicts: Vec::new(),
             proxy_verdicts: Vec::new(),
-            policies: Vec::new(),
-            proxies: Vec::new(),
+            policies: BTreeMap::new(),
+            proxies: BTreeMap::new(),
+            compiled_proxies: Vec::new(),
         }
     }
 }

@@ -10,9 +10,10 @@ mod policies;
 mod proxies;
 mod services;
 mod shared;
+mod stored;
 mod workloads;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use crds::{
     FetchrPolicy, FetchrProxy,
@@ -29,6 +30,7 @@ pub use policies::Policy;
 pub use proxies::Proxy;
 pub use services::Service;
 pub use shared::{Change, Shared};
+pub use stored::{Raw, Stored, Unreadable};
 pub use workloads::Workload;
 
 use crate::stamp::{self, OptIn};
@@ -237,7 +239,7 @@ impl Index {
         let candidates: Vec<_> = namespaces
             .into_iter()
             .flat_map(|namespace| self.proxies.in_namespace(namespace))
-            .map(|(_, proxy)| &*proxy.0)
+            .filter_map(|(_, proxy)| proxy.0.object().map(|object| &**object))
             .collect();
         match choose_proxy(&facts, operator_namespace, &candidates) {
             Choice::Proxy { proxy, .. } => Some(proxies::reference(proxy)),
@@ -276,20 +278,20 @@ pub struct Snapshot {
     /// Up to where each kind was seen.
     pub position: Position,
     /// All proxies.
-    pub proxies: Vec<Arc<FetchrProxy>>,
+    pub proxies: Vec<Stored<FetchrProxy>>,
     /// All policies.
-    pub policies: Vec<Arc<FetchrPolicy>>,
+    pub policies: Vec<Stored<FetchrPolicy>>,
     namespaces: BTreeSet<String>,
     targets: BTreeSet<TargetObject>,
 }
 
 impl Snapshot {
-    /// The snapshot as the compiler takes it.
+    /// The snapshot as the compiler takes it: of what can be read.
     pub fn inputs<'a>(&'a self, operator_namespace: &'a str) -> Inputs<'a> {
         Inputs {
             operator_namespace,
-            proxies: self.proxies.iter().map(|proxy| &**proxy).collect(),
-            policies: self.policies.iter().map(|policy| &**policy).collect(),
+            proxies: self.proxies.iter().filter_map(|proxy| proxy.object().map(|object| &**object)).collect(),
+            policies: self.policies.iter().filter_map(|policy| policy.object().map(|object| &**object)).collect(),
             namespaces: self.namespaces.clone(),
             targets: Some(self.targets.clone()),
             features: FEATURES.iter().map(|&feature| feature.to_owned()).collect(),

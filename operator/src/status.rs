@@ -13,6 +13,7 @@ use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Tim
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams},
+    core::object::HasStatus,
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -29,7 +30,13 @@ use tracing::{debug, warn};
 
 pub use survey::{SettingsDigest, Survey};
 
-use crate::{coldstart::TooLarge, compile::Compilations, context::Context, deliver::Hub, index::Shared};
+use crate::{
+    coldstart::TooLarge,
+    compile::Compilations,
+    context::Context,
+    deliver::Hub,
+    index::{Raw, Shared, Stored},
+};
 
 const FIELD_MANAGER: &str = "fetchr-operator";
 /// A burst of changes becomes one look.
@@ -154,11 +161,11 @@ impl Reporter {
         // The index may know a newer object than the one compiled; its status is the one to compare with.
         let proxies = proxies.into_iter().filter_map(|(key, status)| {
             let current = &index.proxies.get(&key)?.0;
-            (current.status.as_ref() != Some(&status)).then(|| Write::of::<FetchrProxy>(key, &status))
+            (current.status() != Some(&status)).then(|| Write::of(current, key, &status))
         });
         let policies = policies.into_iter().filter_map(|(key, status)| {
             let current = &index.policies.get(&key)?.0;
-            (current.status.as_ref() != Some(&status)).then(|| Write::of::<FetchrPolicy>(key, &status))
+            (current.status() != Some(&status)).then(|| Write::of(current, key, &status))
         });
         proxies.chain(policies).collect()
     }
@@ -169,13 +176,16 @@ struct Write {
     kind: &'static str,
     key: ObjectRef,
     body: Value,
+    /// Server-side apply needs an object whose every field has the type that its schema says.
+    by_merge: bool,
 }
 
 impl Write {
-    fn of<K>(key: ObjectRef, status: &impl Serialize) -> Self
+    fn of<K>(object: &Stored<K>, key: ObjectRef, status: &impl Serialize) -> Self
     where
-        K: Resource<DynamicType = ()>,
+        K: Resource<DynamicType = ()> + HasStatus,
     {
+        let by_merge = matches!(object, Stored::Unreadable(_));
         let body = json!({
             "apiVersion": K::api_version(&()),
             "kind": K::kind(&()),
@@ -183,7 +193,7 @@ impl Write {
             "status": status,
         });
         let kind = if K::kind(&()) == FetchrProxy::kind(&()) { "proxy_status" } else { "policy_status" };
-        Self { kind, key, body }
+        Self { kind, key, body, by_merge }
     }
 
     async fn run(self, client: Client) -> (&'static str, bool) {
@@ -204,9 +214,14 @@ impl Write {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     {
-        let api: Api<K> = Api::namespaced(client, &self.key.namespace);
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let patch = Patch::Apply(&self.body);
+        // The answer is the whole object, which may be one that can't be read.
+        let api: Api<Raw<K>> = Api::namespaced(client, &self.key.namespace);
+        let (params, patch) = if self.by_merge {
+            let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+            (params, Patch::Merge(&self.body))
+        } else {
+            (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(&self.body))
+        };
         match timeout(WRITE_TIMEOUT, api.patch_status(&self.key.name, &params, &patch)).await {
             Ok(Ok(_)) => Ok(()),
             // Deleted in the meantime.

@@ -1,23 +1,20 @@
 //! FetchrProxies.
 
-use std::sync::Arc;
-
 use crds::{FetchrProxy, plan::ObjectRef};
 use kube::ResourceExt;
 
-use super::{Index, Indexed, Kind, Objects, Touched};
+use super::{Index, Indexed, Kind, Objects, Raw, Stored, Touched};
 
-/// A proxy without its managed fields; its status is there so that nothing is written twice.
+/// A proxy.
 #[derive(Clone, Debug)]
-pub struct Proxy(pub Arc<FetchrProxy>);
+pub struct Proxy(pub Stored<FetchrProxy>);
 
 impl Indexed for Proxy {
-    type Resource = FetchrProxy;
+    type Resource = Raw<FetchrProxy>;
     const KIND: Kind = Kind::Proxies;
 
-    fn read(mut object: FetchrProxy) -> Option<(ObjectRef, Self)> {
-        object.metadata.managed_fields = None;
-        Some((reference(&object), Self(Arc::new(object))))
+    fn read(object: Self::Resource) -> Option<(ObjectRef, Self)> {
+        Stored::read(object).map(|(key, stored)| (key, Self(stored)))
     }
 
     fn objects(index: &mut Index) -> &mut Objects<Self> {
@@ -26,7 +23,7 @@ impl Indexed for Proxy {
 
     fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched {
         let same = match (old, new) {
-            (Some(old), Some(new)) => old.0.metadata.uid == new.0.metadata.uid && old.0.spec == new.0.spec,
+            (Some(old), Some(new)) => old.0.is_same(&new.0),
             (old, new) => old.is_none() && new.is_none(),
         };
         Touched { plans: !same, pods: !same }

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use crds::proxy::FetchrProxySpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::json;
@@ -18,7 +16,12 @@ fn proxy(namespace: &str, name: &str, selector: &[(&str, &str)]) -> (ObjectRef, 
     let selector = LabelSelector { match_labels: Some(match_labels), match_expressions: None };
     let mut object = FetchrProxy::new(name, FetchrProxySpec { selector, ..FetchrProxySpec::default() });
     object.metadata.namespace = Some(namespace.to_owned());
-    Proxy::read(object).unwrap()
+    stored(&object)
+}
+
+/// A proxy as a watch would show it.
+fn stored(object: &FetchrProxy) -> (ObjectRef, Proxy) {
+    Proxy::read(serde_json::from_value(json!(object)).unwrap()).unwrap()
 }
 
 fn pod(app: &str) -> Pod {
@@ -49,10 +52,10 @@ fn apply<T: Indexed>(index: &mut Index, key: ObjectRef, object: T) -> Touched {
 fn change_of_a_status_touches_nothing() {
     let mut index = Index::default();
     let (key, before) = proxy("shop", "web", &[]);
-    let mut after = FetchrProxy::clone(&before.0);
+    let mut after = FetchrProxy::clone(before.0.object().unwrap());
     after.status = Some(crds::proxy::FetchrProxyStatus::default());
     assert_eq!(apply(&mut index, key.clone(), before), Touched { plans: true, pods: true });
-    assert_eq!(apply(&mut index, key, Proxy(Arc::new(after))), Touched::NOTHING);
+    assert_eq!(apply(&mut index, key, stored(&after).1), Touched::NOTHING);
     assert_eq!(index.revision(), 1);
 }
 
@@ -60,10 +63,10 @@ fn change_of_a_status_touches_nothing() {
 fn proxy_made_anew_under_its_name_is_another_one() {
     let mut index = Index::default();
     let (key, before) = proxy("shop", "web", &[]);
-    let mut after = FetchrProxy::clone(&before.0);
+    let mut after = FetchrProxy::clone(before.0.object().unwrap());
     after.metadata.uid = Some("u2".to_owned());
     apply(&mut index, key.clone(), before);
-    assert!(apply(&mut index, key, Proxy(Arc::new(after))).plans);
+    assert!(apply(&mut index, key, stored(&after).1).plans);
 }
 
 #[test]

@@ -74,7 +74,8 @@ fn missed(index: &Index, key: &ObjectRef, pod: &Pod, opt_in: OptIn, operator_nam
     let asks = proxy
         .as_ref()
         .and_then(|proxy| index.proxies.get(proxy))
-        .is_some_and(|proxy| proxy.0.spec.missed_pods == MissedPods::Evict);
+        .and_then(|proxy| proxy.0.object())
+        .is_some_and(|proxy| proxy.spec.missed_pods == MissedPods::Evict);
     let skipped = pod.stamp.as_ref().and_then(|stamp| stamp.skipped.clone());
     let never_seen = || {
         let message = match proxy {

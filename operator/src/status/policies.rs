@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use crds::{
-    FetchrPolicy,
     conditions::{ACCEPTED, ATTACHED, PROGRAMMED, reasons},
     plan::{Identity, ObjectRef, PolicyVerdict, Verdict},
     policy::{Ancestor, FetchrPolicyStatus},
@@ -30,15 +29,13 @@ pub(super) fn statuses(
     for verdict in &content.policy_verdicts {
         verdicts.entry(&verdict.policy).or_default().push(verdict);
     }
-    let status = |object: &FetchrPolicy| {
-        let metadata = &object.metadata;
-        let key = ObjectRef::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
-        let verdicts = verdicts.get(&key).into_iter().flatten();
-        let current = index.policies.get(&key).and_then(|policy| policy.0.status.as_ref());
-        let ancestors = verdicts.map(|verdict| ancestor(survey, object.metadata.generation, current, verdict, now)).collect();
-        (key, FetchrPolicyStatus { ancestors })
+    let status = |(key, generation): (&ObjectRef, &Option<i64>)| {
+        let verdicts = verdicts.get(key).into_iter().flatten();
+        let current = index.policies.get(key).and_then(|policy| policy.0.status());
+        let ancestors = verdicts.map(|verdict| ancestor(survey, *generation, current, verdict, now)).collect();
+        (key.clone(), FetchrPolicyStatus { ancestors })
     };
-    content.policies.iter().map(|policy| status(policy)).collect()
+    content.policies.iter().map(status).collect()
 }
 
 fn ancestor(

@@ -1,7 +1,6 @@
 //! The status of a FetchrProxy; pure.
 
 use crds::{
-    FetchrProxy,
     conditions::{ACCEPTED, INJECTED, PROGRAMMED, READY, reasons},
     plan::{ObjectRef, ProxyVerdict},
     proxy::{FetchrProxyStatus, PodCounts},
@@ -21,24 +20,13 @@ pub(super) fn statuses(
     now: &Time,
 ) -> Vec<(ObjectRef, FetchrProxyStatus)> {
     let status = |verdict: &ProxyVerdict| {
-        let object = content.proxies.iter().find(|proxy| is_named(proxy, &verdict.proxy))?;
-        let current = index.proxies.get(&verdict.proxy).and_then(|proxy| proxy.0.status.as_ref());
+        let generation = *content.proxies.get(&verdict.proxy)?;
+        let current = index.proxies.get(&verdict.proxy).and_then(|proxy| proxy.0.status());
         let before = current.map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let status = status(
-            object.metadata.generation,
-            before,
-            verdict,
-            &survey.of_proxy(&verdict.proxy),
-            too_large.get(&verdict.proxy),
-            now,
-        );
+        let status = status(generation, before, verdict, &survey.of_proxy(&verdict.proxy), too_large.get(&verdict.proxy), now);
         Some((verdict.proxy.clone(), status))
     };
     content.proxy_verdicts.iter().filter_map(status).collect()
-}
-
-fn is_named(proxy: &FetchrProxy, key: &ObjectRef) -> bool {
-    proxy.metadata.namespace.as_ref() == Some(&key.namespace) && proxy.metadata.name.as_ref() == Some(&key.name)
 }
 
 fn status(

@@ -134,7 +134,7 @@ fn by_name(content: &Content) -> HashMap<ObjectRef, &FetchrProxy> {
         let metadata = &proxy.metadata;
         ObjectRef::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
     };
-    content.proxies.iter().map(|proxy| (key(proxy), &**proxy)).collect()
+    content.compiled_proxies.iter().map(|proxy| (key(proxy), &**proxy)).collect()
 }
 
 /// Digests of settings, computed once for each proxy.

@@ -8,7 +8,10 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Namespace};
 use kube::{Api, Client, api::ListParams};
 use tokio::time::timeout;
 
-use crate::{index::Shared, inject::Workload};
+use crate::{
+    index::{Raw, Shared, Stored},
+    inject::Workload,
+};
 
 /// How long one question to the API server may take.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -18,7 +21,7 @@ pub trait Cluster: Send + Sync + 'static {
     /// Labels of a namespace; None if the index does not know it.
     fn namespace_labels(&self, namespace: &str) -> Option<BTreeMap<String, String>>;
 
-    /// FetchrProxies of a namespace, in any order.
+    /// FetchrProxies of a namespace, in any order. One that can't be read serves no pod.
     fn proxies(&self, namespace: &str) -> Vec<Arc<FetchrProxy>>;
 }
 
@@ -28,7 +31,7 @@ impl Cluster for Shared {
     }
 
     fn proxies(&self, namespace: &str) -> Vec<Arc<FetchrProxy>> {
-        self.read().proxies.in_namespace(namespace).map(|(_, proxy)| proxy.0.clone()).collect()
+        self.read().proxies.in_namespace(namespace).filter_map(|(_, proxy)| proxy.0.object().cloned()).collect()
     }
 }
 
@@ -70,10 +73,11 @@ impl Fallback for ApiServer {
 
     fn proxies<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<FetchrProxy>>, LookupError>> {
         async move {
-            let api: Api<FetchrProxy> = Api::namespaced(self.0.clone(), namespace);
+            let api: Api<Raw<FetchrProxy>> = Api::namespaced(self.0.clone(), namespace);
             let params = ListParams::default();
             let found = ask(format!("the FetchrProxies of namespace {namespace}"), api.list(&params)).await?;
-            Ok(found.items.into_iter().map(Arc::new).collect())
+            let readable = |raw| Stored::read(raw).and_then(|(_, proxy)| proxy.object().cloned());
+            Ok(found.items.into_iter().filter_map(readable).collect())
         }
         .boxed()
     }
