@@ -28,12 +28,14 @@ use crate::{
     listen::Counted,
     pipeline, tunnel,
     upstream::{Endpoint, Key, connect::connect},
-    worker::{LocalExecutor, Worker},
+    worker::Worker,
 };
 
 mod detect;
+pub(crate) mod taking;
 
 use detect::{Guess, guess};
+use taking::Streams;
 
 /// Bytes of a request head, at most.
 const MAX_HEAD: usize = 64 << 10;
@@ -259,7 +261,7 @@ async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes
         let connection = Rc::clone(&connection);
         service_fn(move |request| pipeline::serve(Rc::clone(&connection), request).map(Ok::<_, Infallible>))
     };
-    let served = http2_builder().serve_connection(io, service);
+    let served = http2_builder(stall).serve_connection(io, service);
     tokio::select! {
         served = until_closing(&connection, served, |served| served.graceful_shutdown(), Announced::Now) => {
             report(&connection, served);
@@ -269,9 +271,9 @@ async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes
 }
 
 /// Bounds that keep one client from costing more than its share: 100 streams, 64 KiB a stream and 1 MiB a connection under way,
-/// and few resets, whoever caused them.
-fn http2_builder() -> conn::http2::Builder<LocalExecutor> {
-    let mut builder = conn::http2::Builder::new(LocalExecutor);
+/// few resets, whoever caused them, and no stream whose client takes nothing for `stall`.
+fn http2_builder(stall: Duration) -> conn::http2::Builder<Streams> {
+    let mut builder = conn::http2::Builder::new(Streams { limit: stall });
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(100)

@@ -150,6 +150,7 @@ impl Guards {
             End::Complete => {}
             End::Failed => self.labels.error_type = Some("response_broken"),
             End::Dropped => self.client_left(),
+            End::Untaken => self.labels.error_type = Some("client_timeout"),
         }
         self.count(bytes);
     }

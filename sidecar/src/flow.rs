@@ -20,7 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::{exchange::Guards, io::Silence, upstream};
+use crate::{connection::taking, exchange::Guards, io::Silence, upstream};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +45,15 @@ pub(crate) enum End {
     Failed,
     /// The client left before its end.
     Dropped,
+    /// The client took nothing of it for too long.
+    Untaken,
 }
 
 /// A response body: where it comes from, how long it may pause, and what must be told when it ends.
 pub(crate) struct Flow {
     source: Source,
+    /// What is left of a part that was too large to be handed out at once.
+    rest: Bytes,
     silence: Silence,
     limit: Duration,
     passed: u64,
@@ -85,7 +89,7 @@ impl Flow {
     }
 
     fn new(source: Source, limit: Duration) -> Self {
-        Self { source, silence: Silence::new(limit), limit, passed: 0, trailed: false, guards: None }
+        Self { source, rest: Bytes::new(), silence: Silence::new(limit), limit, passed: 0, trailed: false, guards: None }
     }
 
     /// Hands over what ends with the body.
@@ -98,6 +102,16 @@ impl Flow {
         if let Some(guards) = self.guards.take() {
             guards.end(end, self.passed);
         }
+    }
+
+    fn hand_out(&mut self, mut data: Bytes) -> Frame<Bytes> {
+        let max = taking::max_part();
+        if data.len() > max {
+            self.rest = data.split_off(max);
+        }
+        self.passed += data.len() as u64;
+        taking::handed_out();
+        Frame::data(data)
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
@@ -116,12 +130,19 @@ impl Body for Flow {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
         let this = &mut *self;
+        taking::asked();
+        if !this.rest.is_empty() {
+            let part = std::mem::take(&mut this.rest);
+            return Poll::Ready(Some(Ok(this.hand_out(part))));
+        }
         match this.poll_source(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.silence.broken();
                 this.trailed |= frame.is_trailers();
-                this.passed += frame.data_ref().map_or(0, |data| data.len() as u64);
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(Some(Ok(match frame.into_data() {
+                    Ok(data) => this.hand_out(data),
+                    Err(trailers) => trailers,
+                })))
             }
             Poll::Ready(Some(Err(error))) => {
                 this.end(End::Failed);
@@ -140,19 +161,21 @@ impl Body for Flow {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Bytes(bytes) => bytes.is_empty(),
-            Source::Stream { body, .. } => body.is_end_stream(),
-            Source::Reply(reply) => reply.is_end_stream(),
-        }
+        self.rest.is_empty()
+            && match &self.source {
+                Source::Bytes(bytes) => bytes.is_empty(),
+                Source::Stream { body, .. } => body.is_end_stream(),
+                Source::Reply(reply) => reply.is_end_stream(),
+            }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
+        let source = match &self.source {
             Source::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Stream { body, .. } => body.size_hint(),
             Source::Reply(reply) => reply.size_hint(),
-        }
+        };
+        with(source, self.rest.len() as u64)
     }
 }
 
@@ -160,8 +183,22 @@ impl Drop for Flow {
     /// hyper drops a body of known length once it has its last byte, one with trailers after those, and any body when the client
     /// leaves.
     fn drop(&mut self) {
-        self.end(if self.trailed || self.is_end_stream() { End::Complete } else { End::Dropped });
+        self.end(match () {
+            () if taking::is_struck() => End::Untaken,
+            () if self.trailed || self.is_end_stream() => End::Complete,
+            () => End::Dropped,
+        });
     }
+}
+
+/// A hint for so many bytes more.
+fn with(hint: SizeHint, more: u64) -> SizeHint {
+    let mut sum = SizeHint::new();
+    sum.set_lower(hint.lower().saturating_add(more));
+    if let Some(upper) = hint.upper() {
+        sum.set_upper(upper.saturating_add(more));
+    }
+    sum
 }
 
 /// How long an upload waits for a `100 (Continue)` before it goes on without one (RFC 9110, section 10.1.1).

@@ -138,6 +138,29 @@ async fn client_that_leaves_aborts_the_upstream_request() {
 }
 
 #[tokio::test]
+async fn client_that_does_not_read_is_cut_off() {
+    let gone = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&gone);
+    let origin = Origin::scripted(move |mut stream, _| {
+        let seen = Arc::clone(&seen);
+        async move {
+            read_head(&mut stream).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+            while stream.write_all(format!("10000\r\n{}\r\n", "x".repeat(0x10000)).as_bytes()).await.is_ok() {}
+            seen.store(true, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.idle_timeout = ms(200));
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    eventually("the end at the origin", || gone.load(Ordering::SeqCst)).await;
+    let reason = "fetchr_errors_total{direction=\"inbound\",reason=\"client_timeout\"}";
+    eventually("the count", || proxy.metric(reason) == 1.0).await;
+    assert_eq!(proxy.metric("http_server_active_requests{direction=\"inbound\"}"), 0.0);
+}
+
+#[tokio::test]
 async fn flood_of_fields_is_431() {
     let proxy = Proxy::before(nobody().await);
     let fields: String = (0..150).map(|n| format!("x-{n}: 1\r\n")).collect();

@@ -23,7 +23,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::support::{Origin, Proxy, eventually, field, nobody, read_head};
+use crate::support::{Origin, Proxy, eventually, field, ms, nobody, read_head};
 
 async fn client(proxy: &Proxy) -> SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(proxy.address).await.unwrap();
@@ -153,4 +153,47 @@ async fn flood_of_resets_ends_the_connection() {
     }
     assert_eq!(proxy.metric("fetchr_errors_total{direction=\"inbound\",reason=\"reset_flood\"}"), 1.0);
     assert_eq!(proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 204, "others are served");
+}
+
+/// hyper does not ask a body for more while the client's window is closed, so the body's own limits don't count then.
+#[tokio::test]
+async fn client_that_keeps_its_window_closed_is_cut_off() {
+    let proxy = Proxy::with(&format!("http://{}", Origin::echo_head().await.address), |settings| {
+        settings.upstream.idle_timeout = ms(200);
+        settings.upstream.max_connections_per_host = 1;
+    });
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut sender, connection) = builder.initial_stream_window_size(0).handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://a/").body(Full::<Bytes>::default()).unwrap();
+    let mut held = sender.send_request(request).await.unwrap();
+    assert_eq!(held.status(), 200);
+    let reason = "fetchr_errors_total{direction=\"inbound\",reason=\"client_timeout\"}";
+    eventually("the count", || proxy.metric(reason) == 1.0).await;
+    assert!(held.body_mut().frame().await.unwrap().is_err(), "the stream is reset");
+    assert_eq!(proxy.metric("http_server_active_requests{direction=\"inbound\"}"), 0.0);
+    let other = proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(other.status, 200, "the only connection to the origin is free again: {}", other.head);
+}
+
+#[tokio::test]
+async fn large_answer_arrives_whole_through_a_small_window() {
+    const LEN: usize = 1 << 20;
+    let origin = Origin::scripted(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {LEN}\r\n\r\n").as_bytes()).await.unwrap();
+        stream.write_all(&[b'x'; LEN]).await.unwrap();
+        let _ = stream.read_u8().await;
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut sender, connection) = builder.initial_stream_window_size(1000).handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let response = sender.send_request(Request::get("http://a/").body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+    assert_eq!(response.headers()["content-length"], LEN.to_string());
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), LEN);
+    assert!(!proxy.metrics.encode().contains("reason=\"client_"), "nobody left and nobody was late");
 }
