@@ -1,6 +1,8 @@
 //! What an administrator may ask: the configuration in force, and what it does to a request. The admin port and the operator's
 //! stream give the same answers.
 
+pub(crate) mod redact;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -14,15 +16,12 @@ use serde_json::{Value, json};
 use crate::{
     config::Config,
     facts::Facts,
+    fields,
     route::{Explanation, Routes},
 };
 
 /// Sections and verbs that [`answer`] knows, by verb.
 pub const VERBS: [&str; 2] = ["config", "explain"];
-
-/// Words in the name of a field whose value is shown to nobody.
-const SECRETIVE: [&str; 6] = ["authorization", "cookie", "key", "password", "secret", "token"];
-const REDACTED: &str = "[redacted]";
 
 /// Answers a command of the stream as JSON.
 pub fn answer(config: &Config, verb: &str, body: &[u8]) -> Result<Vec<u8>, String> {
@@ -38,11 +37,11 @@ pub fn answer(config: &Config, verb: &str, body: &[u8]) -> Result<Vec<u8>, Strin
     Ok(answer.to_string().into_bytes())
 }
 
-/// The configuration in force as JSON. Values of fields that may hold credentials are left out.
+/// The configuration in force as JSON, without the values that policies compare with or write: any may be a credential.
 pub fn describe(config: &Config) -> Value {
     let planned = config.planned.as_ref();
     let mut plan = planned.map(|planned| json!(*planned.plan)).unwrap_or_default();
-    redact(&mut plan);
+    redact::redact(&mut plan);
     json!({
         "standing": config.standing,
         "digest": config.digest(),
@@ -52,23 +51,6 @@ pub fn describe(config: &Config) -> Value {
         "rules": {"inbound": config.inbound.rules(), "outbound": config.outbound.rules()},
         "plan": plan,
     })
-}
-
-/// Hides the value of every `{name, value}` whose name tells of a credential.
-fn redact(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            let name = fields.get("name").and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
-            if let Some(Value::String(text)) = fields.get_mut("value")
-                && SECRETIVE.iter().any(|word| name.contains(word))
-            {
-                REDACTED.clone_into(text);
-            }
-            fields.values_mut().for_each(redact);
-        }
-        Value::Array(items) => items.iter_mut().for_each(redact),
-        _ => {}
-    }
 }
 
 /// A request that does not exist, to be explained.
@@ -117,7 +99,7 @@ impl ExplainRequest {
             let (Ok(name), Ok(value)) = parsed else { return Err(format!("headers: {name}: {value:?} is no header field")) };
             headers.append(name, value);
         }
-        let host = host.to_ascii_lowercase();
+        let host = fields::host(host);
         let facts = Facts {
             method: &method,
             scheme,
@@ -151,7 +133,7 @@ mod tests {
                 "rules": [{
                     "name": "r",
                     "matches": [{"path": {"type": "Prefix", "value": "/a"}, "headers": [{"name": "X-Api-Key", "value": "s3cret"}]}],
-                    "headers": {"request": {"set": [{"name": "Authorization", "value": "Basic s3cret"}, {"name": "x-a", "value": "shown"}]}},
+                    "headers": {"request": {"set": [{"name": "Authorization", "value": "Basic s3cret"}, {"name": "x-a", "value": "s3cret too"}]}},
                 }],
             }],
         }))
@@ -168,7 +150,7 @@ mod tests {
     #[test]
     fn configuration_shows_no_credentials() {
         let shown = text(answer(&config(), "config", b""));
-        assert!(shown.contains("\"digest\":\"d1\"") && shown.contains("shown") && shown.contains(REDACTED));
+        assert!(shown.contains("\"digest\":\"d1\"") && shown.contains("\"x-a\"") && shown.contains(redact::REDACTED));
         assert!(!shown.contains("s3cret"), "{shown}");
     }
 
@@ -178,6 +160,18 @@ mod tests {
         let explained: Explanation = serde_json::from_slice(&answer(&config(), "explain", body).unwrap()).unwrap();
         assert_eq!((explained.host.as_str(), explained.path.as_str()), ("shop.example", "/a/b"));
         assert_eq!(explained.rules[0].matched.as_deref(), Some("matches[0]"));
+    }
+
+    #[test]
+    fn explained_host_is_spelled_as_the_data_path_compares_it() {
+        for url in ["http://Shop.Example./a", "http://shop.example.:8080/a", "http://shop.example/a"] {
+            let body = json!({"url": url}).to_string();
+            let explained: Explanation = serde_json::from_slice(&answer(&config(), "explain", body.as_bytes()).unwrap()).unwrap();
+            assert_eq!(explained.host, "shop.example", "{url}");
+        }
+        let body = br#"{"url": "http://[::1]:8080/a"}"#;
+        let explained: Explanation = serde_json::from_slice(&answer(&config(), "explain", body).unwrap()).unwrap();
+        assert_eq!(explained.host, "[::1]");
     }
 
     #[test]

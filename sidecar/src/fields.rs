@@ -1,6 +1,7 @@
 //! Header fields that a proxy must read, drop or add (RFC 9110, section 7.6; RFC 7239).
 
 use std::{
+    borrow::Cow,
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
 };
@@ -211,6 +212,16 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// The host of an authority, without the port and the dot that may end a whole name, in lower case.
+pub(crate) fn host(authority: &str) -> Cow<'_, str> {
+    let host = match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+        _ => authority,
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
+}
+
 /// Whether a request is a gRPC call.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
@@ -353,5 +364,20 @@ mod tests {
         let mut request = headers(&[("x-fetchr-route", "1"), ("x-other", "2")]);
         remove_own(&mut request);
         assert_eq!(request.len(), 1);
+    }
+
+    #[test]
+    fn host_is_the_same_however_it_is_written() {
+        for written in ["a.example", "A.example.", "a.example.:80"] {
+            assert_eq!(host(written), "a.example");
+        }
+    }
+
+    #[test]
+    fn host_has_no_port_and_lower_case() {
+        assert_eq!(host("A.Example:8080"), "a.example");
+        assert_eq!(host("[::1]:8080"), "[::1]");
+        assert_eq!(host("[::1]"), "[::1]");
+        assert_eq!(host("a"), "a");
     }
 }

@@ -12,7 +12,7 @@ use super::{
     condition::{Conditions, Miss},
     path::{self, Pattern},
 };
-use crate::facts::Facts;
+use crate::{ask::redact, facts::Facts};
 
 /// What holds for a request, and why the rest doesn't.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -215,7 +215,8 @@ fn describe(miss: &Miss, facts: &Facts<'_>, conditions: Option<&Conditions>) -> 
         Miss::Method => format!("method {} is not one of the methods", facts.method),
         Miss::Header(at) => format!("headers[{at}] is not met"),
         Miss::Query(at) => format!("query[{at}] is not met"),
-        Miss::Cel => format!("{} is false", conditions.map(Conditions::cel_source).unwrap_or_default()),
+        // Whoever may ask may not read the credentials that it compares with.
+        Miss::Cel => format!("{} is false", redact::expression(conditions.map(Conditions::cel_source).unwrap_or_default())),
         Miss::CelError(error) => format!("cel: {error}"),
     }
 }
