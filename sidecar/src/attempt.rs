@@ -1,4 +1,5 @@
-//! One try, and the one retry that is always safe: on a fresh connection, for a request that a pooled one did not carry.
+//! One try, and the one retry that is always safe: for a request that its connection did not carry, or its upstream did not
+//! process.
 
 use std::{future::Future, pin::pin, rc::Rc, time::Instant as StdInstant};
 
@@ -150,11 +151,12 @@ impl Attempt<'_> {
         let taken = self.take(self.pool.take_h2(self.host, &self.limits().map_err(Failed::for_good)?)).await?;
         self.count(taken.reused);
         *request.version_mut() = Version::HTTP_2;
+        let spare = copy(&request);
         match self.in_time(taken.conn.send(request)).await.map_err(Failed::for_good)? {
             Ok((response, stream)) => Ok(Answered::Response(response.map(|body| Flow::stream(body, stream, self.timeouts.idle)))),
-            Err(mut failed) => {
-                let again = failed.take_message().filter(|_| taken.reused && !self.upload.is_touched());
-                Err(Failed { error: self.blame(failed.into_error()), again })
+            Err(refused) => {
+                let unsent = refused.returned.filter(|_| taken.reused).or(refused.unprocessed.then_some(spare));
+                Err(Failed { error: self.blame(refused.error), again: unsent.filter(|_| !self.upload.is_touched()) })
             }
         }
     }

@@ -295,13 +295,13 @@ impl Body for Upload {
         if let Some(gate) = &shared.gate {
             ready!(gate.poll(cx));
         }
-        shared.touched.set(true);
         let mut body = shared.body.borrow_mut();
         let Poll::Ready(polled) = Pin::new(&mut *body).poll_frame(cx) else {
             ready!(shared.silence.borrow_mut().poll(cx));
             self.fail(Failure::Idle);
             return Poll::Ready(Some(Err(FlowError::Idle(shared.limit))));
         };
+        shared.touched.set(true);
         shared.silence.borrow_mut().broken();
         shared.moved.set(Instant::now());
         match polled {

@@ -1,17 +1,24 @@
-//! HTTP/2 connections to upstreams: one a worker and upstream, driven by a task, opened on first use.
+//! HTTP/2 connections to upstreams, each driven by a task: one a worker and upstream, and further ones once its streams are used up.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    time::Duration,
+};
 
+use h2::Reason;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
     client::conn::{
         TrySendError,
-        http2::{Builder, SendRequest},
+        http2::{Builder, Connection, SendRequest},
     },
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{net::TcpStream, sync::Notify, time::Instant};
 
 use super::pool::Permit;
 use crate::{flow::Upload, io::UpstreamIo, worker::LocalExecutor};
@@ -20,22 +27,69 @@ use crate::{flow::Upload, io::UpstreamIo, worker::LocalExecutor};
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// An open connection; clones share it.
-#[derive(Clone)]
-pub(crate) struct H2 {
+type Driven = Connection<TokioIo<UpstreamIo>, Upload, LocalExecutor>;
+
+/// The connections of one worker to one upstream.
+#[derive(Default)]
+pub(super) struct Group {
+    open: RefCell<Vec<H2>>,
+    /// Held by the request that opens a connection; the others wait for what comes of it.
+    pub(super) opening: tokio::sync::Mutex<()>,
+    /// A stream has ended.
+    pub(super) freed: Rc<Notify>,
+}
+
+impl Group {
+    /// A stream on the first connection that has one left. The others so become idle when there is less to do.
+    pub(super) fn reserve(&self) -> Option<Reserved> {
+        let mut open = self.open.borrow_mut();
+        open.retain(|conn| !conn.is_closed());
+        open.iter().find_map(H2::reserve)
+    }
+
+    /// Adds a connection, and takes a stream of it.
+    pub(super) fn add(&self, conn: H2) -> Option<Reserved> {
+        let reserved = conn.reserve();
+        self.open.borrow_mut().push(conn);
+        reserved
+    }
+
+    /// Closes connections that had no stream for `limit`. Returns whether none is left.
+    pub(super) fn sweep(&self, now: Instant, limit: Duration) -> bool {
+        let mut open = self.open.borrow_mut();
+        open.retain(|conn| !conn.is_closed() && !conn.is_idle(now, limit));
+        open.is_empty()
+    }
+
+    /// Closes one that has no stream, if there is one: another worker waits for its place.
+    pub(super) fn yield_place(&self) {
+        let mut open = self.open.borrow_mut();
+        if let Some(idle) = open.iter().position(|conn| conn.used.streams.get() == 0) {
+            open.remove(idle);
+        }
+    }
+}
+
+/// An open connection.
+pub(super) struct H2 {
     sender: SendRequest<Upload>,
     used: Rc<Used>,
+    /// None once it has ended.
+    connection: Rc<RefCell<Option<Driven>>>,
 }
 
 /// Streams under way, and since when there is none.
 struct Used {
     streams: Cell<usize>,
     since: Cell<Instant>,
+    /// The upstream takes no new streams.
+    leaving: Cell<bool>,
+    freed: Rc<Notify>,
 }
 
 impl H2 {
-    /// Makes a connection of a socket.
-    pub(crate) async fn open(stream: TcpStream, permit: Permit) -> Result<Self, hyper::Error> {
+    /// Makes a connection of a socket. `freed` is told when a stream ends.
+    pub(super) async fn open(stream: TcpStream, permit: Permit, freed: Rc<Notify>) -> Result<Self, hyper::Error> {
         let (sender, connection) = Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -45,33 +99,79 @@ impl H2 {
             .keep_alive_timeout(Duration::from_secs(10))
             .handshake(TokioIo::new(UpstreamIo::new(stream)))
             .await?;
+        let connection = Rc::new(RefCell::new(Some(connection)));
+        let driven = Rc::clone(&connection);
         tokio::task::spawn_local(async move {
-            // Its error reaches the streams.
-            let _ = connection.await;
+            poll_fn(|cx| match &mut *driven.borrow_mut() {
+                // Its error reaches the streams.
+                Some(connection) => Pin::new(connection).poll(cx).map(drop),
+                None => std::task::Poll::Ready(()),
+            })
+            .await;
+            driven.take();
             drop(permit);
         });
-        let used = Used { streams: Cell::new(0), since: Cell::new(Instant::now()) };
-        Ok(Self { sender, used: Rc::new(used) })
+        let (streams, since) = (Cell::new(0), Cell::new(Instant::now()));
+        let used = Used { streams, since, leaving: Cell::new(false), freed };
+        Ok(Self { sender, used: Rc::new(used), connection })
     }
 
     /// Whether it takes no more streams.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+    fn is_closed(&self) -> bool {
+        self.used.leaving.get() || self.sender.is_closed()
     }
 
     /// Whether it had no stream for `limit`.
-    pub(crate) fn is_idle(&self, now: Instant, limit: Duration) -> bool {
+    fn is_idle(&self, now: Instant, limit: Duration) -> bool {
         self.used.streams.get() == 0 && now.duration_since(self.used.since.get()) >= limit
     }
 
+    /// A stream, if the upstream allows one more (RFC 9113, section 5.1.2).
+    fn reserve(&self) -> Option<Reserved> {
+        let max = self.connection.borrow().as_ref()?.current_max_send_streams();
+        let free = self.used.streams.get() < max;
+        free.then(|| Reserved { sender: self.sender.clone(), stream: Stream::new(Rc::clone(&self.used)) })
+    }
+}
+
+/// The right to one stream.
+pub(crate) struct Reserved {
+    sender: SendRequest<Upload>,
+    stream: Stream,
+}
+
+impl Reserved {
     /// Sends a request and waits for the head of its response.
-    pub(crate) async fn send(
-        mut self,
-        request: Request<Upload>,
-    ) -> Result<(Response<Incoming>, Stream), TrySendError<Request<Upload>>> {
-        let stream = Stream::new(Rc::clone(&self.used));
-        let response = self.sender.try_send_request(request).await?;
-        Ok((response, stream))
+    pub(crate) async fn send(mut self, request: Request<Upload>) -> Result<(Response<Incoming>, Stream), Refused> {
+        match self.sender.try_send_request(request).await {
+            Ok(response) => Ok((response, self.stream)),
+            Err(failed) => Err(Refused::new(failed, &self.stream.0)),
+        }
+    }
+}
+
+/// Why a request got no answer.
+pub(crate) struct Refused {
+    pub(crate) error: hyper::Error,
+    /// The request, if the connection never took it.
+    pub(crate) returned: Option<Request<Upload>>,
+    /// The upstream says that it has done nothing with it.
+    pub(crate) unprocessed: bool,
+}
+
+impl Refused {
+    fn new(mut failed: TrySendError<Request<Upload>>, used: &Used) -> Self {
+        let returned = failed.take_message();
+        let error = failed.into_error();
+        let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+        // Only streams above the last one that the upstream will process end with its GOAWAY (RFC 9113, section 6.8).
+        let gone = cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote());
+        let refused =
+            cause.is_some_and(|cause| cause.is_reset() && cause.is_remote() && cause.reason() == Some(Reason::REFUSED_STREAM));
+        if gone || returned.is_some() {
+            used.leaving.set(true);
+        }
+        Self { error, returned, unprocessed: gone || refused }
     }
 }
 
@@ -89,5 +189,6 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
         self.0.since.set(Instant::now());
+        self.0.freed.notify_one();
     }
 }

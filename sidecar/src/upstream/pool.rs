@@ -25,7 +25,7 @@ use super::{
     Key, Limits,
     connect::connect,
     h1::{H1, Watcher},
-    h2::H2,
+    h2::{Group, H2, Reserved},
 };
 use crate::{error::ForwardError, metrics::Raised};
 
@@ -121,7 +121,7 @@ pub(crate) struct Host {
     idle_limit: Cell<Duration>,
     /// Requests of this worker that take a connection as soon as one is idle.
     waiting: RefCell<VecDeque<oneshot::Sender<Box<H1>>>>,
-    h2: tokio::sync::Mutex<Option<H2>>,
+    h2: Group,
     watch: Arc<Watch>,
 }
 
@@ -161,7 +161,7 @@ impl Pool {
                 idle: RefCell::default(),
                 idle_limit: Cell::new(limits.idle),
                 waiting: RefCell::default(),
-                h2: tokio::sync::Mutex::default(),
+                h2: Group::default(),
                 watch: Arc::clone(&self.watch),
             })
         });
@@ -186,22 +186,38 @@ impl Pool {
         }
     }
 
-    /// The HTTP/2 connection of this worker, opened if there is none.
-    pub(crate) async fn take_h2(&self, host: &Rc<Host>, limits: &Limits) -> Result<Taken<H2>, ForwardError> {
+    /// A stream on an HTTP/2 connection of this worker. If none is left, another connection is opened, within the cap of the host.
+    pub(crate) async fn take_h2(&self, host: &Rc<Host>, limits: &Limits) -> Result<Taken<Reserved>, ForwardError> {
         let deadline = Instant::now() + limits.connect;
         let too_late = || ForwardError::ConnectTimeout { upstream: host.key.endpoint.to_string(), limit: limits.connect };
-        let mut shared = timeout_at(deadline, host.h2.lock()).await.map_err(|_| too_late())?;
-        if let Some(conn) = shared.as_ref().filter(|conn| !conn.is_closed()) {
-            return Ok(Taken { conn: conn.clone(), reused: true });
+        loop {
+            if let Some(conn) = host.h2.reserve() {
+                return Ok(Taken { conn, reused: true });
+            }
+            let place = async {
+                let opening = host.h2.opening.lock().await;
+                if let Some(conn) = host.h2.reserve() {
+                    return Ok(Err(conn)); // of a connection that was opened in the meantime
+                }
+                Ok(Ok((opening, self.place(host, limits, deadline).await?)))
+            };
+            let place = tokio::select! {
+                biased;
+                () = host.h2.freed.notified() => continue,
+                place = timeout_at(deadline, place) => place.map_err(|_| too_late())??,
+            };
+            let (_opening, permit) = match place {
+                Ok((opening, Place::Free(permit))) => (opening, permit),
+                Ok((_, Place::Idle(_))) => continue, // a connection of HTTP/1, which a host of HTTP/2 has none of
+                Err(conn) => return Ok(Taken { conn, reused: true }),
+            };
+            let stream = connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
+            let opened = H2::open(stream, permit, Rc::clone(&host.h2.freed));
+            let opened = timeout_at(deadline, opened).await.map_err(|_| too_late())?.map_err(ForwardError::Broken)?;
+            if let Some(conn) = host.h2.add(opened) {
+                return Ok(Taken { conn, reused: false });
+            }
         }
-        *shared = None;
-        let Place::Free(permit) = self.place(host, limits, deadline).await? else {
-            return Err(too_late());
-        };
-        let stream = connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
-        let conn = timeout_at(deadline, H2::open(stream, permit)).await.map_err(|_| too_late())?.map_err(ForwardError::Broken)?;
-        *shared = Some(conn.clone());
-        Ok(Taken { conn, reused: false })
     }
 
     /// A place under the cap: at once, or from a bounded queue.
@@ -266,6 +282,7 @@ impl Pool {
                     && host.waiting.borrow().is_empty()
                 {
                     host.idle.borrow_mut().pop();
+                    host.h2.yield_place();
                 }
             }
         }
@@ -276,11 +293,8 @@ impl Pool {
             let limit = host.idle_limit.get();
             host.idle.borrow_mut().retain(|idle| now.duration_since(idle.since) < limit);
             host.waiting.borrow_mut().retain(|waiting| !waiting.is_closed());
-            let Ok(mut h2) = host.h2.try_lock() else { return true };
-            if h2.as_ref().is_some_and(|conn| conn.is_closed() || conn.is_idle(now, limit)) {
-                *h2 = None;
-            }
-            h2.is_some() || !host.idle.borrow().is_empty() || Rc::strong_count(host) > 1
+            let unused = host.h2.sweep(now, limit) && host.idle.borrow().is_empty();
+            !unused || Rc::strong_count(host) > 1
         });
     }
 }

@@ -197,3 +197,124 @@ async fn large_answer_arrives_whole_through_a_small_window() {
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), LEN);
     assert!(!proxy.metrics.encode().contains("reason=\"client_"), "nobody left and nobody was late");
 }
+
+/// An origin over HTTP/2 that allows one stream a connection, and holds each request until `wave` of them are there.
+async fn one_at_a_time(wave: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let barrier = Arc::new(tokio::sync::Barrier::new(wave));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let barrier = Arc::clone(&barrier);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let barrier = Arc::clone(&barrier);
+                async move {
+                    if request.uri().path() == "/wave" {
+                        barrier.wait().await;
+                    }
+                    Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("ok")))
+                }
+            });
+            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(builder.max_concurrent_streams(1).serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    address
+}
+
+const WAVE: &str = "GET /wave HTTP/1.1\r\nhost: a\r\n\r\n";
+
+#[tokio::test]
+async fn streams_beyond_the_upstreams_limit_get_further_connections() {
+    let proxy = Proxy::with(&format!("h2c://{}", one_at_a_time(3).await), |_| {});
+    assert_eq!(proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.text(), "ok", "from now on the limit is known");
+    let answers = futures::future::join_all((0..3).map(|_| proxy.ask(WAVE))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    assert_eq!(proxy.metric("fetchr_upstream_connections_opened_total"), 3.0);
+}
+
+#[tokio::test]
+async fn streams_beyond_the_cap_of_connections_wait() {
+    let proxy = Proxy::with(&format!("h2c://{}", one_at_a_time(2).await), |settings| {
+        settings.upstream.max_connections_per_host = 2;
+    });
+    assert_eq!(proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.text(), "ok");
+    let answers = futures::future::join_all((0..8).map(|_| proxy.ask(WAVE))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    assert_eq!(proxy.metric("fetchr_upstream_connections_opened_total"), 2.0);
+    assert_eq!(proxy.metric("fetchr_upstream_retries_total"), 0.0, "none was sent only to be refused");
+}
+
+/// What a scripted origin does with a request.
+#[derive(Clone, Copy, PartialEq)]
+enum Does {
+    Answer,
+    /// RST_STREAM with REFUSED_STREAM.
+    Refuse,
+    /// GOAWAY, by which it leaves out this request.
+    Leave,
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// An origin that reads frames of HTTP/2 and does with the n-th request what stands at n.
+async fn scripted(script: &'static [Does]) -> Origin {
+    let requests = Arc::new(AtomicUsize::new(0));
+    Origin::scripted(move |mut stream, _| {
+        let requests = Arc::clone(&requests);
+        async move {
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+            stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+            let mut head = [0; 9];
+            while stream.read_exact(&mut head).await.is_ok() {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                stream.read_exact(&mut vec![0; length as usize]).await.unwrap();
+                let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                let answer = match head[3] {
+                    1 => match script[requests.fetch_add(1, Ordering::SeqCst)] {
+                        Does::Answer => frame(1, 5, id, &[0x88]), // :status 200, and the end
+                        Does::Refuse => frame(3, 0, id, &7_u32.to_be_bytes()),
+                        Does::Leave => frame(7, 0, 0, &[(id - 2).to_be_bytes(), 0_u32.to_be_bytes()].concat()),
+                    },
+                    4 if head[4] & 1 == 0 => frame(4, 1, 0, &[]),
+                    _ => continue,
+                };
+                stream.write_all(&answer).await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+const POST: &str = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n";
+
+#[tokio::test]
+async fn refused_stream_is_tried_once_more_whatever_its_method() {
+    let origin = scripted(&[Does::Refuse, Does::Answer, Does::Refuse, Does::Refuse]).await;
+    let proxy = Proxy::with(&format!("h2c://{}", origin.address), |_| {});
+    assert_eq!(proxy.ask(POST).await.status, 200);
+    assert_eq!(proxy.metric("fetchr_upstream_retries_total"), 1.0);
+    assert_eq!(proxy.ask(POST).await.status, 502, "twice refused is enough");
+    assert_eq!(origin.connections(), 1);
+}
+
+#[tokio::test]
+async fn request_that_a_leaving_upstream_left_out_goes_to_a_new_connection() {
+    let origin = scripted(&[Does::Answer, Does::Leave, Does::Answer]).await;
+    let proxy = Proxy::with(&format!("h2c://{}", origin.address), |_| {});
+    assert_eq!(proxy.ask(POST).await.status, 200);
+    assert_eq!(proxy.ask(POST).await.status, 200);
+    assert_eq!((origin.connections(), proxy.metric("fetchr_upstream_retries_total")), (2, 1.0));
+}
+
+#[tokio::test]
+async fn refused_request_whose_body_is_gone_is_not_sent_again() {
+    let origin = scripted(&[Does::Refuse, Does::Answer]).await;
+    let proxy = Proxy::with(&format!("h2c://{}", origin.address), |_| {});
+    let answer = proxy.ask("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody").await;
+    assert_eq!((answer.status, proxy.metric("fetchr_upstream_retries_total")), (502, 0.0));
+}
