@@ -27,7 +27,7 @@ use crate::{
     io::{ClientIo, Progress},
     listen::Counted,
     pipeline, tunnel,
-    upstream::{Endpoint, Key, connect::connect},
+    upstream::{Endpoint, Key},
     worker::Worker,
 };
 
@@ -179,7 +179,8 @@ async fn detect_any(
     }
     let limit = config.settings().upstream.connect_timeout.0;
     drop(config);
-    let upstream = connect(&Endpoint::Address(destination), limit).await.map_err(|error| error.reason())?;
+    let connector = &connection.worker.connector;
+    let upstream = connector.connect(&Endpoint::Address(destination), limit).await.map_err(|error| error.reason())?;
     let upstream = tokio::select! {
         biased;
         _ = stream.readable() => Some(upstream),
@@ -349,7 +350,10 @@ async fn pass_through(connection: Rc<Connection>, stream: TcpStream, ahead: Byte
     }
     let upstream = match upstream {
         Some(upstream) => Ok(upstream),
-        None => connect(&Endpoint::Address(destination), config.settings().upstream.connect_timeout.0).await,
+        None => {
+            let limit = config.settings().upstream.connect_timeout.0;
+            connection.worker.connector.connect(&Endpoint::Address(destination), limit).await
+        }
     };
     drop(config);
     match upstream {

@@ -36,6 +36,14 @@ pub(crate) enum ForwardError {
         /// What the resolver said.
         source: io::Error,
     },
+    /// The resolver does not answer, or has too much to do.
+    #[error("could not resolve {host} within {limit:?}")]
+    ResolveTimeout {
+        /// The host.
+        host: String,
+        /// The limit.
+        limit: Duration,
+    },
     /// The upstream is not there.
     #[error("could not connect to {address}")]
     Connect {
@@ -90,7 +98,7 @@ impl ForwardError {
                 StatusCode::BAD_GATEWAY
             }
             Self::ConnectionLimit { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -104,6 +112,7 @@ impl ForwardError {
             Self::OwnPort(_) => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
             Self::Resolve { .. } => "dns_error",
+            Self::ResolveTimeout { .. } => "dns_timeout",
             Self::Connect { source, .. } => match source.kind() {
                 io::ErrorKind::ConnectionRefused => "connection_refused",
                 io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "destination_ip_unroutable",

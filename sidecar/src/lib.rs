@@ -18,6 +18,7 @@ mod io;
 pub mod limit;
 mod listen;
 pub mod metrics;
+mod own;
 mod pipeline;
 mod reply;
 pub mod route;

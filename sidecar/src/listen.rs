@@ -1,11 +1,10 @@
 //! Sockets that connections come in by: the redirected ports and the listeners of mode Explicit.
 
 use std::{
-    collections::HashSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc, RwLock,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -35,54 +34,11 @@ const BACKLOG: i32 = 1024;
 /// How long accepting pauses when the process has no descriptor left.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
-/// Ports of the sidecar itself; nothing is ever forwarded to them.
-#[derive(Debug, Default)]
-pub(crate) struct Own {
-    addresses: RwLock<HashSet<SocketAddr>>,
-}
-
-impl Own {
-    /// Adds an address that the sidecar listens on.
-    pub(crate) fn add(&self, address: SocketAddr) {
-        if let Ok(mut addresses) = self.addresses.write() {
-            addresses.insert(address);
-        }
-    }
-
-    fn remove(&self, address: &SocketAddr) {
-        if let Ok(mut addresses) = self.addresses.write() {
-            addresses.remove(address);
-        }
-    }
-
-    /// Whether a connection to this address of this host would reach the sidecar.
-    fn has(&self, destination: SocketAddr) -> bool {
-        let ip = destination.ip().to_canonical();
-        self.addresses.read().is_ok_and(|addresses| {
-            addresses.iter().any(|own| own.port() == destination.port() && (own.ip().is_unspecified() || own.ip() == ip))
-        })
-    }
-
-    fn has_port(&self, port: u16) -> bool {
-        self.addresses.read().is_ok_and(|addresses| addresses.iter().any(|own| own.port() == port))
-    }
-
-    /// Whether a forward proxy's client asks for a port of the sidecar: on loopback, or by a name that means it.
-    pub(crate) fn is_own(&self, endpoint: &Endpoint) -> bool {
-        match endpoint {
-            Endpoint::Address(address) => {
-                let here = address.ip().to_canonical().is_loopback() || address.ip().is_unspecified();
-                (here && self.has_port(address.port())) || self.has(*address)
-            }
-            Endpoint::Name(host, port) => &**host == "localhost" && self.has_port(*port),
-        }
-    }
-}
-
-/// A bound on the open connections of the pod.
+/// A bound on the open connections of each direction: one must not starve the other.
 #[derive(Clone, Debug)]
 pub(crate) struct Cap {
-    open: Arc<AtomicUsize>,
+    inbound: Arc<AtomicUsize>,
+    outbound: Arc<AtomicUsize>,
     max: usize,
 }
 
@@ -92,12 +48,16 @@ pub(crate) struct Counted(Arc<AtomicUsize>);
 
 impl Cap {
     pub(crate) fn new(max: usize) -> Self {
-        Self { open: Arc::default(), max }
+        Self { inbound: Arc::default(), outbound: Arc::default(), max }
     }
 
-    fn enter(&self) -> Option<Counted> {
-        let counted = Counted(Arc::clone(&self.open));
-        (self.open.fetch_add(1, Ordering::Relaxed) < self.max).then_some(counted)
+    fn enter(&self, direction: Direction) -> Option<Counted> {
+        let open = match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
+        };
+        let counted = Counted(Arc::clone(open));
+        (open.fetch_add(1, Ordering::Relaxed) < self.max).then_some(counted)
     }
 }
 
@@ -207,7 +167,7 @@ impl Acceptor {
     }
 
     fn admit(&self, stream: TcpStream, peer: SocketAddr, direction: Direction, mode: &Mode) {
-        let Some(counted) = self.cap.enter() else {
+        let Some(counted) = self.cap.enter(direction) else {
             return refuse(&self.pod.metrics, &stream, direction, "connection_limit");
         };
         let entry = match mode {
@@ -233,7 +193,7 @@ impl Acceptor {
         if canonical(local) == destination {
             return Err("not_redirected");
         }
-        if self.pod.own.has_port(destination.port()) && self.pod.own.has(destination) {
+        if self.pod.own.has(destination) {
             return Err("own_port");
         }
         Ok(destination)
@@ -393,33 +353,12 @@ mod tests {
     }
 
     #[test]
-    fn own_ports_are_known_by_every_spelling_of_this_host() {
-        let own = Own::default();
-        own.add("127.0.0.1:4620".parse().unwrap());
-        own.add("[::]:4610".parse().unwrap());
-        let asks = |authority: &str| own.is_own(&Endpoint::parse(&authority.parse().unwrap(), 80).unwrap());
-        for mine in [
-            "127.0.0.1:4620",
-            "localhost:4620",
-            "LOCALHOST:4620",
-            "127.9.9.9:4620",
-            "[::1]:4610",
-            "0.0.0.0:4620",
-            "10.1.2.3:4610",
-        ] {
-            assert!(asks(mine), "{mine}");
-        }
-        for other in ["127.0.0.1:80", "10.1.2.3:4620", "example.org:4620"] {
-            assert!(!asks(other), "{other}");
-        }
-    }
-
-    #[test]
     fn cap_frees_a_place_when_a_connection_ends() {
         let cap = Cap::new(1);
-        let first = cap.enter();
-        assert!(first.is_some() && cap.enter().is_none());
+        let first = cap.enter(Direction::Inbound);
+        assert!(first.is_some() && cap.enter(Direction::Inbound).is_none());
+        assert!(cap.enter(Direction::Outbound).is_some());
         drop(first);
-        assert!(cap.enter().is_some());
+        assert!(cap.enter(Direction::Inbound).is_some());
     }
 }

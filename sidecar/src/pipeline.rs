@@ -22,7 +22,7 @@ use crate::{
     metrics::RequestLabels,
     reply::{self, Stop},
     tunnel::{self, ReadAhead},
-    upstream::{Endpoint, Key, Protocol, connect::connect},
+    upstream::{Endpoint, Key, Protocol},
 };
 
 /// Serves one request.
@@ -105,7 +105,8 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<OnUpgrade>) -> Re
 
 async fn connect_tunnel(ex: &Exchange, target: Key, client: Option<OnUpgrade>) -> Result<Forwarded, Stop> {
     let client = client.ok_or(ForwardError::BadRequest("this connection can't become a tunnel"))?;
-    let stream = connect(&target.endpoint, Timeouts::of(&ex.config, &ex.route).connect).await?;
+    let limit = Timeouts::of(&ex.config, &ex.route).connect;
+    let stream = ex.connection.worker.connector.connect(&target.endpoint, limit).await?;
     let upstream = Side::Connected(stream);
     Ok(Forwarded::Tunnel(Box::new(Tunnel { head: reply::connected(), client, upstream })))
 }
@@ -153,7 +154,7 @@ fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
             protocol: if parts.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 },
         },
         Entry::Reverse(upstream) => Key::clone(&upstream.load()),
-        Entry::Forward => return forward_target(connection, parts),
+        Entry::Forward => return forward_target(parts),
     };
     // An application that is a forward proxy itself gets its CONNECT, over HTTP/1.
     let passes_on = matches!(connection.entry, Entry::Intercepted(_)) && key.protocol == Protocol::Http1;
@@ -163,7 +164,7 @@ fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
     Ok(key)
 }
 
-fn forward_target(connection: &Connection, parts: &Parts) -> Result<Key, ForwardError> {
+fn forward_target(parts: &Parts) -> Result<Key, ForwardError> {
     let authority = parts.uri.authority().ok_or(ForwardError::BadRequest("a forward proxy needs an absolute URI"))?;
     if parts.method == Method::CONNECT && authority.port_u16().is_none() {
         return Err(ForwardError::BadRequest("CONNECT needs a host and a port"));
@@ -172,9 +173,6 @@ fn forward_target(connection: &Connection, parts: &Parts) -> Result<Key, Forward
         return Err(ForwardError::BadRequest("a forward proxy takes http URIs, and CONNECT for all else"));
     }
     let endpoint = Endpoint::parse(authority, 80).ok_or(ForwardError::BadRequest("the port is not one"))?;
-    if connection.worker.own.is_own(&endpoint) {
-        return Err(ForwardError::OwnPort(endpoint.to_string()));
-    }
     Ok(Key { endpoint, protocol: Protocol::Http1 })
 }
 

@@ -43,10 +43,10 @@ mod logging;
 
 pub use logging::init as init_logging;
 
-/// Descriptors that are not for client connections: upstreams need as many as clients, and some are for the sidecar itself.
+/// Descriptors that are not for connections but for the sidecar itself.
 const RESERVED_DESCRIPTORS: u64 = 64;
 
-/// Client connections at a time, at most.
+/// Client connections of one direction at a time, at most.
 const MAX_CONNECTIONS: usize = 10_000;
 
 /// How a proxy is to run. What stands in a FetchrProxy follows the configuration and is not in here.
@@ -192,7 +192,8 @@ async fn give_up(shared: Shared, limit: Duration, on_no_config: OnNoConfig) {
 fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: u64) -> Setup {
     let settings = shared.load();
     let workers = settings.settings().workers.and_then(|workers| usize::try_from(workers).ok());
-    let clients = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2).unwrap_or(MAX_CONNECTIONS);
+    // There are two directions, and each connection of a client needs one to its upstream.
+    let clients = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 4).unwrap_or(MAX_CONNECTIONS);
     let (interception, unique) = match &options.configuration {
         Configuration::Files(_) => (None, format!("{}-{:x}", std::process::id(), rough_time())),
         Configuration::Pod(pod) => (pod.interception, token(&pod.uid)),

@@ -14,9 +14,10 @@ use crate::{
     config::Shared,
     drain,
     limit::Limiter,
-    listen::{Acceptor, Cap, Explicit, ListenError, Listening, Own},
+    listen::{Acceptor, Cap, Explicit, ListenError, Listening},
     metrics::Metrics,
-    upstream::pool::Caps,
+    own::Own,
+    upstream::{connect::Connector, pool::Caps, resolve::Resolver},
     worker::{Pod, Vias, Workers},
 };
 
@@ -44,7 +45,7 @@ pub struct Setup {
     pub interception: Option<Interception>,
     /// Addresses of the sidecar that nothing may be forwarded to: admin, metrics.
     pub own: Vec<SocketAddr>,
-    /// Client connections that are open at a time; more are refused.
+    /// Client connections of one direction that are open at a time; more are refused.
     pub max_connections: usize,
     /// What tells this sidecar from all others in `Via`; token characters only.
     pub unique: String,
@@ -73,6 +74,7 @@ impl Server {
             limiter,
             drain,
             caps: Arc::new(Caps::default()),
+            connector: Arc::new(Connector::new(Resolver::default(), Arc::clone(&own))),
             own,
             via: Arc::new(Vias::new(&setup.unique)),
         };

@@ -6,6 +6,7 @@ pub(crate) mod connect;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod pool;
+pub(crate) mod resolve;
 
 /// Where a connection goes.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]

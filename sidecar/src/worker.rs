@@ -23,10 +23,13 @@ use crate::{
     drain,
     fields::Via,
     limit::Limiter,
-    listen::Own,
     metrics::{ByteLabels, ConnectionLabels, Metrics, Raised},
+    own::Own,
     tunnel,
-    upstream::pool::{Caps, Pool},
+    upstream::{
+        connect::Connector,
+        pool::{Caps, Pool},
+    },
 };
 
 /// Stack of a worker's thread. Futures live on the heap, so this is for calls only.
@@ -40,6 +43,7 @@ pub(crate) struct Pod {
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) drain: drain::Handle,
     pub(crate) caps: Arc<Caps>,
+    pub(crate) connector: Arc<Connector>,
     pub(crate) own: Arc<Own>,
     pub(crate) via: Arc<Vias>,
 }
@@ -63,7 +67,7 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) drain: drain::Handle,
-    pub(crate) own: Arc<Own>,
+    pub(crate) connector: Arc<Connector>,
     pub(crate) via: Arc<Vias>,
     pub(crate) pool: Rc<Pool>,
 }
@@ -147,10 +151,10 @@ impl Seat {
 }
 
 async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
-    let pool = Pool::new(pod.caps, pod.metrics.upstream_open.clone());
+    let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
-    let Pod { config, metrics, limiter, drain, own, via, .. } = pod;
-    let worker = Rc::new(Worker { config, metrics, limiter, drain, own, via, pool });
+    let Pod { config, metrics, limiter, drain, connector, via, .. } = pod;
+    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, via, pool });
     while let Some((stream, arrival, busy)) = incoming.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => {

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     Key, Limits,
-    connect::connect,
+    connect::Connector,
     h1::{H1, Watcher},
     h2::{Group, H2, Reserved},
 };
@@ -109,6 +109,7 @@ impl Drop for Waiting<'_> {
 pub(crate) struct Pool {
     hosts: RefCell<HashMap<Key, Rc<Host>>>,
     caps: Arc<Caps>,
+    connector: Arc<Connector>,
     watch: Arc<Watch>,
     open: Gauge,
 }
@@ -144,10 +145,10 @@ enum Place {
 
 impl Pool {
     /// An empty pool. Its worker must run [`Pool::keep`].
-    pub(crate) fn new(caps: Arc<Caps>, open: Gauge) -> Rc<Self> {
+    pub(crate) fn new(caps: Arc<Caps>, connector: Arc<Connector>, open: Gauge) -> Rc<Self> {
         let watch = Arc::new(Watch::default());
         caps.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&watch));
-        Rc::new(Self { hosts: RefCell::default(), caps, watch, open })
+        Rc::new(Self { hosts: RefCell::default(), caps, connector, watch, open })
     }
 
     /// The host of a key.
@@ -179,7 +180,8 @@ impl Pool {
         match self.place(host, limits, deadline).await? {
             Place::Idle(conn) => Ok(Taken { conn, reused: true }),
             Place::Free(permit) => {
-                let stream = connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
+                let stream =
+                    self.connector.connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
                 let conn = H1::open(stream, permit).await.map_err(ForwardError::Broken)?;
                 Ok(Taken { conn, reused: false })
             }
@@ -211,7 +213,7 @@ impl Pool {
                 Ok((_, Place::Idle(_))) => continue, // a connection of HTTP/1, which a host of HTTP/2 has none of
                 Err(conn) => return Ok(Taken { conn, reused: true }),
             };
-            let stream = connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
+            let stream = self.connector.connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
             let opened = H2::open(stream, permit, Rc::clone(&host.h2.freed));
             let opened = timeout_at(deadline, opened).await.map_err(|_| too_late())?.map_err(ForwardError::Broken)?;
             if let Some(conn) = host.h2.add(opened) {

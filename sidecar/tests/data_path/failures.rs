@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use crds::policy::Direction;
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -222,4 +223,43 @@ async fn connections_beyond_the_cap_are_refused_and_counted() {
         assert!(start.elapsed() < crate::support::LONG, "places come back");
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test]
+async fn cap_of_one_direction_leaves_the_other_alone() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| {
+        let mut forward = settings.interception.listeners[0].clone();
+        (forward.name, forward.upstream, forward.direction) = ("egress".to_owned(), None, Direction::Outbound);
+        settings.interception.listeners.push(forward);
+    });
+    let outbound = proxy.server.listeners()[1].1;
+    let ask_outbound = async || {
+        let mut client = Client(TcpStream::connect(outbound).await.unwrap());
+        client.send(format!("GET http://{}/ HTTP/1.1\r\nhost: a\r\n\r\n", origin.address)).await;
+        client.response().await.text().to_owned()
+    };
+    let full =
+        |direction| proxy.metric(&format!("fetchr_dropped_total{{direction=\"{direction}\",reason=\"connection_limit\"}}"));
+    let mut held = Vec::new();
+    for _ in 0..65 {
+        held.push(proxy.client().await);
+    }
+    eventually("the refusal", || full("inbound") == 1.0).await;
+    assert_eq!((ask_outbound().await.as_str(), full("outbound")), ("ok", 0.0));
+    for _ in 0..65 {
+        held.push(Client(TcpStream::connect(outbound).await.unwrap()));
+    }
+    eventually("the refusal", || full("outbound") >= 1.0).await;
+    held.drain(..65);
+    let served = async {
+        loop {
+            let mut client = proxy.client().await;
+            if client.0.write_all(GET.as_bytes()).await.is_ok() && read_head(&mut client.0).await.is_some() {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(crate::support::LONG, served).await.expect("inbound has its places back");
 }

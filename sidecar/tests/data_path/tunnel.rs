@@ -128,3 +128,14 @@ async fn forward_proxy_does_not_reach_the_proxys_own_ports() {
     let refused = proxy.ask(&format!("GET http://localhost:{}/ HTTP/1.1\r\nhost: x\r\n\r\n", own.port())).await;
     assert_eq!(refused.status, 403);
 }
+
+#[tokio::test]
+async fn port_of_the_proxy_on_another_address_is_no_port_of_the_proxy() {
+    let proxy = Proxy::forward();
+    let listener = tokio::net::TcpListener::bind(("127.0.0.2", proxy.address.port())).await.unwrap();
+    tokio::spawn(async move { shout(listener.accept().await.unwrap().0).await });
+    let mut client = proxy.client().await;
+    client.send(format!("CONNECT 127.0.0.2:{0} HTTP/1.1\r\nhost: a\r\n\r\nhello", proxy.address.port())).await;
+    assert!(read_head(&mut client.0).await.unwrap().starts_with("HTTP/1.1 200"));
+    assert_eq!(client.bytes(5).await, b"HELLO");
+}
