@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,8 +14,6 @@ use axum::{
     routing::get,
 };
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 /// Told by loops that they are alive; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -57,14 +54,13 @@ pub struct Health {
     pub registry: Arc<Registry>,
 }
 
-/// Serves until shut-down.
-pub async fn serve(listener: TcpListener, health: Health, shutdown: CancellationToken) -> io::Result<()> {
-    let router = Router::new()
+/// The three paths.
+pub fn router(health: Health) -> Router {
+    Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(Arc::new(health));
-    axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
+        .with_state(Arc::new(health))
 }
 
 async fn livez(State(health): State<Arc<Health>>) -> impl IntoResponse {

@@ -40,7 +40,7 @@ use crate::{
     status::{self, Reporter},
     stream::{self, Authenticator},
     watch::{self as watches, Watches},
-    webhook::{self, ApiServer, Lookup, Webhook},
+    webhook::{self, ApiServer, Lookup, Webhook, Workers},
 };
 
 /// From SIGTERM until requests are no longer taken: Services must first have learned that this replica is not ready.
@@ -140,9 +140,9 @@ impl Operator {
         let https = https::Metrics::register(&mut parts.registry);
         parts.admit(certs.clone(), https.clone(), self.webhooks);
         let hub = parts.deliver(compilations.clone(), certs.clone(), self.streams);
-        parts.administer(certs.clone(), https, &hub, self.api);
+        parts.administer(certs.clone(), https.clone(), &hub, self.api);
         parts.lead(self.config, seat, compilations, certs, &hub)?;
-        parts.supervise(self.metrics, stop).await
+        parts.supervise(self.metrics, https, stop).await
     }
 }
 
@@ -185,12 +185,14 @@ impl Parts {
             },
             injector: Injector::from(&self.cx.settings),
             certs: certs.clone(),
+            workers: Workers::default(),
             metrics: webhook::Metrics::register(&mut self.registry),
         };
         let server = https::Server {
             name: "webhook",
             router: webhook::router(Arc::new(webhook)),
-            tls: watch::Sender::new(Arc::new(certs::server_config(certs, &https::PROTOCOLS))).subscribe(),
+            tls: Some(watch::Sender::new(Arc::new(certs::server_config(certs, &https::PROTOCOLS))).subscribe()),
+            limits: https::FOR_API_SERVERS,
             metrics: https,
             shutdown: self.cx.shutdown.clone(),
         };
@@ -210,7 +212,8 @@ impl Parts {
         let server = https::Server {
             name: "api",
             router: api::router(Arc::new(api)),
-            tls: front_proxies.tls(),
+            tls: Some(front_proxies.tls()),
+            limits: https::FOR_API_SERVERS,
             metrics: https,
             shutdown: self.cx.shutdown.clone(),
         };
@@ -302,14 +305,21 @@ impl Parts {
     }
 
     /// Waits for the end, whoever brings it about.
-    async fn supervise(mut self, listener: TcpListener, stop: CancellationToken) -> Result<(), RunError> {
+    async fn supervise(mut self, listener: TcpListener, https: https::Metrics, stop: CancellationToken) -> Result<(), RunError> {
         let shutdown = self.cx.shutdown.clone();
         let draining = Arc::new(AtomicBool::new(false));
         let drains = draining.clone();
         self.checks.push(Arc::new(move || drains.load(Ordering::Relaxed).then_some("the end of this process")));
         let health = Health { heart: self.heart, checks: self.checks, registry: Arc::new(self.registry) };
-        let until = shutdown.clone();
-        self.tasks.spawn("health", async move { Ok(health::serve(listener, health, until).await?) });
+        let server = https::Server {
+            name: "health",
+            router: health::router(health),
+            tls: None,
+            limits: https::FOR_PROBES,
+            metrics: https,
+            shutdown: shutdown.clone(),
+        };
+        self.tasks.spawn("health", async move { Ok(server.serve(listener).await?) });
 
         let result = tokio::select! {
             ended = self.tasks.first_to_end() => {

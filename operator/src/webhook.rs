@@ -7,6 +7,7 @@ mod lookup;
 mod mutate;
 mod review;
 mod validate;
+mod workers;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,17 +27,20 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::{Registry, Unit},
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 pub use cluster::{ApiServer, Cluster, Fallback, LookupError};
 pub use lookup::Lookup;
+pub use workers::Workers;
 
-use crate::{certs::Certs, https, inject::Injector};
+use crate::{
+    certs::Certs,
+    https::{self, Deadline},
+    inject::Injector,
+};
 
 /// Largest review, in bytes: an object may have 1.5 MiB, and an update carries the old one too.
 const MAX_BODY: usize = 3 << 20;
-/// How long a decision may take. The API server waits for 5 s, and would name no cause.
-const DEADLINE: Duration = Duration::from_secs(4);
 
 /// What admission works with.
 pub struct Webhook {
@@ -46,6 +50,8 @@ pub struct Webhook {
     pub injector: Injector,
     /// Where CA bundle and plan keys come from.
     pub certs: Certs,
+    /// Who checks FetchrProxies and FetchrPolicies.
+    pub workers: Workers,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -55,6 +61,12 @@ pub struct Webhook {
 pub struct Metrics {
     requests: Family<Answered, Counter>,
     duration: Family<Asked, Histogram>,
+    overloaded: Family<Overload, Counter>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Overload {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -72,10 +84,13 @@ impl Metrics {
     /// Registers them.
     pub fn register(registry: &mut Registry) -> Self {
         let buckets = || Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0]);
-        let metrics = Self { requests: Family::default(), duration: Family::new_with_constructor(buckets) };
+        let metrics =
+            Self { requests: Family::default(), duration: Family::new_with_constructor(buckets), overloaded: Family::default() };
         registry.register("webhook_requests", "Requests for admission", metrics.requests.clone());
         let help = "How long a request for admission took";
         registry.register_with_unit("webhook_request_duration", help, Unit::Seconds, metrics.duration.clone());
+        let help = "Objects that were refused because they could not be checked in time";
+        registry.register("webhook_overloaded", help, metrics.overloaded.clone());
         metrics
     }
 
@@ -83,6 +98,10 @@ impl Metrics {
         let allowed = if allowed { "true" } else { "false" };
         self.requests.get_or_create(&Answered { webhook, allowed }).inc();
         self.duration.get_or_create(&Asked { webhook }).observe(took.as_secs_f64());
+    }
+
+    fn overloaded(&self, reason: &'static str) {
+        self.overloaded.get_or_create(&Overload { reason }).inc();
     }
 }
 
@@ -95,20 +114,21 @@ pub fn router(webhook: Arc<Webhook>) -> Router {
         .with_state(webhook)
 }
 
-async fn inject(State(webhook): State<Arc<Webhook>>, headers: HeaderMap, body: https::Body) -> Response {
-    let decide = async |request: AdmissionRequest<DynamicObject>| mutate::decide(&webhook, request).await;
-    answer(&webhook.metrics, "inject", &headers, &body, decide).await
+async fn inject(State(webhook): State<Arc<Webhook>>, until: Deadline, headers: HeaderMap, body: https::Body) -> Response {
+    let decide = async |request| mutate::decide(&webhook, request).await;
+    answer(&webhook.metrics, "inject", until, &headers, &body, decide).await
 }
 
-async fn validate(State(webhook): State<Arc<Webhook>>, headers: HeaderMap, body: https::Body) -> Response {
-    let decide = async |request: AdmissionRequest<DynamicObject>| validate::decide(&request, &webhook.lookup.operator_namespace);
-    answer(&webhook.metrics, "validate", &headers, &body, decide).await
+async fn validate(State(webhook): State<Arc<Webhook>>, until: Deadline, headers: HeaderMap, body: https::Body) -> Response {
+    let decide = async |request| validate::decide(&webhook, request, until).await;
+    answer(&webhook.metrics, "validate", until, &headers, &body, decide).await
 }
 
 /// From bytes to bytes: reads the review, has it decided in time, counts it.
 async fn answer(
     metrics: &Metrics,
     webhook: &'static str,
+    Deadline(until): Deadline,
     headers: &HeaderMap,
     body: &[u8],
     decide: impl AsyncFnOnce(AdmissionRequest<DynamicObject>) -> AdmissionResponse,
@@ -128,9 +148,8 @@ async fn answer(
         }
     };
     let empty = AdmissionResponse::from(&request);
-    let response = timeout(DEADLINE, decide(request)).await.unwrap_or_else(|_| {
-        let message =
-            format!("fetchr could not decide within {} s, for the API server did not answer; try again", DEADLINE.as_secs());
+    let response = timeout_at(until, decide(request)).await.unwrap_or_else(|_| {
+        let message = "fetchr could not decide in time, for the API server did not answer; try again".to_owned();
         review::refused(empty, 504, "Timeout", message)
     });
     metrics.answered(webhook, response.allowed, started.elapsed());

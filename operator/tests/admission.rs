@@ -32,7 +32,7 @@ use operator::{
     lease::{self, Leadership},
     metrics::Metrics,
     settings::Settings,
-    webhook::{self, Lookup, Webhook},
+    webhook::{self, Lookup, Webhook, Workers},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -135,6 +135,7 @@ async fn operate(server: &ApiServer) {
         },
         injector: Injector::from(&context.settings),
         certs: installer.certs(),
+        workers: Workers::default(),
         metrics: webhook::Metrics::register(&mut registry),
     };
     let front_proxies = FrontProxies::new(installer.certs());
@@ -150,7 +151,8 @@ async fn operate(server: &ApiServer) {
     let serve = async |name, router, tls| {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = Server { name, router, tls, metrics: connections.clone(), shutdown: context.shutdown.clone() };
+        let (tls, limits) = (Some(tls), https::FOR_API_SERVERS);
+        let server = Server { name, router, tls, limits, metrics: connections.clone(), shutdown: context.shutdown.clone() };
         tokio::spawn(server.serve(listener));
         port
     };

@@ -71,6 +71,8 @@ impl Authorizer for Rbac {
 struct Fixture {
     installer: Installer,
     server: TestServer,
+    front_proxies: FrontProxies,
+    front_proxy_ca: String,
     front_proxy: (String, String),
     stranger: (String, String),
 }
@@ -92,17 +94,35 @@ fn client_ca(name: &str) -> (String, (String, String)) {
 
 impl Fixture {
     async fn start() -> Self {
+        let fixture = Self::ignorant().await;
+        fixture.learn();
+        fixture
+    }
+
+    /// The front proxy's CA becomes known.
+    fn learn(&self) {
+        let ca = self.front_proxy_ca.as_str();
+        let data = [("requestheader-client-ca-file", ca), ("requestheader-allowed-names", r#"["front-proxy-client"]"#)];
+        self.front_proxies.install(&data.map(|(key, value)| (key.to_owned(), value.to_owned())).into()).unwrap();
+    }
+
+    /// Before the front proxy is known.
+    async fn ignorant() -> Self {
         let installer = installer();
-        let (ca, front_proxy) = client_ca("front-proxy-client");
+        let (front_proxy_ca, front_proxy) = client_ca("front-proxy-client");
         let (_, stranger) = client_ca("front-proxy-client");
         let front_proxies = FrontProxies::new(installer.certs());
-        let data = [("requestheader-client-ca-file", ca.as_str()), ("requestheader-allowed-names", r#"["front-proxy-client"]"#)];
-        front_proxies.install(&data.map(|(key, value)| (key.to_owned(), value.to_owned())).into()).unwrap();
         let tls = front_proxies.tls();
         let metrics = Metrics::register(&mut Registry::default());
-        let api =
-            Api { sidecars: Arc::new(One), authorizer: Arc::new(Rbac), front_proxies, version: "0.1.0".to_owned(), metrics };
-        Self { server: TestServer::start(router(Arc::new(api)), tls).await, installer, front_proxy, stranger }
+        let api = Api {
+            sidecars: Arc::new(One),
+            authorizer: Arc::new(Rbac),
+            front_proxies: front_proxies.clone(),
+            version: "0.1.0".to_owned(),
+            metrics,
+        };
+        let server = TestServer::start(router(Arc::new(api)), tls).await;
+        Self { server, installer, front_proxies, front_proxy_ca, front_proxy, stranger }
     }
 
     async fn send(&self, identity: Option<&(String, String)>, request: Request<Full<Bytes>>) -> Result<(u16, Value), String> {
@@ -131,6 +151,26 @@ async fn front_proxy_without_which_nobody_is_believed() {
     assert_eq!(fixture.send(Some(&fixture.front_proxy), request()).await.unwrap().0, 200);
     let nameless = Request::get(format!("{BASE}/sidecars")).body(Full::default()).unwrap();
     assert_eq!(fixture.send(Some(&fixture.front_proxy), nameless).await.unwrap().0, 401);
+}
+
+#[tokio::test]
+async fn connection_from_before_the_front_proxy_was_known_ends_when_it_is() {
+    let fixture = Fixture::ignorant().await;
+    let identity = Some((fixture.front_proxy.0.as_str(), fixture.front_proxy.1.as_str()));
+    let mut early = fixture.server.connect(&ca(&fixture.installer), identity).await.unwrap();
+    let request = || Request::get(format!("{BASE}/version")).header("x-remote-user", "bob").header("x-remote-group", "ops");
+    let answer = early.send_request(request().body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), 503);
+    drop(answer);
+    fixture.learn();
+    let ended = async {
+        while early.ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
+    let later = fixture.send(Some(&fixture.front_proxy), request().body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!(later.0, 200);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{Router, body::Bytes};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -53,7 +54,14 @@ impl TestServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let server = Server { name: "test", router, tls, metrics: Metrics::default(), shutdown: shutdown.clone() };
+        let server = Server {
+            name: "test",
+            router,
+            tls: Some(tls),
+            limits: super::FOR_API_SERVERS,
+            metrics: Metrics::default(),
+            shutdown: shutdown.clone(),
+        };
         tokio::spawn(server.serve(listener));
         Self { address, _end: shutdown.drop_guard() }
     }
@@ -65,13 +73,23 @@ impl TestServer {
         identity: Option<(&str, &str)>,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
+        let mut sender = self.connect(ca, identity).await?;
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
+    }
+
+    /// A connection that stays open.
+    pub(crate) async fn connect(
+        &self,
+        ca: &str,
+        identity: Option<(&str, &str)>,
+    ) -> Result<SendRequest<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
         let connector = TlsConnector::from(Arc::new(client_config(ca, identity)));
         let socket = TcpStream::connect(self.address).await?;
         let stream = connector.connect(ServerName::try_from(NAME)?, socket).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
+        Ok(sender)
     }
 }
 

@@ -92,7 +92,8 @@ impl Fixture {
             Lookup { cluster: Arc::new(index), fallback: Arc::new(api_server), operator_namespace: "fetchr-system".to_owned() };
         let metrics = Metrics::register(&mut Registry::default());
         let installer = installer();
-        let webhook = Arc::new(Webhook { lookup, injector, certs: installer.certs(), metrics });
+        let (certs, workers) = (installer.certs(), Workers::default());
+        let webhook = Arc::new(Webhook { lookup, injector, certs, workers, metrics });
         let (_, tls) = watch::channel(Arc::new(server_config(installer.certs(), &https::PROTOCOLS)));
         Self { server: TestServer::start(router(webhook.clone()), tls).await, webhook, installer }
     }
@@ -273,8 +274,11 @@ async fn api_server_that_does_not_answer_is_named() {
     let metrics = &fixture.webhook.metrics;
     let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
     let body = serde_json::to_vec(&review_of(request)).unwrap();
-    let answer =
-        answer(metrics, "inject", &headers, &body, async |request| mutate::decide(&fixture.webhook, request).await).await;
+    // Of its 4 s, three went by while the body came.
+    let until = Deadline(Instant::now() + Duration::from_secs(1));
+    let decide = async |request| mutate::decide(&fixture.webhook, request).await;
+    let answer = answer(metrics, "inject", until, &headers, &body, decide).await;
+    assert!(Instant::now() < until.0 + Duration::from_millis(50));
     let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
     let review: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(review["response"]["allowed"], false);

@@ -7,10 +7,23 @@ use kube::core::{
     response::{StatusCause, StatusDetails},
 };
 
-use super::review;
+use super::{Webhook, review};
+use crate::https::Deadline;
 
-/// Decides about one object.
-pub(super) fn decide(request: &AdmissionRequest<DynamicObject>, operator_namespace: &str) -> AdmissionResponse {
+/// Decides about one object, on a thread of its own.
+pub(super) async fn decide(webhook: &Webhook, request: AdmissionRequest<DynamicObject>, until: Deadline) -> AdmissionResponse {
+    let empty = AdmissionResponse::from(&request);
+    let operator_namespace = webhook.lookup.operator_namespace.clone();
+    match webhook.workers.run(until, move || checked(&request, &operator_namespace)).await {
+        Ok(response) => response,
+        Err(busy) => {
+            webhook.metrics.overloaded(busy.label());
+            review::refused(empty, 503, "ServiceUnavailable", busy.to_string())
+        }
+    }
+}
+
+fn checked(request: &AdmissionRequest<DynamicObject>, operator_namespace: &str) -> AdmissionResponse {
     let response = AdmissionResponse::from(request);
     match problems(request, operator_namespace) {
         Ok(problems) if problems.is_empty() => response,
