@@ -4,6 +4,7 @@
 //! that was injected before, by us or by hand, comes out as the settings of now say, and injecting twice changes nothing.
 
 mod ask;
+mod confine;
 mod conflicts;
 mod containers;
 mod graft;
@@ -12,6 +13,7 @@ mod probes;
 mod reason;
 mod termination;
 mod undo;
+mod update;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ pub use ask::Ask;
 pub use containers::settings_digest;
 pub use graft::graft;
 pub use reason::{REASONS, Reason};
+pub use update::check_update;
 pub use workload::Workload;
 
 use crate::{
@@ -123,6 +126,9 @@ pub fn proxy_ref(proxy: &FetchrProxy) -> ObjectRef {
 /// The pod as its author wrote it, plus a sidecar.
 fn sidecar_for(plain: &undo::Plain, ask: Ask, cx: &InjectContext<'_>) -> Result<(Pod, Vec<String>), Reason> {
     conflicts::can_hold_a_sidecar(&plain.pod)?;
+    if let (Ask::Required, Some(spec)) = (ask, &plain.pod.spec) {
+        confine::pod(spec, cx.namespace_labels)?;
+    }
     let proxy = cx.proxy.ok_or(Reason::NoProxy)?;
     conflicts::check(&plain.pod, proxy, cx.namespace_labels)?;
 

@@ -1,8 +1,10 @@
-//! Admission: `/inject` gives pods their sidecar, `/validate` checks FetchrProxies and FetchrPolicies.
+//! Admission: `/inject` gives pods their sidecar, `/guard` sees to it that they keep it, `/validate` checks FetchrProxies and
+//! FetchrPolicies.
 //!
 //! Nothing is written here (`sideEffects: None`), so a dry run is answered like any other request.
 
 mod cluster;
+mod guard;
 mod lookup;
 mod mutate;
 mod review;
@@ -105,10 +107,11 @@ impl Metrics {
     }
 }
 
-/// The two paths. Anything but a POST of JSON is refused before it is read.
+/// The three paths. Anything but a POST of JSON is refused before it is read.
 pub fn router(webhook: Arc<Webhook>) -> Router {
     Router::new()
         .route("/inject", post(inject))
+        .route("/guard", post(guard))
         .route("/validate", post(validate))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(webhook)
@@ -117,6 +120,11 @@ pub fn router(webhook: Arc<Webhook>) -> Router {
 async fn inject(State(webhook): State<Arc<Webhook>>, until: Deadline, headers: HeaderMap, body: https::Body) -> Response {
     let decide = async |request| mutate::decide(&webhook, request).await;
     answer(&webhook.metrics, "inject", until, &headers, &body, decide).await
+}
+
+async fn guard(State(webhook): State<Arc<Webhook>>, until: Deadline, headers: HeaderMap, body: https::Body) -> Response {
+    let decide = async |request| guard::decide(&webhook, request).await;
+    answer(&webhook.metrics, "guard", until, &headers, &body, decide).await
 }
 
 async fn validate(State(webhook): State<Arc<Webhook>>, until: Deadline, headers: HeaderMap, body: https::Body) -> Response {

@@ -303,6 +303,32 @@ async fn required_namespace_refuses_what_it_would_skip() {
 }
 
 #[tokio::test]
+async fn required_sidecar_cannot_be_changed_in_a_running_pod() {
+    let client = cluster().await;
+    proxy(&client, "strict").await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "strict");
+    pods.create(&PostParams::default(), &pod("guarded", json!({}))).await.unwrap();
+    let image = |field: &str, container: &str, image: &str| json!({"spec": {field: [{"name": container, "image": image}]}});
+    let patch = async |body: Value| pods.patch("guarded", &PatchParams::default(), &Patch::Strategic(body)).await;
+    let error = patch(image("initContainers", "fetchr-proxy", "true")).await.unwrap_err().to_string();
+    assert!(error.contains("the pod's sidecar is required (SidecarChanged)"), "{error}");
+    patch(image("containers", "app", "app:2")).await.unwrap();
+
+    let debug = |context: Value| json!({"spec": {"ephemeralContainers": [{"name": "debug", "image": "debug", "securityContext": context}]}});
+    let attach = async |body: Value| {
+        pods.patch_subresource("ephemeralcontainers", "guarded", &PatchParams::default(), &Patch::Strategic(body)).await
+    };
+    let error = attach(debug(json!({"capabilities": {"add": ["SYS_PTRACE"]}}))).await.unwrap_err().to_string();
+    assert!(error.contains("(Privileged): container debug adds the capability SYS_PTRACE"), "{error}");
+    attach(debug(json!({}))).await.unwrap();
+
+    let mut escaping = pod("escapes", json!({}));
+    escaping.spec.as_mut().unwrap().share_process_namespace = Some(true);
+    let error = pods.create(&PostParams::default(), &escaping).await.unwrap_err().to_string();
+    assert!(error.contains("no sidecar can be injected (Privileged)"), "{error}");
+}
+
+#[tokio::test]
 async fn dry_run_shows_the_sidecar_too() {
     let client = cluster().await;
     proxy(&client, "shop").await;

@@ -6,7 +6,7 @@ use crds::{
     FetchrProxy,
     proxy::{FetchrProxySpec, InterceptionMode},
 };
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SecurityContext, Volume, VolumeMount};
 
 use super::{INIT_CONTAINER, PROXY_CONTAINER, Reason, containers, is_native_sidecar, proxy_ref};
 
@@ -31,11 +31,12 @@ pub(super) fn can_hold_a_sidecar(pod: &Pod) -> Result<(), Reason> {
 pub(super) fn check(pod: &Pod, proxy: &FetchrProxy, namespace_labels: &BTreeMap<String, String>) -> Result<(), Reason> {
     pod_security(proxy, namespace_labels)?;
     let Some(spec) = &pod.spec else { return Ok(()) };
+    tokens(spec)?;
     let ours = own_ports(&proxy.spec);
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         name(container)?;
-        user(container, spec)?;
-        volumes(container)?;
+        user(&container.name, container.security_context.as_ref(), spec)?;
+        volumes(&container.name, container.volume_mounts.as_deref())?;
     }
     let serving = spec.init_containers.iter().flatten().filter(|container| is_native_sidecar(container));
     spec.containers.iter().chain(serving).try_for_each(|container| ports(container, &ours))
@@ -69,16 +70,31 @@ fn name(container: &Container) -> Result<(), Reason> {
     if taken { Err(Reason::NameTaken { container: container.name.clone() }) } else { Ok(()) }
 }
 
-fn user(container: &Container, spec: &PodSpec) -> Result<(), Reason> {
-    let own = container.security_context.as_ref().and_then(|context| context.run_as_user);
+/// Refuses the sidecar's user.
+pub(super) fn user(container: &str, context: Option<&SecurityContext>, spec: &PodSpec) -> Result<(), Reason> {
+    let own = context.and_then(|context| context.run_as_user);
     let user = own.or_else(|| spec.security_context.as_ref()?.run_as_user);
-    if user == Some(containers::PROXY_UID) { Err(Reason::UserTaken { container: container.name.clone() }) } else { Ok(()) }
+    if user == Some(containers::PROXY_UID) { Err(Reason::UserTaken { container: container.to_owned() }) } else { Ok(()) }
 }
 
-fn volumes(container: &Container) -> Result<(), Reason> {
-    let mounts = container.volume_mounts.iter().flatten();
+/// Refuses the sidecar's volumes.
+pub(super) fn volumes(container: &str, mounts: Option<&[VolumeMount]>) -> Result<(), Reason> {
+    let mounts = mounts.unwrap_or_default().iter();
     match mounts.map(|mount| &mount.name).find(|name| containers::VOLUMES.contains(&name.as_str())) {
-        Some(volume) => Err(Reason::VolumeTaken { container: container.name.clone(), volume: volume.clone() }),
+        Some(volume) => Err(Reason::VolumeTaken { container: container.to_owned(), volume: volume.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a token like the sidecar's: whoever has one opens the pod's stream, and ends the sidecar's by that.
+fn tokens(spec: &PodSpec) -> Result<(), Reason> {
+    let projects = |volume: &&Volume| {
+        let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        let tokens = sources.filter_map(|source| source.service_account_token.as_ref());
+        tokens.into_iter().any(|token| token.audience.as_deref() == Some(containers::TOKEN_AUDIENCE))
+    };
+    match spec.volumes.iter().flatten().find(projects) {
+        Some(volume) => Err(Reason::TokenTaken { volume: volume.name.clone() }),
         None => Ok(()),
     }
 }

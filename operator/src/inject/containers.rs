@@ -43,6 +43,9 @@ const RUN_VOLUME: &str = "fetchr-run";
 /// Volumes that only our containers may mount.
 pub(super) const VOLUMES: [&str; 4] = [STATE_VOLUME, PLAN_VOLUME, TOKEN_VOLUME, RUN_VOLUME];
 
+/// Audience of the sidecar's token.
+pub(super) const TOKEN_AUDIENCE: &str = "fetchr.sh";
+
 const STATE_DIR: &str = "/var/lib/fetchr";
 const PLAN_DIR: &str = "/etc/fetchr/plan";
 const TOKEN_DIR: &str = "/var/run/secrets/fetchr.sh";
@@ -351,7 +354,7 @@ fn plan_volume(proxy: &ObjectRef) -> Volume {
 
 fn token_volume() -> Volume {
     let token = ServiceAccountTokenProjection {
-        audience: Some("fetchr.sh".to_owned()),
+        audience: Some(TOKEN_AUDIENCE.to_owned()),
         expiration_seconds: Some(3600),
         path: "token".to_owned(),
     };

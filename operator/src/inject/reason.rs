@@ -66,10 +66,33 @@ pub enum Reason {
         /// The volume.
         volume: String,
     },
+    /// A volume projects a token like the sidecar's.
+    #[error("volume {volume} projects a token for the audience fetchr.sh, with which the sidecar's stream could be taken over")]
+    TokenTaken {
+        /// The volume.
+        volume: String,
+    },
+    /// The pod could escape its sidecar, where it may not.
+    #[error(
+        "{what}, which lets it pass by the sidecar that its namespace requires; leave it out, or have the platform label the \
+         namespace fetchr.sh/privileged-pods: allowed"
+    )]
+    Privileged {
+        /// What of it.
+        what: String,
+    },
+    /// A running sidecar would become something else.
+    #[error("container {container} may only run the image {image}; delete the pod to have it made anew")]
+    SidecarChanged {
+        /// The container.
+        container: String,
+        /// The image that a sidecar would get now.
+        image: String,
+    },
 }
 
 /// All codes that a stamp can hold.
-pub const REASONS: [&str; 10] = [
+pub const REASONS: [&str; 12] = [
     "OptedOut",
     "HostNetwork",
     "Windows",
@@ -80,6 +103,8 @@ pub const REASONS: [&str; 10] = [
     "PortTaken",
     "NameTaken",
     "VolumeTaken",
+    "TokenTaken",
+    "Privileged",
 ];
 
 impl Reason {
@@ -98,6 +123,9 @@ impl Reason {
             Self::PortTaken { .. } => "PortTaken",
             Self::NameTaken { .. } => "NameTaken",
             Self::VolumeTaken { .. } => "VolumeTaken",
+            Self::TokenTaken { .. } => "TokenTaken",
+            Self::Privileged { .. } => "Privileged",
+            Self::SidecarChanged { .. } => "SidecarChanged",
         }
     }
 
@@ -111,6 +139,9 @@ impl Reason {
                 | Self::PortTaken { .. }
                 | Self::NameTaken { .. }
                 | Self::VolumeTaken { .. }
+                | Self::TokenTaken { .. }
+                | Self::Privileged { .. }
+                | Self::SidecarChanged { .. }
         )
     }
 

@@ -345,3 +345,76 @@ proptest! {
         prop_assert_eq!(injected(&early, &settings), both);
     }
 }
+
+fn refusal(labels: &[(&str, &str)], spec: Value) -> Option<&'static str> {
+    match decide_in(labels, &pod(spec), Some(&proxy(json!({})))) {
+        Decision::Refuse { reason } => Some(reason.code()),
+        Decision::Patch { .. } => None,
+        other => panic!("neither refused nor injected: {other:?}"),
+    }
+}
+
+#[test]
+fn pod_that_could_escape_is_refused_where_a_sidecar_is_required() {
+    let app = |context: Value| json!({"containers": [{"name": "app", "image": "app", "securityContext": context}]});
+    let with = |field: &str| json!({"containers": [{"name": "app", "image": "app"}], field: true});
+    let escaping = [
+        with("hostPID"),
+        with("shareProcessNamespace"),
+        app(json!({"privileged": true})),
+        app(json!({"capabilities": {"add": ["NET_ADMIN"]}})),
+        app(json!({"capabilities": {"add": ["CAP_NET_RAW"]}})),
+        app(json!({"capabilities": {"add": ["ALL"]}})),
+    ];
+    let required = ("fetchr.sh/inject", "required");
+    for spec in escaping {
+        assert_eq!(refusal(&[required], spec.clone()), Some("Privileged"), "{spec}");
+        assert_eq!(refusal(&[required, ("fetchr.sh/privileged-pods", "allowed")], spec.clone()), None, "{spec}");
+        assert_eq!(refusal(&[], spec.clone()), None, "{spec}: its team's choice");
+    }
+    assert_eq!(refusal(&[required], app(json!({"capabilities": {"add": ["NET_BIND_SERVICE"]}}))), None);
+    assert_eq!(refusal(&[required, ("fetchr.sh/privileged-pods", "allowed")], with("hostNetwork")), Some("HostNetwork"));
+}
+
+#[test]
+fn token_like_the_sidecars_is_refused() {
+    let token = |audience: &str| {
+        json!({"containers": [{"name": "app", "image": "app"}], "volumes": [{"name": "mine",
+            "projected": {"sources": [{"serviceAccountToken": {"audience": audience, "path": "t"}}]}}]})
+    };
+    assert_eq!(refusal(&[], token("fetchr.sh")), Some("TokenTaken"));
+    assert_eq!(refusal(&[], token("vault")), None);
+}
+
+#[test]
+fn running_sidecar_stays_what_it_is() {
+    let runs = injected(&pod(json!({"containers": [{"name": "app", "image": "app"}]})), &proxy(json!({})));
+    let code = |change: &dyn Fn(&mut Value), labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let mut changed = as_json(&runs);
+        change(&mut changed["spec"]);
+        let changed = serde_json::from_value(changed).unwrap();
+        check_update(&runs, &changed, &labels, "fetchr/sidecar:0.2.0").err().map(|reason| reason.code())
+    };
+    let image = |index: usize, image: &'static str| move |spec: &mut Value| spec["initContainers"][index]["image"] = json!(image);
+    assert_eq!(code(&image(0, "true"), &[]), Some("SidecarChanged"));
+    assert_eq!(code(&image(1, "true"), &[]), Some("SidecarChanged"));
+    assert_eq!(code(&image(1, "fetchr/sidecar:0.2.0"), &[]), None, "what a new pod would get");
+    assert_eq!(code(&|spec| spec["containers"][0]["image"] = json!("app:2"), &[]), None);
+    let debug = |container: Value| {
+        move |spec: &mut Value| {
+            let mut one = json!({"name": "debug", "image": "debug"});
+            one.as_object_mut().unwrap().extend(container.as_object().unwrap().clone());
+            spec["ephemeralContainers"] = json!([one]);
+        }
+    };
+    let allowed = [("fetchr.sh/privileged-pods", "allowed")];
+    let privileged = json!({"securityContext": {"privileged": true}});
+    assert_eq!(code(&debug(json!({})), &[]), None);
+    assert_eq!(code(&debug(privileged.clone()), &[]), Some("Privileged"));
+    assert_eq!(code(&debug(privileged), &allowed), None);
+    assert_eq!(code(&debug(json!({"targetContainerName": "fetchr-proxy"})), &[]), Some("Privileged"));
+    assert_eq!(code(&debug(json!({"securityContext": {"runAsUser": 2733}})), &allowed), Some("UserTaken"));
+    let mounts = json!({"volumeMounts": [{"name": "fetchr-token", "mountPath": "/t"}]});
+    assert_eq!(code(&debug(mounts), &allowed), Some("VolumeTaken"));
+}
