@@ -52,13 +52,14 @@ fn wrong_values_are_refused_with_their_name() {
 fn operator_has_exactly_these_rights() {
     let objects = render(&[]);
     let expected = "\
-fetchr.sh/fetchrproxies,fetchrpolicies: get list watch
-/namespaces,pods,services: get list watch
-apps/daemonsets,deployments,statefulsets: get list watch
+fetchr.sh/fetchrproxies,fetchrpolicies: list watch
+/namespaces,pods,services: list watch
+apps/daemonsets,deployments,statefulsets: list watch
+/namespaces: get
 batch/jobs: get
 fetchr.sh/fetchrproxies/status,fetchrpolicies/status: patch
 events.k8s.io/events: create patch
-/configmaps[fetchr-plan]: create delete list patch
+/configmaps[fetchr-plan]: create delete list patch watch
 /pods/eviction: create
 authentication.k8s.io/tokenreviews: create
 authorization.k8s.io/subjectaccessreviews: create
@@ -71,7 +72,7 @@ apiregistration.k8s.io/apiservices[v1alpha1.api.fetchr.sh]: get patch
 /secrets[fetchr-ca]: get list watch update
 coordination.k8s.io/leases: create
 coordination.k8s.io/leases[fetchr-operator]: get patch
-fetchr.sh/fetchrproxies[default]: create patch
+fetchr.sh/fetchrproxies[default]: create get patch
 ";
     assert_eq!(rights(&objects, "Role", "fetchr-operator"), expected);
 }
@@ -165,6 +166,25 @@ fn operator_knows_every_variable_that_it_is_given() {
             let variable = variable["name"].as_str().unwrap();
             assert!(help.contains(&format!("[env: {variable}=")), "{command} does not know {variable}");
         }
+    }
+}
+
+#[test]
+fn clean_up_runs_wherever_the_operator_does() {
+    let values = format!("{}/ci/full-values.yaml", chart());
+    let objects = render(&["--values", &values]);
+    let spec = |kind, name| find(&objects, kind, name)["spec"]["template"]["spec"].clone();
+    let (operator, cleanup) = (spec("Deployment", "fetchr-operator"), spec("Job", "fetchr-cleanup"));
+    for field in ["nodeSelector", "tolerations", "affinity", "priorityClassName", "imagePullSecrets"] {
+        assert!(!cleanup[field].is_null(), "{field}");
+        assert_eq!(cleanup[field], operator[field], "{field}");
+    }
+    let policy = |name| find(&objects, "NetworkPolicy", name)["spec"].clone();
+    let (operator, cleanup) = (policy("fetchr-operator"), policy("fetchr-cleanup"));
+    assert_eq!(cleanup["egress"], operator["egress"]);
+    let labels = find(&objects, "Job", "fetchr-cleanup")["spec"]["template"]["metadata"]["labels"].clone();
+    for (key, value) in cleanup["podSelector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(labels[key], *value, "{key}");
     }
 }
 
@@ -273,6 +293,8 @@ fn people_have_the_rights_of_their_roles(cluster: &Cluster) {
             cluster.kubectl(&["create", "clusterrolebinding", &name, "--clusterrole", ours, "--user", role], "").unwrap();
         }
     }
+    let editor = ["create", "clusterrolebinding", "platform", "--clusterrole", "fetchr-proxy-editor", "--user", "platform"];
+    cluster.kubectl(&editor, "").unwrap();
     for (role, what, expected) in [
         ("view", "get fetchr.sh/fetchrproxies", true),
         ("view", "create fetchr.sh/fetchrpolicies", false),
@@ -281,7 +303,9 @@ fn people_have_the_rights_of_their_roles(cluster: &Cluster) {
         ("edit", "create fetchr.sh/fetchrpolicies", true),
         ("edit", "patch fetchr.sh/fetchrproxies", false),
         ("edit", "get api.fetchr.sh/sidecars/config", true),
-        ("admin", "patch fetchr.sh/fetchrproxies", true),
+        ("admin", "create fetchr.sh/fetchrpolicies", true),
+        ("admin", "patch fetchr.sh/fetchrproxies", false),
+        ("platform", "patch fetchr.sh/fetchrproxies", true),
     ] {
         assert_eq!(cluster.allows(role, what), expected, "{role}: {what}");
     }
