@@ -85,7 +85,9 @@ impl Count {
     fn of(survey: &Survey<'_>, verdict: &PolicyVerdict) -> Self {
         let mut count = Self::default();
         for plan in &verdict.plans {
-            for sidecar in survey.sidecars(plan).iter().filter(|sidecar| is_at(&sidecar.identity, &verdict.target)) {
+            let is_own = plan.pod_namespace == verdict.policy.namespace;
+            let counts = |sidecar: &&Sidecar<'_>| (is_own || sidecar.is_proven) && is_at(&sidecar.identity, &verdict.target);
+            for sidecar in survey.sidecars(plan).iter().filter(counts) {
                 count.add(sidecar, &verdict.policy);
             }
         }

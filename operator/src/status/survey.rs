@@ -45,6 +45,8 @@ pub(super) struct Sidecar<'a> {
     pub(super) pod: &'a ObjectRef,
     pub(super) identity: Identity,
     pub(super) report: Option<&'a Report>,
+    /// Whether more than the pod's own annotation says so: its stream, or that admission would give it this proxy now.
+    pub(super) is_proven: bool,
 }
 
 impl<'a> Survey<'a> {
@@ -63,11 +65,15 @@ impl<'a> Survey<'a> {
             let chosen = (opt_in != OptIn::No).then(|| index.choose(key, pod, opt_in, operator_namespace)).flatten();
             match pod.injected_proxy() {
                 Some(proxy) => {
-                    let report = reports.get(key).filter(|report| report.uid == pod.uid);
-                    let fits = chosen.is_none_or(|chosen| chosen == proxy) && digests.fits(pod, &proxy, opt_in);
-                    survey.injected(key, proxy.clone(), fits, report);
-                    let plan = PlanKey { pod_namespace: key.namespace.clone(), proxy };
-                    let sidecar = Sidecar { pod: key, identity: index.identity(key, pod), report };
+                    let plan = PlanKey { pod_namespace: key.namespace.clone(), proxy: proxy.clone() };
+                    let report = reports.get(key).filter(|report| report.uid == pod.uid && report.key == plan);
+                    let is_proven = report.is_some() || chosen.as_ref() == Some(&proxy);
+                    // Who may write a pod's annotations has no say about other namespaces.
+                    if is_proven || proxy.namespace == key.namespace {
+                        let fits = chosen.is_none_or(|chosen| chosen == proxy) && digests.fits(pod, &proxy, opt_in);
+                        survey.injected(key, proxy, fits, report);
+                    }
+                    let sidecar = Sidecar { pod: key, identity: index.identity(key, pod), report, is_proven };
                     survey.sidecars.entry(plan).or_default().push(sidecar);
                 }
                 None => {
@@ -153,5 +159,76 @@ impl Digests<'_> {
         let required = opt_in == OptIn::Required;
         let digest = self.known.entry((proxy.clone(), required)).or_insert_with(|| (self.settings_digest)(object, required));
         pod.stamp.as_ref().and_then(|stamp| stamp.settings.as_ref()) == Some(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        index::{Indexed as _, Namespace},
+        stamp::{self, Stamp},
+    };
+
+    const PLATFORM: &str = "fetchr-system";
+
+    /// A cluster with the proxies `bank/web` and the platform's default one, and a pod of `evil` whose annotations claim `proxy`.
+    fn claiming(proxy: &str, inject: Option<&str>) -> Index {
+        let mut index = Index::default();
+        for (namespace, name) in [("bank", "web"), (PLATFORM, "default")] {
+            let object = FetchrProxy::new(name, Default::default());
+            let mut object = serde_json::json!(object);
+            object["metadata"]["namespace"] = namespace.into();
+            let (key, stored) = crate::index::Proxy::read(serde_json::from_value(object).unwrap()).unwrap();
+            index.apply(key, stored, "1".to_owned());
+        }
+        let namespace = Namespace { inject: inject.map(str::to_owned), ..Namespace::default() };
+        index.apply(ObjectRef::new("", "evil"), namespace, "1".to_owned());
+        let stamp = Stamp { proxy: Some(proxy.to_owned()), ..Stamp::default() };
+        let labels = BTreeMap::from([(stamp::INJECTED.to_owned(), "true".to_owned())]);
+        let pod = Pod { uid: "u1".to_owned(), stamp: Some(stamp), labels, ..Pod::default() };
+        index.apply(ObjectRef::new("evil", "pod"), pod, "1".to_owned());
+        index
+    }
+
+    fn report(proxy: &str) -> HashMap<ObjectRef, Report> {
+        let (namespace, name) = proxy.split_once('/').unwrap();
+        let report = Report {
+            uid: "u1".to_owned(),
+            in_sync: true,
+            nack: None,
+            left_out: Arc::new([]),
+            identity: None,
+            key: PlanKey { pod_namespace: "evil".to_owned(), proxy: ObjectRef::new(namespace, name) },
+            version: "0.1.0".to_owned(),
+            plan_source: "Stream".to_owned(),
+        };
+        HashMap::from([(ObjectRef::new("evil", "pod"), report)])
+    }
+
+    /// How many pods the proxy counts as injected, and whether the pod is proven to those who look at its plan.
+    fn counted(index: &Index, reports: &HashMap<ObjectRef, Report>, proxy: &str) -> (i32, bool) {
+        let digest: SettingsDigest = Arc::new(|_, _| String::new());
+        let survey = Survey::new(index, &Content::for_test(BTreeMap::new()), reports, PLATFORM, &digest);
+        let (namespace, name) = proxy.split_once('/').unwrap();
+        let key = PlanKey { pod_namespace: "evil".to_owned(), proxy: ObjectRef::new(namespace, name) };
+        (survey.of_proxy(&key.proxy).counts.injected, survey.sidecars(&key)[0].is_proven)
+    }
+
+    #[test]
+    fn annotation_alone_counts_for_nobody_in_another_namespace() {
+        let nothing = HashMap::new();
+        assert_eq!(counted(&claiming("bank/web", None), &nothing, "bank/web"), (0, false));
+        assert_eq!(counted(&claiming("bank/web", Some("enabled")), &nothing, "bank/web"), (0, false));
+        assert_eq!(counted(&claiming("fetchr-system/default", None), &nothing, "fetchr-system/default"), (0, false));
+        assert_eq!(counted(&claiming("evil/own", None), &nothing, "evil/own"), (1, false), "its own namespace's business");
+    }
+
+    #[test]
+    fn stream_or_admission_prove_what_an_annotation_says() {
+        let default = "fetchr-system/default";
+        assert_eq!(counted(&claiming(default, None), &report(default), default), (1, true));
+        assert_eq!(counted(&claiming(default, Some("enabled")), &HashMap::new(), default), (1, true));
+        assert_eq!(counted(&claiming("bank/web", None), &report(default), "bank/web"), (0, false), "a stream for another plan");
     }
 }
