@@ -45,6 +45,7 @@ pub struct Metrics {
     streams: Gauge,
     opened: Counter,
     replaced: Counter,
+    expired: Counter,
     answers: Family<Answer, Counter>,
 }
 
@@ -60,6 +61,8 @@ impl Metrics {
         registry.register("streams", "Streams of sidecars that are open", metrics.streams.clone());
         registry.register("streams_opened", "Streams of sidecars that said Hello", metrics.opened.clone());
         registry.register("streams_replaced", "Streams closed because their pod opened another", metrics.replaced.clone());
+        let help = "Streams closed because the token that opened them has ended";
+        registry.register("streams_expired", help, metrics.expired.clone());
         registry.register("plan_answers", "Answers of sidecars to plans", metrics.answers.clone());
         metrics
     }
@@ -194,6 +197,11 @@ impl Hub {
             drop(inner);
             self.ring();
         }
+    }
+
+    /// Counts a stream whose token has ended.
+    pub fn expired(&self) {
+        self.metrics.expired.inc();
     }
 
     /// Takes what a sidecar says.

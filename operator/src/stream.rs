@@ -4,14 +4,18 @@ mod auth;
 mod outgoing;
 mod serve;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use crds::{
     plan::{ObjectRef, PlanKey},
     policy::FEATURES,
 };
 use futures::Stream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
@@ -56,13 +60,15 @@ impl Config for Service {
 
     async fn stream(&self, request: Request<Streaming<v1::Up>>) -> Result<Response<Self::StreamStream>, Status> {
         let caller = self.authenticator.check(request.metadata()).await?;
+        let left = caller.expires.duration_since(SystemTime::now()).unwrap_or_default();
+        let until = Instant::now() + left;
         let mut incoming = request.into_inner();
         let hello = self.hello(caller, &mut incoming).await?;
         let (session, inbox) = self.hub.join(hello, &self.index.read(), &self.shutdown);
         info!(pod = %session.pod, version = session.version, plan = %session.key, "Stream opened.");
         let guard = Guard::new(self.hub.clone(), session.clone());
         tokio::spawn(listen(self.hub.clone(), session.clone(), incoming));
-        Ok(Response::new(Box::pin(Outgoing::new(guard, inbox, self.certs.clone()).into_stream())))
+        Ok(Response::new(Box::pin(Outgoing::new(guard, inbox, self.certs.clone(), until).into_stream())))
     }
 }
 
@@ -129,7 +135,7 @@ mod tests {
     use super::*;
 
     fn caller() -> Caller {
-        Caller { pod: ObjectRef::new("shop", "web-1"), uid: "u1".to_owned() }
+        Caller { pod: ObjectRef::new("shop", "web-1"), uid: "u1".to_owned(), expires: SystemTime::UNIX_EPOCH }
     }
 
     fn hello() -> v1::Hello {

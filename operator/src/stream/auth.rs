@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use crds::plan::ObjectRef;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::{Api, Client, api::PostParams};
@@ -14,6 +15,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tonic::{Status, metadata::MetadataMap};
 use tracing::warn;
@@ -26,6 +28,8 @@ const BELIEVED: Duration = Duration::from_secs(20);
 const MAX_CACHED: usize = 4096;
 /// How long the API server may take.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a stream may go on that a token opened which does not say when it ends: as long as admission asks for.
+const LIFETIME: Duration = Duration::from_secs(3600);
 /// Longest token that is looked at, in bytes.
 const MAX_TOKEN: usize = 16 << 10;
 
@@ -36,6 +40,8 @@ pub struct Caller {
     pub pod: ObjectRef,
     /// Its UID.
     pub uid: String,
+    /// When the token ends, and what was opened with it.
+    pub expires: SystemTime,
 }
 
 /// Asks the API server whose a token is; cheap to clone.
@@ -75,6 +81,7 @@ impl Authenticator {
         };
         let refusal =
             || Status::unauthenticated(format!("the token is not one of a pod for the audience {AUDIENCE}, or is out of date"));
+        let caller = caller.filter(|caller| caller.expires > SystemTime::now());
         let caller = caller.ok_or_else(|| self.refuse("refused", refusal()))?;
         self.count("ok");
         Ok(caller)
@@ -94,7 +101,9 @@ impl Authenticator {
             }
             Err(_) => return Err(self.refuse("unavailable", unavailable())),
         };
-        let caller = review.status.as_ref().and_then(caller);
+        // The API server has just vouched for the token, so what it says about itself holds.
+        let expires = expiry(token).unwrap_or_else(|| SystemTime::now() + LIFETIME);
+        let caller = review.status.as_ref().and_then(|status| caller(status, expires));
         self.remember(token, caller.clone(), Instant::now());
         Ok(caller)
     }
@@ -132,8 +141,19 @@ fn digest(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
+/// When a token ends; None if it is no JSON Web Token (RFC 7519, section 4.1.4).
+fn expiry(token: &str) -> Option<SystemTime> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: u64,
+    }
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let Claims { exp } = serde_json::from_slice(&payload).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(exp))
+}
+
 /// The pod that a valid token of our audience is bound to.
-fn caller(status: &TokenReviewStatus) -> Option<Caller> {
+fn caller(status: &TokenReviewStatus, expires: SystemTime) -> Option<Caller> {
     let ours = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
     if status.authenticated != Some(true) || !ours {
         return None;
@@ -144,6 +164,7 @@ fn caller(status: &TokenReviewStatus) -> Option<Caller> {
     Some(Caller {
         pod: ObjectRef::new(namespace, extra("authentication.kubernetes.io/pod-name")?),
         uid: extra("authentication.kubernetes.io/pod-uid")?,
+        expires,
     })
 }
 
@@ -168,8 +189,20 @@ mod tests {
 
     #[test]
     fn bound_token_names_its_pod() {
-        let expected = Caller { pod: ObjectRef::new("shop", "web-1"), uid: "u1".to_owned() };
-        assert_eq!(caller(&status(|_| {})), Some(expected));
+        let expected = Caller { pod: ObjectRef::new("shop", "web-1"), uid: "u1".to_owned(), expires: UNIX_EPOCH };
+        assert_eq!(caller(&status(|_| {}), UNIX_EPOCH), Some(expected));
+    }
+
+    #[test]
+    fn token_says_when_it_ends() {
+        let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        assert_eq!(
+            expiry(&token(r#"{"exp":1700000000,"aud":["fetchr.sh"]}"#)),
+            Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+        );
+        for odd in [token("{}"), token("no JSON"), token(r#"{"exp":-1}"#), "opaque".to_owned(), "a.?.b".to_owned()] {
+            assert_eq!(expiry(&odd), None, "{odd}");
+        }
     }
 
     #[test]
@@ -180,7 +213,7 @@ mod tests {
             ("not bound to a pod", status(|s| s["user"]["extra"] = json!({}))),
             ("a person", status(|s| s["user"]["username"] = json!("alice"))),
         ] {
-            assert_eq!(caller(&status), None, "{what}");
+            assert_eq!(caller(&status, UNIX_EPOCH), None, "{what}");
         }
     }
 }

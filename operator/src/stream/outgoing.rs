@@ -1,10 +1,10 @@
-//! The sending half of a stream: Identity, then Plan, and each again when it changes.
+//! The sending half of a stream: Identity, then Plan, and each again when it changes, until the token ends that opened it.
 
 use std::{sync::Arc, time::Duration};
 
 use crds::plan::Identity;
 use futures::{Stream, stream};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tonic::Status;
 use wire::v1::{self, down::Message};
 
@@ -45,31 +45,40 @@ pub(super) struct Outgoing {
     sent: Option<Arc<Document>>,
     identified: bool,
     again: Interval,
+    /// When the token ends that opened the stream.
+    until: Instant,
 }
 
 impl Outgoing {
-    pub(super) fn new(guard: Guard, mut inbox: Inbox, mut certs: Certs) -> Self {
+    pub(super) fn new(guard: Guard, mut inbox: Inbox, mut certs: Certs, until: Instant) -> Self {
         inbox.identity.mark_changed();
         certs.mark_changed();
         let mut again = interval(AGAIN);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { guard, inbox, certs, trust: None, sent: None, identified: false, again }
+        Self { guard, inbox, certs, trust: None, sent: None, identified: false, again, until }
     }
 
     /// Each message is made when the transport asks for it, so a slow sidecar skips what it has missed.
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<v1::Down, Status>> {
-        stream::unfold(self, |mut outgoing| async {
-            let message = outgoing.next().await?;
-            Some((Ok(v1::Down { message: Some(message) }), outgoing))
+        stream::unfold(Some(self), |outgoing| async {
+            let mut outgoing = outgoing?;
+            match outgoing.next().await? {
+                Ok(message) => Some((Ok(v1::Down { message: Some(message) }), Some(outgoing))),
+                Err(end) => Some((Err(end), None)),
+            }
         })
     }
 
-    async fn next(&mut self) -> Option<Message> {
+    async fn next(&mut self) -> Option<Result<Message, Status>> {
         let session = self.guard.session.clone();
         loop {
             let message = tokio::select! {
                 biased;
                 () = session.ended().cancelled() => return None,
+                () = sleep_until(self.until) => {
+                    self.guard.hub.expired();
+                    return Some(Err(Status::unauthenticated("the token that opened this stream has ended; open another with the newer one")));
+                }
                 Ok(()) = self.certs.changed() => self.trust(),
                 Ok(()) = self.inbox.identity.changed() => self.identity(),
                 // A sidecar that does not know its place could not tell which policies of a plan are its own.
@@ -77,8 +86,8 @@ impl Outgoing {
                 Some(command) = self.inbox.commands.recv() => Some(Message::Command(command)),
                 _ = self.again.tick() => self.plan_again(),
             };
-            if message.is_some() {
-                return message;
+            if let Some(message) = message {
+                return Some(Ok(message));
             }
         }
     }
@@ -111,5 +120,46 @@ impl Outgoing {
             return None;
         }
         self.plan()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::plan::{ObjectRef, PlanKey};
+    use futures::StreamExt as _;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        deliver::{Hello, Metrics},
+        https::testing::installer,
+        index::Index,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn stream_ends_with_the_token_that_opened_it() {
+        let hub = Hub::new(Metrics::default());
+        let hello = Hello {
+            pod: ObjectRef::new("shop", "web-1"),
+            uid: "u1".to_owned(),
+            key: PlanKey { pod_namespace: "shop".to_owned(), proxy: ObjectRef::new("shop", "web") },
+            features: Default::default(),
+            version: "0.1.0".to_owned(),
+            digest: String::new(),
+        };
+        let (session, inbox) = hub.join(hello, &Index::default(), &CancellationToken::new());
+        let until = Instant::now() + Duration::from_secs(3600);
+        let guard = Guard::new(hub.clone(), session.clone());
+        let mut messages = Box::pin(Outgoing::new(guard, inbox, installer().certs(), until).into_stream());
+        let end = loop {
+            match messages.next().await.expect("it says why it ends") {
+                Ok(_) => assert!(Instant::now() < until),
+                Err(end) => break end,
+            }
+        };
+        assert_eq!(end.code(), tonic::Code::Unauthenticated);
+        assert!(Instant::now() >= until && Instant::now() < until + Duration::from_secs(1));
+        assert!(messages.next().await.is_none());
+        assert!(session.ended().is_cancelled() && hub.reports().is_empty(), "nobody counts it any more");
     }
 }
