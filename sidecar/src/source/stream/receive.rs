@@ -119,8 +119,6 @@ impl Receiver {
             v1::down::Message::Plan(plan) => self.plan(stream, plan).await,
             v1::down::Message::Trust(trust) => self.trust(&trust),
             v1::down::Message::Command(command) => self.command(stream, command),
-            // No section of a plan refers to a Service yet, so no operator sends any.
-            v1::down::Message::Endpoints(_) => {}
         }
     }
 
