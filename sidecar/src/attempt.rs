@@ -1,7 +1,12 @@
 //! One try, and the one retry that is always safe: for a request that its connection did not carry, or its upstream did not
 //! process.
 
-use std::{future::Future, pin::pin, rc::Rc, time::Instant as StdInstant};
+use std::{
+    future::Future,
+    pin::pin,
+    rc::Rc,
+    time::{Duration, Instant as StdInstant},
+};
 
 use http::{Extensions, HeaderMap, Method, Request, Response, Uri, Version, header};
 use tokio::time::{Instant, timeout_at};
@@ -28,6 +33,8 @@ pub(crate) struct Call {
     pub(crate) upload: Upload,
     pub(crate) timeouts: Timeouts,
     pub(crate) max_connections: usize,
+    /// How long its connection may be idle afterwards.
+    pub(crate) keep: Duration,
     /// When the client's request began.
     pub(crate) started: StdInstant,
 }
@@ -71,7 +78,7 @@ pub(crate) async fn send(
 }
 
 async fn with_retry(pool: &Pool, metrics: &Metrics, call: Call) -> Result<Answered, ForwardError> {
-    let limits = Limits { connect: call.timeouts.connect, idle: call.timeouts.idle, connections: call.max_connections };
+    let limits = Limits { connect: call.timeouts.connect, idle: call.keep, connections: call.max_connections };
     let host = pool.host(&call.key, &limits);
     let attempt = Attempt {
         pool,
@@ -135,6 +142,9 @@ impl Attempt<'_> {
         match self.in_time(sent).await.map_err(Failed::for_good)? {
             Ok(Answer::Response(response)) if response.status() == http::StatusCode::SWITCHING_PROTOCOLS && !switches => {
                 Err(Failed::for_good(ForwardError::Switched))
+            }
+            Ok(Answer::Response(response)) if !fields::is_plainly_framed(response.headers()) => {
+                Err(Failed::for_good(ForwardError::ResponseCoding))
             }
             Ok(Answer::Response(response)) => {
                 Ok(Answered::Response(response.map(|reply| Flow::reply(reply, self.timeouts.idle))))
@@ -223,7 +233,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn deadline(&self) -> (Instant, std::time::Duration) {
+    fn deadline(&self) -> (Instant, Duration) {
         let limit = if self.upload.is_done() { self.timeouts.head } else { self.timeouts.idle };
         let head = self.upload.moved() + limit;
         match self.total {

@@ -5,7 +5,6 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    panic::AssertUnwindSafe,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -21,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
 use crate::{
+    contain::contained,
     drain::Open,
     exchange::MAX_FIELDS,
     fields::Via,
@@ -100,10 +100,7 @@ impl Connection {
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let Arrival { peer, direction, entry, held } = arrival;
     let connection = Rc::new(Connection { worker, peer, direction, entry, progress: Arc::default(), _held: held });
-    let served = AssertUnwindSafe(detect_and_serve(Rc::clone(&connection), stream)).catch_unwind().await;
-    if served.is_err() {
-        connection.worker.metrics.panics.inc();
-    }
+    contained(&connection.worker.metrics.panics, detect_and_serve(Rc::clone(&connection), stream)).await;
 }
 
 async fn detect_and_serve(connection: Rc<Connection>, mut stream: TcpStream) {

@@ -12,7 +12,10 @@ use std::{
 };
 
 use crds::policy::Direction;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 /// Where the sidecar stands between start and end. Later phases compare greater.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -125,6 +128,15 @@ impl Handle {
         self.open(Direction::Inbound) + self.open(Direction::Outbound)
     }
 
+    /// Drains inbound traffic, then stops: `timeout`, counted from the end of `delay`, is for both together. Returns the connections
+    /// that were left.
+    pub async fn end(&self, delay: Duration, timeout: Duration) -> usize {
+        let deadline = Instant::now() + delay + timeout;
+        // An earlier drain, which this joins, has a time of its own.
+        let _ = timeout_at(deadline, self.drain_inbound(delay, timeout)).await;
+        self.stop(deadline.saturating_duration_since(Instant::now())).await
+    }
+
     /// Counts a connection until the guard is dropped.
     pub fn track(&self, direction: Direction) -> Open {
         self.counter(direction).open.fetch_add(1, Ordering::Relaxed);
@@ -223,7 +235,7 @@ mod tests {
     async fn inbound_drain_gives_up_after_its_time() {
         let handle = Handle::new();
         let _open = handle.track(Direction::Inbound);
-        let start = tokio::time::Instant::now();
+        let start = Instant::now();
         assert_eq!(handle.drain_inbound(Duration::from_secs(5), Duration::from_secs(30)).await, 1);
         assert_eq!(start.elapsed().as_secs(), 35);
     }
@@ -236,5 +248,24 @@ mod tests {
         assert!(!handle.asks_to_close(Direction::Outbound));
         handle.stop(Duration::ZERO).await;
         assert!(handle.asks_to_close(Direction::Outbound));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn end_takes_one_delay_and_one_timeout() {
+        let handle = Handle::new();
+        let _open = (handle.track(Direction::Inbound), handle.track(Direction::Outbound));
+        let start = Instant::now();
+        assert_eq!(handle.end(Duration::from_secs(5), Duration::from_secs(30)).await, 2);
+        assert_eq!(start.elapsed().as_secs(), 35);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn end_after_a_drain_leaves_outbound_its_whole_time() {
+        let handle = Handle::new();
+        handle.drain_inbound(Duration::from_secs(5), Duration::from_secs(30)).await;
+        let _open = handle.track(Direction::Outbound);
+        let start = Instant::now();
+        assert_eq!(handle.end(Duration::ZERO, Duration::from_secs(30)).await, 1);
+        assert_eq!(start.elapsed().as_secs(), 30);
     }
 }

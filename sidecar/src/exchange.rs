@@ -8,7 +8,7 @@ use std::{
 };
 
 use crds::policy::Direction;
-use http::{HeaderMap, Method, Response, Version, header, request::Parts, uri::Authority};
+use http::{Method, Response, Version, header, request::Parts, uri::Authority};
 
 use crate::{
     config::Config,
@@ -256,8 +256,8 @@ fn check(parts: &Parts, connection: &Connection) -> Result<(), ForwardError> {
     if fields::is_loop(&parts.headers, &connection.via().pseudonym) {
         return Err(ForwardError::Loop);
     }
-    if smuggles(&parts.headers) {
-        return Err(ForwardError::BadRequest("the request has both Transfer-Encoding and Content-Length"));
+    if !fields::is_plainly_framed(&parts.headers) {
+        return Err(ForwardError::RequestCoding);
     }
     if parts.version == Version::HTTP_10 && parts.headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(ForwardError::BadRequest("an HTTP/1.0 request can't have Transfer-Encoding"));
@@ -266,10 +266,6 @@ fn check(parts: &Parts, connection: &Connection) -> Result<(), ForwardError> {
         return Err(ForwardError::BadRequest("CONNECT needs a host and a port"));
     }
     Ok(())
-}
-
-fn smuggles(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH)
 }
 
 #[cfg(test)]

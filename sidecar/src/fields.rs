@@ -40,10 +40,12 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     if protocols.is_empty() { None } else { HeaderValue::from_str(&protocols.join(", ")).ok() }
 }
 
-/// Whether an upstream that switches does so to nothing but what it was asked for.
+/// Whether an upstream that switches says what to, and that it is what it was asked for. A CONNECT asks for no protocol.
 pub(crate) fn switches_as_asked(answer: &HeaderMap, asked: Option<&HeaderValue>) -> bool {
+    let mut protocols = members(answer, header::UPGRADE).peekable();
+    let says = protocols.peek().is_some() || asked.is_none();
     let asked = asked.map(HeaderValue::as_bytes).unwrap_or_default();
-    members(answer, header::UPGRADE)
+    says && protocols
         .all(|protocol| asked.split(|byte| *byte == b',').any(|member| member.trim_ascii().eq_ignore_ascii_case(protocol)))
 }
 
@@ -82,6 +84,12 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 fn trailers_wanted(headers: &HeaderMap) -> bool {
     list(headers, header::TE)
         .any(|token| token.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
+}
+
+/// Whether a body is framed by chunks or by its length, and not coded otherwise: the field that would say so is of this hop only.
+pub(crate) fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut codings = members(headers, header::TRANSFER_ENCODING);
+    codings.next().is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
 /// Removes the fields that are between the sidecar and itself.

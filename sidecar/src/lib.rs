@@ -5,6 +5,7 @@ pub mod ask;
 mod attempt;
 pub mod config;
 mod connection;
+mod contain;
 pub mod drain;
 pub mod edit;
 mod error;

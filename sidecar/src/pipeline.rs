@@ -1,9 +1,8 @@
 //! The order of stages; the only place that knows it.
 
-use std::{panic::AssertUnwindSafe, rc::Rc};
+use std::rc::Rc;
 
 use crds::policy::Direction;
-use futures::FutureExt as _;
 use http::{
     HeaderValue, Method, Request, Response, Uri, Version, header,
     request::Parts,
@@ -15,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use crate::{
     attempt::{self, Answered, Call},
     connection::{Connection, Entry},
+    contain::contained,
     error::ForwardError,
     exchange::{Exchange, Timeouts},
     fields,
@@ -30,13 +30,11 @@ pub(crate) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     let (parts, body) = request.into_parts();
     let (mut ex, checked) = Exchange::begin(connection, &parts);
     let outcome = match checked {
-        Ok(()) => match AssertUnwindSafe(admit_and_forward(&mut ex, parts, body)).catch_unwind().await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                ex.connection.worker.metrics.panics.inc();
-                Err(ForwardError::Panic.into())
-            }
-        },
+        Ok(()) => {
+            let worker = Rc::clone(&ex.connection.worker);
+            let served = contained(&worker.metrics.panics, admit_and_forward(&mut ex, parts, body)).await;
+            served.unwrap_or(Err(ForwardError::Panic.into()))
+        }
         Err(error) => Err(error.into()),
     };
     match outcome {
@@ -205,8 +203,10 @@ fn call(ex: &Exchange, key: Key, parts: Parts, body: Incoming) -> Result<Call, F
         fields::set_upgrade(&mut headers, protocol);
     }
     let uri = addressed(&key, &method, uri, &mut headers, &ex.authority)?;
-    let max_connections = usize::try_from(ex.config.settings().upstream.max_connections_per_host).unwrap_or(1);
-    Ok(Call { key, method, uri, headers, upload, timeouts, max_connections, started: ex.started })
+    let settings = &ex.config.settings().upstream;
+    let max_connections = usize::try_from(settings.max_connections_per_host).unwrap_or(1);
+    let keep = settings.idle_timeout.0;
+    Ok(Call { key, method, uri, headers, upload, timeouts, max_connections, keep, started: ex.started })
 }
 
 /// The target as the protocol of the upstream writes it: with the host in `Host`, or in `:authority`.

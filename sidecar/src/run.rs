@@ -322,12 +322,8 @@ async fn end(mut signals: Signals, drain: &drain::Handle, in_pod: bool, shared: 
     // In a pod `preStop` has announced the end, and the application is gone; whoever presses Ctrl-C does not want to wait.
     let delay = if in_pod || order == Order::Interrupt { Duration::ZERO } else { settings.delay.0 };
     tracing::info!(?order, inbound = drain.open(Direction::Inbound), outbound = drain.open(Direction::Outbound), "Ending.");
-    let drained = async {
-        drain.drain_inbound(delay, settings.timeout.0).await;
-        drain.stop(settings.timeout.0).await
-    };
     tokio::select! {
-        left = drained => tracing::info!(left, "Ended."),
+        left = drain.end(delay, settings.timeout.0) => tracing::info!(left, "Ended."),
         _ = signals.next() => tracing::warn!("Ended at once by a second signal."),
     }
 }

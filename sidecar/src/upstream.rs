@@ -62,7 +62,7 @@ pub(crate) struct Key {
 pub(crate) struct Limits {
     /// Until the connection stands, waiting for a free place included.
     pub(crate) connect: Duration,
-    /// How long the connection is kept idle, and how long a body may pause.
+    /// How long the connection is kept idle: the same for all requests to a host.
     pub(crate) idle: Duration,
     /// Connections to the host, over all workers.
     pub(crate) connections: usize,

@@ -2,9 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     pin::Pin,
     rc::Rc,
+    task::Poll,
     time::Duration,
 };
 
@@ -27,6 +28,9 @@ use crate::{flow::Upload, io::UpstreamIo, worker::LocalExecutor};
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
+/// Streams that an upstream allows before it has said how many. hyper holds the first back until then.
+const UNKNOWN: usize = 0;
+
 type Driven = Connection<TokioIo<UpstreamIo>, Upload, LocalExecutor>;
 
 /// The connections of one worker to one upstream.
@@ -35,7 +39,7 @@ pub(super) struct Group {
     open: RefCell<Vec<H2>>,
     /// Held by the request that opens a connection; the others wait for what comes of it.
     pub(super) opening: tokio::sync::Mutex<()>,
-    /// A stream has ended.
+    /// A stream has ended, or an upstream has said how many it allows.
     pub(super) freed: Rc<Notify>,
 }
 
@@ -45,6 +49,11 @@ impl Group {
         let mut open = self.open.borrow_mut();
         open.retain(|conn| !conn.is_closed());
         open.iter().find_map(H2::reserve)
+    }
+
+    /// Whether an upstream has yet to say how many streams it allows: no further connection is opened until then.
+    pub(super) fn is_learning(&self) -> bool {
+        self.open.borrow().iter().any(|conn| conn.allowed() == Some(UNKNOWN))
     }
 
     /// Adds a connection, and takes a stream of it.
@@ -95,22 +104,13 @@ impl H2 {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(64 << 10)
+            .initial_max_send_streams(UNKNOWN)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .handshake(TokioIo::new(UpstreamIo::new(stream)))
             .await?;
         let connection = Rc::new(RefCell::new(Some(connection)));
-        let driven = Rc::clone(&connection);
-        tokio::task::spawn_local(async move {
-            poll_fn(|cx| match &mut *driven.borrow_mut() {
-                // Its error reaches the streams.
-                Some(connection) => Pin::new(connection).poll(cx).map(drop),
-                None => std::task::Poll::Ready(()),
-            })
-            .await;
-            driven.take();
-            drop(permit);
-        });
+        tokio::task::spawn_local(drive(Rc::clone(&connection), permit, Rc::clone(&freed)));
         let (streams, since) = (Cell::new(0), Cell::new(Instant::now()));
         let used = Used { streams, since, leaving: Cell::new(false), freed };
         Ok(Self { sender, used: Rc::new(used), connection })
@@ -126,12 +126,36 @@ impl H2 {
         self.used.streams.get() == 0 && now.duration_since(self.used.since.get()) >= limit
     }
 
-    /// A stream, if the upstream allows one more (RFC 9113, section 5.1.2).
+    /// Streams that the upstream allows at a time (RFC 9113, section 5.1.2). None if the connection has ended.
+    fn allowed(&self) -> Option<usize> {
+        self.connection.borrow().as_ref().map(Driven::current_max_send_streams)
+    }
+
+    /// A stream, if there is one left.
     fn reserve(&self) -> Option<Reserved> {
-        let max = self.connection.borrow().as_ref()?.current_max_send_streams();
-        let free = self.used.streams.get() < max;
+        let free = self.used.streams.get() < self.allowed()?.max(1);
         free.then(|| Reserved { sender: self.sender.clone(), stream: Stream::new(Rc::clone(&self.used)) })
     }
+}
+
+/// Runs a connection to its end, and tells when the number of its streams changes.
+async fn drive(connection: Rc<RefCell<Option<Driven>>>, permit: Permit, freed: Rc<Notify>) {
+    let mut allowed = UNKNOWN;
+    poll_fn(|cx| {
+        let mut connection = connection.borrow_mut();
+        let Some(connection) = &mut *connection else { return Poll::Ready(()) };
+        // Its error reaches the streams.
+        let polled = Pin::new(&mut *connection).poll(cx).map(drop);
+        let now = connection.current_max_send_streams();
+        if std::mem::replace(&mut allowed, now) != now {
+            freed.notify_waiters();
+        }
+        polled
+    })
+    .await;
+    connection.take();
+    drop(permit);
+    freed.notify_waiters();
 }
 
 /// The right to one stream.

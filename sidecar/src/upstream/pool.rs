@@ -201,6 +201,9 @@ impl Pool {
                 if let Some(conn) = host.h2.reserve() {
                     return Ok(Err(conn)); // of a connection that was opened in the meantime
                 }
+                if host.h2.is_learning() {
+                    std::future::pending::<()>().await; // `freed` ends this
+                }
                 Ok(Ok((opening, self.place(host, limits, deadline).await?)))
             };
             let place = tokio::select! {

@@ -9,7 +9,12 @@ use std::{
 };
 
 use sidecar::drain::Phase;
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    sync::{Semaphore, mpsc},
+    time::sleep,
+};
 
 use crate::support::{Client, Origin, Proxy, read_head};
 
@@ -52,10 +57,11 @@ async fn drain_under_load_loses_no_request() {
     crate::support::eventually("load", || served.load(Ordering::SeqCst) > 50).await;
     let drain = tokio::spawn({
         let drain = proxy.drain.clone();
-        async move { drain.drain_inbound(Duration::from_millis(300), Duration::from_secs(5)).await }
+        async move { drain.drain_inbound(Duration::from_secs(1), Duration::from_secs(5)).await }
     });
     proxy.drain.reached(Phase::Announced).await;
-    sleep(Duration::from_millis(200)).await;
+    let before = served.load(Ordering::SeqCst);
+    crate::support::eventually("requests meanwhile", || served.load(Ordering::SeqCst) > before + 16).await;
     // By now the endpoints are gone, and nobody sends new requests.
     stop.store(true, Ordering::SeqCst);
     for client in clients {
@@ -65,21 +71,40 @@ async fn drain_under_load_loses_no_request() {
     assert!(TcpStream::connect(proxy.address).await.is_err());
 }
 
+/// Answers once for each word of the test, which is told of each request.
+async fn gated(requests: mpsc::UnboundedSender<()>, answers: Arc<Semaphore>) -> Origin {
+    Origin::scripted(move |mut stream, _| {
+        let (requests, answers) = (requests.clone(), Arc::clone(&answers));
+        async move {
+            while read_head(&mut stream).await.is_some() {
+                requests.send(()).unwrap();
+                answers.acquire().await.unwrap().forget();
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
 #[tokio::test]
 async fn request_under_way_is_answered_and_idle_connections_are_closed() {
-    let proxy = Proxy::before(slow().await.address);
+    let (requests, mut asked) = mpsc::unbounded_channel();
+    let answers = Arc::new(Semaphore::new(1));
+    let proxy = Proxy::before(gated(requests, Arc::clone(&answers)).await.address);
     let (mut idle, mut busy) = (proxy.client().await, proxy.client().await);
     idle.send(GET).await;
     assert_eq!(idle.response().await.status, 200);
+    asked.recv().await.unwrap();
     busy.send(GET).await;
-    sleep(Duration::from_millis(5)).await;
+    asked.recv().await.expect("the request is under way");
     let drain = tokio::spawn({
         let drain = proxy.drain.clone();
         async move { drain.drain_inbound(Duration::ZERO, Duration::from_secs(5)).await }
     });
+    assert!(idle.rest().await.is_empty());
+    answers.add_permits(1);
     let response = busy.response().await;
     assert_eq!((response.status, response.field("connection")), (200, "close"));
-    assert!(idle.rest().await.is_empty());
     drop((idle, busy));
     assert_eq!(drain.await.unwrap(), 0);
 }

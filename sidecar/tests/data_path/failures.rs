@@ -195,6 +195,26 @@ async fn malformed_requests_are_400_and_end_the_connection() {
 }
 
 #[tokio::test]
+async fn transfer_coding_that_would_be_lost_on_the_way_is_refused() {
+    for coding in ["gzip, chunked", "chunked, chunked"] {
+        let origin = Origin::scripted(move |mut stream, _| async move {
+            read_head(&mut stream).await.unwrap();
+            let answer = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {coding}\r\n\r\n1\r\nx\r\n0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        })
+        .await;
+        let proxy = Proxy::before(origin.address);
+        let mut client = proxy.client().await;
+        client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: {coding}\r\n\r\n1\r\nx\r\n0\r\n\r\n")).await;
+        let refused = client.response().await;
+        assert_eq!((refused.status, refused.field("connection"), origin.connections()), (501, "close", 0), "{coding}");
+        let answered = proxy.ask(GET).await;
+        assert_eq!(answered.status, 502, "{coding}");
+        assert!(answered.field("proxy-status").contains("http_response_transfer_coding"), "{}", answered.head);
+    }
+}
+
+#[tokio::test]
 async fn request_that_comes_back_is_a_loop() {
     let proxy = Proxy::with("http://127.0.0.1:1", |settings| settings.upstream.connect_timeout = ms(100));
     let response = proxy.ask("GET / HTTP/1.1\r\nhost: a\r\nvia: 1.1 x, 1.1 fetchr-test-in\r\n\r\n").await;

@@ -239,6 +239,7 @@ async fn own_answers_to_head_have_no_body() {
         client.send("HEAD http://127.0.0.1:99999/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
         let head = read_head(&mut client.0).await.unwrap();
         assert!(head.starts_with("HTTP/1.1 400") && field(&head, "content-length").is_some_and(|len| len != "0"), "{head}");
+        assert!(client.rest().await.is_empty(), "the connection ends with the head");
         client = proxy.client().await;
     }
 }

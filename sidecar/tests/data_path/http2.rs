@@ -106,6 +106,16 @@ async fn stream_of_an_absent_upstream_fails_alone() {
 }
 
 #[tokio::test]
+async fn own_answer_to_head_on_a_stream_has_no_body() {
+    let proxy = Proxy::before(nobody().await);
+    let request = Request::head("http://a/").body(Full::default()).unwrap();
+    let response = client(&proxy).await.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 502);
+    assert_ne!(response.headers()["content-length"], "0");
+    assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+}
+
+#[tokio::test]
 async fn flood_of_fields_on_a_stream_is_431() {
     let proxy = Proxy::before(nobody().await);
     let mut request = Request::get("http://a/");

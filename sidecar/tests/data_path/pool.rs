@@ -220,6 +220,8 @@ async fn idle_connection_is_closed_when_it_is_old() {
     })
     .await;
     let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| settings.upstream.idle_timeout = ms(500));
+    // A policy's limit is for the pauses of a body, and says nothing of the pool.
+    proxy.apply(r#"[{"name": "patient", "timeouts": {"idle": "1h"}}]"#);
     assert_eq!(proxy.ask(GET).await.text(), "ok");
     eventually("the proxy's end", || closed.load(Ordering::SeqCst)).await;
 }
