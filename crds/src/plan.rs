@@ -5,12 +5,13 @@
 mod choose;
 mod compile;
 mod cover;
+mod memory;
 mod order;
 mod position;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::core::ObjectMeta;
@@ -18,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use choose::{Choice, ChosenBy, DEFAULT_PROXY, PodFacts, choose_proxy, selects};
-pub use compile::{Compiled, Inputs, PlanKey, PolicyVerdict, ProxyVerdict, TargetObject, Verdict, compile};
+pub use compile::{Compiled, Inputs, PlanKey, PolicyVerdict, ProxyVerdict, TargetObject, Verdict, compile, compile_with};
+pub use memory::Memory;
 pub use order::ordered_matches;
 pub use position::Position;
 
@@ -101,8 +103,8 @@ pub struct AttachedPolicy {
     pub attachment: Attachment,
     /// Which way its requests go.
     pub direction: Direction,
-    /// Its rules, in the order of the document.
-    pub rules: Vec<PolicyRule>,
+    /// Its rules, in the order of the document; shared between plans.
+    pub rules: Arc<[PolicyRule]>,
 }
 
 impl AttachedPolicy {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crds::{
     FetchrProxy,
-    plan::{ObjectRef, Plan, PlanKey, PolicyVerdict, Position, ProxyVerdict},
+    plan::{Memory, ObjectRef, Plan, PlanKey, PolicyVerdict, Position, ProxyVerdict},
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -15,15 +15,19 @@ use prometheus_client::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use crate::index::{Kind, Shared, Snapshot};
 
-/// A burst of changes, such as `kubectl apply -f folder/`, becomes one compilation.
-const COALESCE: Duration = Duration::from_millis(20);
+/// The first change is compiled at once; those of a burst, such as `kubectl apply -f folder/`, after this pause, together.
+const PAUSE: Duration = Duration::from_millis(40);
+/// Compiling takes at most one part in so many of the time.
+const SHARE: u32 = 5;
+/// The longest pause: plans must not fall behind for longer, whatever they cost.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often plans that stayed the same get a newer position.
 const ADVANCE: Duration = Duration::from_secs(5);
 
@@ -105,18 +109,21 @@ pub async fn run(
     changes.mark_changed();
     let mut advance = interval(ADVANCE);
     advance.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut memory = Memory::default();
+    let mut due = Instant::now();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = changes.changed() => {
-                if changed.is_err() {
+                if changed.is_err() || shutdown.run_until_cancelled(sleep_until(due)).await.is_none() {
                     return;
                 }
-                sleep(COALESCE).await;
                 changes.mark_unchanged();
-                if let Some(compilation) = compile(&index, &operator_namespace, &metrics).await {
+                let begun = Instant::now();
+                if let Some(compilation) = compile(&index, &operator_namespace, &mut memory, &metrics).await {
                     newest.send_replace(Some(Arc::new(compilation)));
                 }
+                due = Instant::now() + pause_after(begun.elapsed());
             }
             _ = advance.tick() => {
                 newest.send_if_modified(|newest| advance_position(&index, newest));
@@ -125,7 +132,12 @@ pub async fn run(
     }
 }
 
-async fn compile(index: &Shared, operator_namespace: &str, metrics: &Metrics) -> Option<Compilation> {
+/// How long to wait after a compilation that took so long.
+fn pause_after(took: Duration) -> Duration {
+    (took * (SHARE - 1)).clamp(PAUSE, LONGEST_PAUSE)
+}
+
+async fn compile(index: &Shared, operator_namespace: &str, memory: &mut Memory, metrics: &Metrics) -> Option<Compilation> {
     let snapshot = {
         let index = index.read();
         index.is_complete().then(|| index.snapshot())?
@@ -134,11 +146,13 @@ async fn compile(index: &Shared, operator_namespace: &str, metrics: &Metrics) ->
     let position = snapshot.position.clone();
     let namespace = operator_namespace.to_owned();
     let start = Instant::now();
+    let mut known = std::mem::take(memory);
     // Many policies take a while, and streams must not wait for them.
-    let content = tokio::task::spawn_blocking(move || content_of(snapshot, &namespace)).await;
+    let content = tokio::task::spawn_blocking(move || (content_of(snapshot, &namespace, &mut known), known)).await;
     metrics.duration.observe(start.elapsed().as_secs_f64());
     match content {
-        Ok(content) => {
+        Ok((content, known)) => {
+            *memory = known;
             metrics.plans.set(i64::try_from(content.plans.len()).unwrap_or(i64::MAX));
             debug!(plans = content.plans.len(), took = ?start.elapsed(), "Compiled.");
             Some(Compilation { position, content: Arc::new(content) })
@@ -150,8 +164,8 @@ async fn compile(index: &Shared, operator_namespace: &str, metrics: &Metrics) ->
     }
 }
 
-fn content_of(snapshot: Snapshot, operator_namespace: &str) -> Content {
-    let mut compiled = crds::plan::compile(&snapshot.inputs(operator_namespace));
+fn content_of(snapshot: Snapshot, operator_namespace: &str, memory: &mut Memory) -> Content {
+    let mut compiled = crds::plan::compile_with(&snapshot.inputs(operator_namespace), memory);
     compiled.policies.extend(unreadable::policies(&snapshot.policies));
     compiled.proxies.extend(unreadable::proxies(&snapshot.proxies));
     Content {
@@ -191,5 +205,64 @@ impl Content {
             proxies: BTreeMap::new(),
             compiled_proxies: Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+
+    use super::*;
+    use crate::index::{Change, Indexed, Namespace, Pod, Policy, Proxy, Service, Workload};
+
+    fn list<T: Indexed>(index: &Shared) {
+        index.change(Change::<T>::Reset(Vec::new()), "1".to_owned());
+    }
+
+    /// An index of an empty cluster, of which every kind was listed.
+    fn complete() -> Shared {
+        let index = Shared::default();
+        list::<Proxy>(&index);
+        list::<Policy>(&index);
+        list::<Namespace>(&index);
+        list::<Service>(&index);
+        list::<Workload<Deployment>>(&index);
+        list::<Workload<StatefulSet>>(&index);
+        list::<Workload<DaemonSet>>(&index);
+        list::<Pod>(&index);
+        index
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn first_change_is_compiled_at_once_and_a_burst_together() {
+        let (index, shutdown) = (complete(), CancellationToken::new());
+        let (newest, mut compilations) = watch::channel(None);
+        let metrics = Metrics::register(&mut Registry::default());
+        let running = tokio::spawn(run(index.clone(), "fetchr-system".to_owned(), newest, metrics, shutdown.clone()));
+        compilations.changed().await.unwrap();
+        tokio::time::sleep(LONGEST_PAUSE).await;
+        compilations.mark_unchanged();
+
+        let begun = Instant::now();
+        let mut seen = 0;
+        for change in 0..20 {
+            index.change(Change::Apply(ObjectRef::new("", format!("n{change}")), Namespace::default()), "2".to_owned());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            seen += u32::from(compilations.has_changed().unwrap());
+            compilations.mark_unchanged();
+            assert!(change > 0 || seen == 1, "at once, not {:?} later", begun.elapsed());
+        }
+        tokio::time::sleep(LONGEST_PAUSE).await;
+        seen += u32::from(compilations.has_changed().unwrap());
+        assert!(seen <= 3, "{seen} compilations of one burst");
+        shutdown.cancel();
+        running.await.unwrap();
+    }
+
+    #[test]
+    fn dear_compilations_are_rare() {
+        assert_eq!(pause_after(Duration::from_millis(1)), PAUSE);
+        assert_eq!(pause_after(Duration::from_millis(100)), Duration::from_millis(400));
+        assert_eq!(pause_after(Duration::from_secs(60)), LONGEST_PAUSE);
     }
 }

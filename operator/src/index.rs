@@ -104,6 +104,11 @@ pub trait Indexed: Sized + Send + Sync + 'static {
 
     /// What must be looked at again when `old` becomes `new`. None: absent.
     fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched;
+
+    /// What this is to policies that are attached to it; None where plans depend on the kind otherwise.
+    fn target(_: &ObjectRef) -> Option<TargetObject> {
+        None
+    }
 }
 
 /// What a change makes stale.
@@ -117,10 +122,6 @@ pub struct Touched {
 
 impl Touched {
     const NOTHING: Self = Self { plans: false, pods: false };
-
-    fn or(self, other: Self) -> Self {
-        Self { plans: self.plans || other.plans, pods: self.pods || other.pods }
-    }
 }
 
 /// What the cluster looks like now.
@@ -149,25 +150,43 @@ impl Index {
     pub fn reset<T: Indexed>(&mut self, objects: Vec<(ObjectRef, T)>, version: String) -> Touched {
         self.seen::<T>(version);
         let first = self.listed.insert(T::KIND);
-        let known = T::objects(self).reset(objects);
-        let touched = known.into_iter().fold(Touched::NOTHING, |sum, (old, new)| sum.or(T::touched(old.as_ref(), new)));
+        let (mut pods, mut changed) = (false, Vec::new());
+        for (key, old, new) in T::objects(self).reset(objects) {
+            let touched = T::touched(old.as_ref(), new);
+            pods |= touched.pods;
+            changed.extend(touched.plans.then_some(key));
+        }
+        let plans = changed.iter().any(|key| self.is_asked_for::<T>(key));
         // The first list ends a time in which nothing could be said.
-        self.note(touched.or(Touched { plans: first, pods: first }))
+        self.note(Touched { plans: plans || first, pods: pods || first })
     }
 
     /// Adds an object or replaces it.
     pub fn apply<T: Indexed>(&mut self, key: ObjectRef, object: T, version: String) -> Touched {
         self.seen::<T>(version);
-        let (old, new) = T::objects(self).apply(key, object);
+        let (old, new) = T::objects(self).apply(key.clone(), object);
         let touched = T::touched(old.as_ref(), Some(new));
-        self.note(touched)
+        self.note_of::<T>(&key, touched)
     }
 
     /// Removes an object.
     pub fn delete<T: Indexed>(&mut self, key: &ObjectRef, version: String) -> Touched {
         self.seen::<T>(version);
         let touched = T::objects(self).delete(key).map_or(Touched::NOTHING, |old| T::touched(Some(&old), None));
-        self.note(touched)
+        self.note_of::<T>(key, touched)
+    }
+
+    fn note_of<T: Indexed>(&mut self, key: &ObjectRef, touched: Touched) -> Touched {
+        let plans = touched.plans && self.is_asked_for::<T>(key);
+        self.note(Touched { plans, ..touched })
+    }
+
+    /// Whether plans depend on this object. Clusters have many Services and workloads, and few of them are targets.
+    fn is_asked_for<T: Indexed>(&self, key: &ObjectRef) -> bool {
+        T::target(key).is_none_or(|target| {
+            let mut policies = self.policies.in_namespace(&target.namespace).filter_map(|(_, policy)| policy.0.object());
+            policies.any(|policy| targets_of(policy).any(|one| one == target))
+        })
     }
 
     /// Notes that nothing else happened to this kind up to `version`.
@@ -200,7 +219,7 @@ impl Index {
             proxies: self.proxies.values().map(|proxy| proxy.0.clone()).collect(),
             policies: self.policies.values().map(|policy| policy.0.clone()).collect(),
             namespaces: self.namespaces.keys().map(|key| key.name.clone()).collect(),
-            targets: self.targets().collect(),
+            targets: self.targets(),
         }
     }
 
@@ -209,13 +228,20 @@ impl Index {
         self.revision
     }
 
-    fn targets(&self) -> impl Iterator<Item = TargetObject> {
-        let of = |kind| move |key: &ObjectRef| TargetObject { namespace: key.namespace.clone(), kind, name: key.name.clone() };
-        let services = self.services.keys().map(of(TargetKind::Service));
-        let deployments = self.deployments.keys().map(of(TargetKind::Deployment));
-        let stateful_sets = self.stateful_sets.keys().map(of(TargetKind::StatefulSet));
-        let daemon_sets = self.daemon_sets.keys().map(of(TargetKind::DaemonSet));
-        services.chain(deployments).chain(stateful_sets).chain(daemon_sets)
+    /// The targets of policies that exist.
+    fn targets(&self) -> BTreeSet<TargetObject> {
+        let exists = |target: &TargetObject| {
+            let key = ObjectRef::new(&target.namespace, &target.name);
+            match target.kind {
+                TargetKind::Service => self.services.get(&key).is_some(),
+                TargetKind::Deployment => self.deployments.get(&key).is_some(),
+                TargetKind::StatefulSet => self.stateful_sets.get(&key).is_some(),
+                TargetKind::DaemonSet => self.daemon_sets.get(&key).is_some(),
+                TargetKind::Namespace | TargetKind::FetchrProxy | TargetKind::ExternalHost => false,
+            }
+        };
+        let policies = self.policies.values().filter_map(|policy| policy.0.object());
+        policies.flat_map(|policy| targets_of(policy)).filter(exists).collect()
     }
 
     /// Whether a pod asked for a sidecar, or its namespace did.
@@ -268,6 +294,13 @@ impl Index {
     pub fn plan_key(&self, key: &ObjectRef, pod: &Pod) -> Option<PlanKey> {
         Some(PlanKey { pod_namespace: key.namespace.clone(), proxy: pod.injected_proxy()? })
     }
+}
+
+/// What a policy is attached to.
+fn targets_of(policy: &FetchrPolicy) -> impl Iterator<Item = TargetObject> {
+    let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+    let refs = policy.spec.target_refs.iter();
+    refs.map(move |target| TargetObject { namespace: namespace.to_owned(), kind: target.kind, name: target.name.clone() })
 }
 
 /// What plans are compiled from, in one moment.

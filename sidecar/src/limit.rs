@@ -371,7 +371,7 @@ mod tests {
                 policy: ObjectRef::new("shop", "limits"),
                 attachment: Attachment::Proxy,
                 direction: Direction::Inbound,
-                rules: self.0.clone(),
+                rules: self.0.clone().into(),
             };
             let plan = Plan { policies: vec![policy], ..Plan::default() };
             Routes::build(&plan, &Identity::default(), Direction::Inbound).unwrap()

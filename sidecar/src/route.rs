@@ -220,7 +220,7 @@ impl Build {
             }
             None => {
                 let first = number(self.rules.len());
-                for rule in &attached.rules {
+                for rule in &*attached.rules {
                     self.rules.push(Rule::build(&attached.policy, rule)?);
                 }
                 self.policies.insert(attached.policy.clone(), (first, host.is_none()));

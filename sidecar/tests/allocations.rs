@@ -130,7 +130,7 @@ fn reloads_leave_nothing_behind() {
     let mut plan = plan(3);
     let cel = Some("request.headers['x-tier'] == 'gold'".to_owned());
     let path = Some(PathMatch { kind: PathKind::Regex, value: "/r/[a-z]+".to_owned() });
-    plan.policies[0].rules[1].matches.push(Match { path, cel, ..Match::default() });
+    Arc::make_mut(&mut plan.policies[0].rules)[1].matches.push(Match { path, cel, ..Match::default() });
     let plan = Arc::new(plan);
     let reload = |n: usize| {
         let planned = Planned {

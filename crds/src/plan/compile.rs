@@ -2,14 +2,15 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
+    sync::Arc,
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::{
-    AttachedPolicy, Attachment, DEFAULT_PROXY, ObjectRef, Plan,
+    AttachedPolicy, Attachment, DEFAULT_PROXY, Memory, ObjectRef, Plan,
     cover::{all_covered, host_covers},
     name, namespace, seniority,
 };
@@ -17,6 +18,7 @@ use crate::{
     FetchrPolicy, FetchrProxy,
     conditions::reasons,
     policy::{FEATURES, Match, PolicyRule, reach_refusal},
+    problems::Problems,
     target::{TargetKind, TargetRef},
 };
 
@@ -136,28 +138,37 @@ impl Verdict {
 
 /// Compiles all plans. The order of the inputs doesn't matter.
 pub fn compile(inputs: &Inputs<'_>) -> Compiled {
-    let proxies = judge_proxies(inputs);
-    let bindings = bind(inputs);
+    compile_with(inputs, &mut Memory::default())
+}
+
+/// Compiles all plans, and looks only at those objects that `memory` does not know.
+pub fn compile_with(inputs: &Inputs<'_>, memory: &mut Memory) -> Compiled {
+    let proxies = judge_proxies(inputs, memory);
+    let bindings = bind(inputs, memory);
+    memory.forget();
+    let reached = Reached::of(&bindings);
     let mut plans = BTreeMap::new();
     let mut effects: BTreeMap<usize, Effect> = BTreeMap::new();
+    // Most namespaces have no policy of their own, so that they share all that the platform's come to.
+    let mut outcomes: HashMap<Vec<Member>, Outcome> = HashMap::new();
     for (key, proxy) in plan_keys(inputs, &proxies) {
-        let attached = attached_to(&key, &bindings);
-        note_losses(&key, &attached, &mut effects);
-        let policies = attached.iter().map(Attached::to_plan).collect();
-        plans.insert(key.clone(), Plan { proxy: key.proxy, settings: proxy.spec.clone(), policies });
+        let members = reached.members(&key, &bindings);
+        let outcome = outcomes.entry(members).or_insert_with_key(|members| Outcome::of(members, &bindings));
+        outcome.note(&key, &mut effects);
+        plans.insert(key.clone(), Plan { proxy: key.proxy, settings: proxy.spec.clone(), policies: outcome.policies.clone() });
     }
     let policies = bindings.iter().enumerate().map(|(index, binding)| binding.verdict(effects.remove(&index))).collect();
     Compiled { plans, policies, proxies }
 }
 
 /// The accepted ones first by age, so that the younger of two with the same selector is the one in conflict.
-fn judge_proxies(inputs: &Inputs<'_>) -> Vec<ProxyVerdict> {
+fn judge_proxies(inputs: &Inputs<'_>, memory: &mut Memory) -> Vec<ProxyVerdict> {
     let mut by_age = inputs.proxies.clone();
     by_age.sort_by(|left, right| seniority(&left.metadata).cmp(&seniority(&right.metadata)));
     let mut taken: BTreeMap<(&str, String), &str> = BTreeMap::new();
     let mut verdicts = Vec::new();
     for proxy in by_age {
-        let problems = proxy.spec.check();
+        let problems = memory.proxy(proxy).problems;
         let accepted = if !problems.is_empty() {
             Verdict::no(reasons::INVALID, problems.to_string())
         } else {
@@ -220,6 +231,7 @@ fn plan_keys<'a>(inputs: &Inputs<'a>, verdicts: &[ProxyVerdict]) -> Vec<(PlanKey
 /// A policy at one of its targets, and where that is; or why it is nowhere.
 struct Binding<'a> {
     policy: &'a FetchrPolicy,
+    rules: Arc<[PolicyRule]>,
     target: &'a TargetRef,
     place: Result<Place, Verdict>,
 }
@@ -241,26 +253,27 @@ enum Reach {
 }
 
 /// All policies at all of their targets, by name and in the order of `targetRefs`.
-fn bind<'a>(inputs: &Inputs<'a>) -> Vec<Binding<'a>> {
+fn bind<'a>(inputs: &Inputs<'a>, memory: &mut Memory) -> Vec<Binding<'a>> {
     let mut policies = inputs.policies.clone();
     policies.sort_by_key(|policy| (namespace(&policy.metadata), name(&policy.metadata)));
+    let proxies: BTreeSet<_> = inputs.proxies.iter().map(|proxy| reference(&proxy.metadata)).collect();
     let mut bindings = Vec::new();
     for policy in policies {
-        let fault = fault_of(policy, inputs);
+        let known = memory.policy(policy);
+        let fault = fault_of(policy, &known.problems, inputs);
         for target in &policy.spec.target_refs {
             let place = match &fault {
                 Some(fault) => Err(fault.clone()),
-                None => locate(namespace(&policy.metadata), target, inputs),
+                None => locate(namespace(&policy.metadata), target, inputs, &proxies),
             };
-            bindings.push(Binding { policy, target, place });
+            bindings.push(Binding { policy, rules: known.rules.clone(), target, place });
         }
     }
     bindings
 }
 
 /// What keeps a policy out of every plan.
-fn fault_of(policy: &FetchrPolicy, inputs: &Inputs<'_>) -> Option<Verdict> {
-    let problems = policy.spec.check();
+fn fault_of(policy: &FetchrPolicy, problems: &Problems, inputs: &Inputs<'_>) -> Option<Verdict> {
     if !problems.is_empty() {
         return Some(Verdict::no(reasons::INVALID, problems.to_string()));
     }
@@ -278,14 +291,14 @@ fn fault_of(policy: &FetchrPolicy, inputs: &Inputs<'_>) -> Option<Verdict> {
     })
 }
 
-fn locate(own: &str, target: &TargetRef, inputs: &Inputs<'_>) -> Result<Place, Verdict> {
+fn locate(own: &str, target: &TargetRef, inputs: &Inputs<'_>, proxies: &BTreeSet<ObjectRef>) -> Result<Place, Verdict> {
     let TargetRef { kind, name, .. } = target;
     let here = |attachment| Place { attachment, reach: Reach::Namespace(own.to_owned()) };
     match kind {
         TargetKind::Namespace => locate_namespace(own, name, inputs),
         TargetKind::FetchrProxy => {
             let wanted = ObjectRef::new(own, name);
-            let exists = inputs.proxies.iter().any(|proxy| reference(&proxy.metadata) == wanted);
+            let exists = proxies.contains(&wanted);
             let place = Place { attachment: Attachment::Proxy, reach: Reach::Proxy(wanted) };
             if exists { Ok(place) } else { Err(not_found(own, target)) }
         }
@@ -324,6 +337,7 @@ fn not_found(own: &str, TargetRef { kind, name, .. }: &TargetRef) -> Verdict {
 struct Attached<'a> {
     index: usize,
     policy: &'a FetchrPolicy,
+    rules: &'a Arc<[PolicyRule]>,
     attachment: Attachment,
 }
 
@@ -333,7 +347,7 @@ impl Attached<'_> {
             policy: reference(&self.policy.metadata),
             attachment: self.attachment.clone(),
             direction: self.policy.spec.direction,
-            rules: self.policy.spec.rules.clone(),
+            rules: self.rules.clone(),
         }
     }
 
@@ -347,24 +361,80 @@ impl Attached<'_> {
     }
 }
 
+/// A binding in one plan, and whether it comes from another namespace than the plan's pods.
+type Member = (usize, bool);
+
+/// Bindings by the plans that they reach.
+#[derive(Default)]
+struct Reached<'a> {
+    everywhere: Vec<usize>,
+    namespaces: HashMap<&'a str, Vec<usize>>,
+    proxies: HashMap<&'a ObjectRef, Vec<usize>>,
+}
+
+impl<'a> Reached<'a> {
+    fn of(bindings: &'a [Binding<'_>]) -> Self {
+        let mut reached = Self::default();
+        for (index, binding) in bindings.iter().enumerate() {
+            match binding.place.as_ref().map(|place| &place.reach) {
+                Ok(Reach::Everywhere) => reached.everywhere.push(index),
+                Ok(Reach::Namespace(namespace)) => reached.namespaces.entry(namespace).or_default().push(index),
+                Ok(Reach::Proxy(proxy)) => reached.proxies.entry(proxy).or_default().push(index),
+                Err(_) => {}
+            }
+        }
+        reached
+    }
+
+    /// The bindings of one plan, in their order.
+    fn members(&self, key: &PlanKey, bindings: &[Binding<'_>]) -> Vec<Member> {
+        let namespaces = self.namespaces.get(key.pod_namespace.as_str()).into_iter().flatten();
+        let proxies = self.proxies.get(&key.proxy).into_iter().flatten();
+        let is_foreign = |index: usize| namespace(&bindings[index].policy.metadata) != key.pod_namespace;
+        let all = self.everywhere.iter().chain(namespaces).chain(proxies);
+        let mut members: Vec<_> = all.map(|&index| (index, is_foreign(index))).collect();
+        members.sort_unstable();
+        members
+    }
+}
+
+/// What the same members come to in any plan.
+struct Outcome {
+    /// The most specific first.
+    policies: Vec<AttachedPolicy>,
+    /// For each member its sections that are lost.
+    lost: Vec<(usize, Lost)>,
+}
+
+impl Outcome {
+    fn of(members: &[Member], bindings: &[Binding<'_>]) -> Self {
+        let attached = attached_to(members, bindings);
+        let lost = |(position, one): (usize, &Attached<'_>)| (one.index, losses(one, &attached[..position]));
+        Self { lost: attached.iter().enumerate().map(lost).collect(), policies: attached.iter().map(Attached::to_plan).collect() }
+    }
+
+    fn note(&self, key: &PlanKey, effects: &mut BTreeMap<usize, Effect>) {
+        for (index, lost) in &self.lost {
+            let effect = effects.entry(*index).or_default();
+            if effect.plans.is_empty() {
+                effect.lost.clone_from(lost);
+            } else {
+                effect.lost.retain(|section, _| lost.contains_key(section));
+            }
+            effect.plans.push(key.clone());
+        }
+    }
+}
+
 /// The bindings of one plan, the most specific first.
-fn attached_to<'a>(key: &PlanKey, bindings: &[Binding<'a>]) -> Vec<Attached<'a>> {
-    let mut attached: Vec<_> = bindings
-        .iter()
-        .enumerate()
-        .filter_map(|(index, Binding { policy, place, .. })| {
-            let Place { attachment, reach } = place.as_ref().ok()?;
-            let reached = match reach {
-                Reach::Everywhere => true,
-                Reach::Namespace(namespace) => *namespace == key.pod_namespace,
-                Reach::Proxy(proxy) => *proxy == key.proxy,
-            };
-            // To pods of other namespaces, whatever comes from the operator's is the platform's.
-            let foreign = namespace(&policy.metadata) != key.pod_namespace;
-            let attachment = if foreign { Attachment::Platform } else { attachment.clone() };
-            reached.then_some(Attached { index, policy, attachment })
-        })
-        .collect();
+fn attached_to<'a>(members: &[Member], bindings: &'a [Binding<'_>]) -> Vec<Attached<'a>> {
+    let attach = |&(index, is_foreign): &Member| {
+        let Binding { policy, rules, place, .. } = &bindings[index];
+        // To pods of other namespaces, whatever comes from the operator's is the platform's.
+        let attachment = if is_foreign { Attachment::Platform } else { place.as_ref().ok()?.attachment.clone() };
+        Some(Attached { index, policy, rules, attachment })
+    };
+    let mut attached: Vec<_> = members.iter().filter_map(attach).collect();
     attached.sort_by(|left, right| order(left).cmp(&order(right)));
     attached
 }
@@ -373,29 +443,19 @@ fn order<'a>(attached: &'a Attached<'_>) -> impl Ord + 'a {
     (Reverse(attached.attachment.specificity()), seniority(&attached.policy.metadata), attached.index)
 }
 
+/// Sections that are lost, by rule and name, with the winner.
+type Lost = BTreeMap<(usize, &'static str), String>;
+
 /// What became of a binding, over all plans that carry it.
 #[derive(Default)]
 struct Effect {
     plans: Vec<PlanKey>,
-    /// Sections that are lost in every plan so far, by rule and name, with the winner.
-    lost: BTreeMap<(usize, &'static str), String>,
-}
-
-fn note_losses(key: &PlanKey, attached: &[Attached<'_>], effects: &mut BTreeMap<usize, Effect>) {
-    for (position, one) in attached.iter().enumerate() {
-        let lost = losses(one, &attached[..position]);
-        let effect = effects.entry(one.index).or_default();
-        if effect.plans.is_empty() {
-            effect.lost = lost;
-        } else {
-            effect.lost.retain(|section, _| lost.contains_key(section));
-        }
-        effect.plans.push(key.clone());
-    }
+    /// What is lost in every plan so far.
+    lost: Lost,
 }
 
 /// The shaping sections of `one` that can never take effect beside those that are `above` it.
-fn losses(one: &Attached<'_>, above: &[Attached<'_>]) -> BTreeMap<(usize, &'static str), String> {
+fn losses(one: &Attached<'_>, above: &[Attached<'_>]) -> Lost {
     let rivals: Vec<_> = above
         .iter()
         .filter(|rival| rival.policy.spec.direction == one.policy.spec.direction && rival.holds_wherever(one))

@@ -35,11 +35,11 @@ impl<T> Objects<T> {
     }
 
     /// Replaces everything; returns what was there and what is, key by key.
-    pub fn reset(&mut self, objects: Vec<(ObjectRef, T)>) -> Vec<(Option<T>, Option<&T>)> {
+    pub fn reset(&mut self, objects: Vec<(ObjectRef, T)>) -> Vec<(ObjectRef, Option<T>, Option<&T>)> {
         let mut old = std::mem::replace(&mut self.0, objects.into_iter().collect());
-        let mut pairs: Vec<_> = self.0.iter().map(|(key, new)| (old.remove(key), Some(new))).collect();
-        pairs.extend(old.into_values().map(|gone| (Some(gone), None)));
-        pairs
+        let mut all: Vec<_> = self.0.iter().map(|(key, new)| (key.clone(), old.remove(key), Some(new))).collect();
+        all.extend(old.into_iter().map(|(key, gone)| (key, Some(gone), None)));
+        all
     }
 
     /// The object of this name.
@@ -105,7 +105,7 @@ mod tests {
         let mut pairs: Vec<_> = objects
             .reset(vec![(key("a", "stays"), 3), (key("a", "comes"), 4)])
             .into_iter()
-            .map(|(old, new)| (old, new.copied()))
+            .map(|(_, old, new)| (old, new.copied()))
             .collect();
         pairs.sort();
         assert_eq!(pairs, [(None, Some(4)), (Some(1), Some(3)), (Some(2), None)]);

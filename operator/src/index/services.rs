@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crds::plan::ObjectRef;
+use crds::{
+    plan::{ObjectRef, TargetObject},
+    target::TargetKind,
+};
 use k8s_openapi::api::core::v1;
 
 use super::{Index, Indexed, Kind, Objects, Touched};
@@ -36,5 +39,9 @@ impl Indexed for Service {
 
     fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched {
         Touched { plans: old.is_some() != new.is_some(), pods: old != new }
+    }
+
+    fn target(key: &ObjectRef) -> Option<TargetObject> {
+        Some(TargetObject { namespace: key.namespace.clone(), kind: TargetKind::Service, name: key.name.clone() })
     }
 }

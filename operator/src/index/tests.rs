@@ -78,6 +78,30 @@ fn pods_never_touch_plans() {
 }
 
 #[test]
+fn only_targets_of_policies_touch_plans() {
+    let mut index = Index::default();
+    let object = json!({"apiVersion": "fetchr.sh/v1alpha1", "kind": "FetchrPolicy", "metadata": {"namespace": "shop", "name": "p"},
+        "spec": {"targetRefs": [{"kind": "Service", "name": "web"}], "rules": [{"name": "r", "timeouts": {"request": "1s"}}]}});
+    let (policy, stored) = Policy::read(serde_json::from_value(object).unwrap()).unwrap();
+    assert!(apply(&mut index, policy, stored).plans);
+    for (namespace, name, expected) in [("shop", "api", false), ("bank", "web", false), ("shop", "web", true)] {
+        assert_eq!(
+            apply(&mut index, key(namespace, name), service(&json!({"app": "web"}))).plans,
+            expected,
+            "{namespace}/{name}"
+        );
+    }
+    assert_eq!(index.targets().into_iter().map(|target| target.name).collect::<Vec<_>>(), ["web"]);
+    assert!(!index.delete::<Service>(&key("shop", "api"), "2".to_owned()).plans);
+    assert!(index.delete::<Service>(&key("shop", "web"), "2".to_owned()).plans);
+    assert!(index.targets().is_empty());
+    index.reset::<Service>(Vec::new(), "3".to_owned());
+    let again = |name| vec![(key("shop", name), service(&json!({"app": "web"})))];
+    assert!(!index.reset(again("api"), "4".to_owned()).plans);
+    assert!(index.reset(again("web"), "5".to_owned()).plans);
+}
+
+#[test]
 fn bookmark_moves_the_position_and_touches_nothing() {
     let mut index = Index::default();
     index.seen::<Policy>("7".to_owned());

@@ -2,7 +2,10 @@
 
 use std::marker::PhantomData;
 
-use crds::plan::ObjectRef;
+use crds::{
+    plan::{ObjectRef, TargetObject},
+    target::TargetKind,
+};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use kube::core::PartialObjectMeta;
 
@@ -17,7 +20,7 @@ pub struct Workload<K> {
 }
 
 macro_rules! workload {
-    ($($resource:ty: $kind:expr, $field:ident;)*) => {
+    ($($resource:ty: $kind:expr, $target:expr, $field:ident;)*) => {
         $(impl Indexed for Workload<$resource> {
             type Resource = PartialObjectMeta<$resource>;
             const KIND: Kind = $kind;
@@ -34,12 +37,16 @@ macro_rules! workload {
             fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched {
                 Touched { plans: old.is_some() != new.is_some(), pods: false }
             }
+
+            fn target(key: &ObjectRef) -> Option<TargetObject> {
+                Some(TargetObject { namespace: key.namespace.clone(), kind: $target, name: key.name.clone() })
+            }
         })*
     };
 }
 
 workload! {
-    Deployment: Kind::Deployments, deployments;
-    StatefulSet: Kind::StatefulSets, stateful_sets;
-    DaemonSet: Kind::DaemonSets, daemon_sets;
+    Deployment: Kind::Deployments, TargetKind::Deployment, deployments;
+    StatefulSet: Kind::StatefulSets, TargetKind::StatefulSet, stateful_sets;
+    DaemonSet: Kind::DaemonSets, TargetKind::DaemonSet, daemon_sets;
 }

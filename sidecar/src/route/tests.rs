@@ -49,7 +49,7 @@ fn value(kind: ValueKind, name: &str, value: Option<&str>) -> ValueMatch {
 }
 
 fn attached(name: &str, attachment: Attachment, rules: Vec<PolicyRule>) -> AttachedPolicy {
-    AttachedPolicy { policy: ObjectRef::new("shop", name), attachment, direction: Direction::Inbound, rules }
+    AttachedPolicy { policy: ObjectRef::new("shop", name), attachment, direction: Direction::Inbound, rules: rules.into() }
 }
 
 fn routes(policies: Vec<AttachedPolicy>) -> Routes {

@@ -107,7 +107,7 @@ fn config(settings: &FetchrProxySpec, rules: Vec<PolicyRule>) -> Config {
         policy: ObjectRef::new("shop", "test"),
         attachment: Attachment::Proxy,
         direction: Direction::Inbound,
-        rules,
+        rules: rules.into(),
     };
     let plan = Plan { proxy: ObjectRef::new("shop", "web"), settings: settings.clone(), policies: vec![policy] };
     let planned =

@@ -225,7 +225,7 @@ fn plan(value: &str, seen: u64) -> v1::Plan {
         policy: ObjectRef::new("shop", "p"),
         attachment: Attachment::Service { name: "front".to_owned() },
         direction: Direction::Inbound,
-        rules: vec![rule],
+        rules: vec![rule].into(),
     };
     let plan = Plan { proxy: ObjectRef::new("shop", "web"), policies: vec![policy], ..Plan::default() };
     message(plan.to_bytes(), seen)
