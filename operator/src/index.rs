@@ -156,7 +156,7 @@ impl Index {
             pods |= touched.pods;
             changed.extend(touched.plans.then_some(key));
         }
-        let plans = changed.iter().any(|key| self.is_asked_for::<T>(key));
+        let plans = changed.iter().any(|key| self.is_asked_for(T::target(key).as_ref()));
         // The first list ends a time in which nothing could be said.
         self.note(Touched { plans: plans || first, pods: pods || first })
     }
@@ -164,28 +164,29 @@ impl Index {
     /// Adds an object or replaces it.
     pub fn apply<T: Indexed>(&mut self, key: ObjectRef, object: T, version: String) -> Touched {
         self.seen::<T>(version);
-        let (old, new) = T::objects(self).apply(key.clone(), object);
+        let target = T::target(&key);
+        let (old, new) = T::objects(self).apply(key, object);
         let touched = T::touched(old.as_ref(), Some(new));
-        self.note_of::<T>(&key, touched)
+        self.note_of(target.as_ref(), touched)
     }
 
     /// Removes an object.
     pub fn delete<T: Indexed>(&mut self, key: &ObjectRef, version: String) -> Touched {
         self.seen::<T>(version);
         let touched = T::objects(self).delete(key).map_or(Touched::NOTHING, |old| T::touched(Some(&old), None));
-        self.note_of::<T>(key, touched)
+        self.note_of(T::target(key).as_ref(), touched)
     }
 
-    fn note_of<T: Indexed>(&mut self, key: &ObjectRef, touched: Touched) -> Touched {
-        let plans = touched.plans && self.is_asked_for::<T>(key);
+    fn note_of(&mut self, target: Option<&TargetObject>, touched: Touched) -> Touched {
+        let plans = touched.plans && self.is_asked_for(target);
         self.note(Touched { plans, ..touched })
     }
 
-    /// Whether plans depend on this object. Clusters have many Services and workloads, and few of them are targets.
-    fn is_asked_for<T: Indexed>(&self, key: &ObjectRef) -> bool {
-        T::target(key).is_none_or(|target| {
+    /// Whether plans depend on an object. Clusters have many Services and workloads, and few of them are targets.
+    fn is_asked_for(&self, target: Option<&TargetObject>) -> bool {
+        target.is_none_or(|target| {
             let mut policies = self.policies.in_namespace(&target.namespace).filter_map(|(_, policy)| policy.0.object());
-            policies.any(|policy| targets_of(policy).any(|one| one == target))
+            policies.any(|policy| targets_of(policy).any(|one| one == *target))
         })
     }
 

@@ -44,6 +44,7 @@ async fn object_that_cannot_be_read_is_named_and_stops_no_other() {
     let pod = bed.injected_pod("web-1", "web").await.unwrap();
     let plan = bed.open(&pod, "web").await.unwrap().plan(SOON).await.unwrap();
     let plan: crds::plan::Plan = serde_json::from_slice(&plan.document).unwrap();
+    // The condition above says that the policy was compiled.
     assert_eq!(plan.policies.iter().map(|policy| policy.policy.name.as_str()).collect::<Vec<_>>(), ["good"]);
 
     let refused = accepted::<FetchrPolicy>(&bed, "/status/ancestors/0/conditions").await.unwrap();
