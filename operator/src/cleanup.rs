@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::coldstart;
+use crate::{coldstart, settings::Names};
 
 /// Requests at a time.
 const AT_A_TIME: usize = 8;
@@ -32,24 +32,12 @@ const AT_A_TIME: usize = 8;
 /// What to remove.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// Namespace of the operator.
-    #[arg(long, env = "FETCHR_NAMESPACE")]
-    pub namespace: String,
+    /// Where the operator runs, and shared names.
+    #[command(flatten)]
+    pub names: Names,
     /// Deployment of the operator: it is scaled to zero, so that nothing is written again.
     #[arg(long, env = "FETCHR_DEPLOYMENT", default_value = "fetchr-operator")]
     pub deployment: String,
-    /// Name of the mutating and of the validating webhook configuration.
-    #[arg(long, env = "FETCHR_WEBHOOK_CONFIGURATION", default_value = "fetchr")]
-    pub webhook_configuration: String,
-    /// Name of the APIService.
-    #[arg(long, env = "FETCHR_API_REGISTRATION", default_value = "v1alpha1.api.fetchr.sh")]
-    pub api_registration: String,
-    /// Secret of the CA and of the key that signs cold-start plans.
-    #[arg(long, env = "FETCHR_CA_SECRET", default_value = "fetchr-ca")]
-    pub ca_secret: String,
-    /// Lease that elects the leader.
-    #[arg(long, env = "FETCHR_LEASE", default_value = "fetchr-operator")]
-    pub lease: String,
     /// Seconds after which it gives up and says what is left.
     #[arg(long, env = "FETCHR_CLEANUP_TIMEOUT_SECONDS", default_value_t = 90)]
     pub timeout_seconds: u64,
@@ -80,7 +68,7 @@ pub async fn run(client: Client, settings: &Settings) -> Result<(), CleanupError
 }
 
 async fn remove_all(client: &Client, settings: &Settings) -> Result<(), CleanupError> {
-    let Settings { namespace, webhook_configuration, api_registration, ca_secret, lease, .. } = settings;
+    let Names { namespace, webhook_configuration, api_registration, ca_secret, lease } = &settings.names;
     remove(&Api::<MutatingWebhookConfiguration>::all(client.clone()), webhook_configuration).await?;
     remove(&Api::<ValidatingWebhookConfiguration>::all(client.clone()), webhook_configuration).await?;
     remove(&Api::<APIService>::all(client.clone()), api_registration).await?;
@@ -92,7 +80,7 @@ async fn remove_all(client: &Client, settings: &Settings) -> Result<(), CleanupE
 
 /// Scales the operator to zero and waits until its pods have ended.
 async fn stop_operator(client: &Client, settings: &Settings) -> Result<(), CleanupError> {
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &settings.namespace);
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &settings.names.namespace);
     let name = &settings.deployment;
     let failed = |source| CleanupError::Api { what: format!("the pods of Deployment {name}"), source };
     let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
@@ -107,7 +95,7 @@ async fn stop_operator(client: &Client, settings: &Settings) -> Result<(), Clean
         Err(error) => return Err(failed(error)),
     };
     // The Deployment counts no pod that is about to end; a leader among them would write again what is removed here.
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &settings.namespace);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &settings.names.namespace);
     let ours = ListParams::default().labels(&selector);
     while !pods.list_metadata(&ours).await.map_err(failed)?.items.is_empty() {
         tokio::time::sleep(Duration::from_millis(500)).await;

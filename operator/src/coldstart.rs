@@ -76,7 +76,7 @@ async fn lead(
         pods.mark_unchanged();
         let mut settled = true;
         if let (Some(newest), Some(credentials)) = (newest, credentials) {
-            let wanted = wanted(&index.read(), &newest.content, &cx.settings.namespace);
+            let wanted = wanted(&index.read(), &newest.content, &cx.settings.names.namespace);
             let known = written.digests();
             match tokio::task::spawn_blocking(move || prepare(wanted, &known, &newest, &credentials.signing_key)).await {
                 Ok(prepared) => {

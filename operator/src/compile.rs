@@ -209,7 +209,7 @@ impl Content {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 
     use super::*;
@@ -220,7 +220,7 @@ mod tests {
     }
 
     /// An index of an empty cluster, of which every kind was listed.
-    fn complete() -> Shared {
+    pub(crate) fn complete() -> Shared {
         let index = Shared::default();
         list::<Proxy>(&index);
         list::<Policy>(&index);
@@ -232,6 +232,12 @@ mod tests {
         list::<Pod>(&index);
         index
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{testing::complete, *};
+    use crate::index::{Change, Namespace};
 
     #[tokio::test(start_paused = true)]
     async fn first_change_is_compiled_at_once_and_a_burst_together() {

@@ -59,7 +59,7 @@ pub async fn run(mut cx: Context, index: Shared) {
         loop {
             changes.mark_unchanged();
             let is_complete = index.read().is_complete();
-            let is_absent = is_complete && !is_there(&index, &cx.settings.namespace);
+            let is_absent = is_complete && !is_there(&index, &cx.settings.names.namespace);
             if is_absent && !create(&cx).await {
                 sleep(RETRY).await;
             } else if changes.changed().await.is_err() {
@@ -88,14 +88,14 @@ async fn create(cx: &Context) -> bool {
 }
 
 async fn create_if_absent(cx: &Context) -> Result<(), DefaultProxyError> {
-    let proxies: Api<FetchrProxy> = Api::namespaced(cx.client.clone(), &cx.settings.namespace);
+    let proxies: Api<FetchrProxy> = Api::namespaced(cx.client.clone(), &cx.settings.names.namespace);
     if proxies.get_metadata_opt(DEFAULT_PROXY).await?.is_some() {
         return Ok(());
     }
     let body = json!({
         "apiVersion": "fetchr.sh/v1alpha1",
         "kind": "FetchrProxy",
-        "metadata": {"name": DEFAULT_PROXY, "namespace": cx.settings.namespace},
+        "metadata": {"name": DEFAULT_PROXY, "namespace": cx.settings.names.namespace},
         "spec": read(&cx.settings.default_proxy_file)?,
     });
     proxies.patch(DEFAULT_PROXY, &PatchParams::apply(FIELD_MANAGER), &Patch::Apply(&body)).await?;

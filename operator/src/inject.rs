@@ -56,7 +56,7 @@ impl From<&Settings> for Injector {
         Self {
             image: settings.sidecar_image.clone(),
             image_pull_policy: settings.sidecar_image_pull_policy.clone(),
-            operator_address: format!("{}.{}.svc:{}", settings.stream_service, settings.namespace, settings.stream_port),
+            operator_address: format!("{}.{}.svc:{}", settings.stream_service, settings.names.namespace, settings.stream_port),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

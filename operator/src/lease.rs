@@ -118,19 +118,19 @@ pub async fn run(
                 }
                 ended = campaign(&manager, settings, &seat) => ended?,
                 () = renewals.run_out(&seat) => return Err(LeaseError::Lost {
-                    lease: settings.lease.clone(),
+                    lease: settings.names.lease.clone(),
                     holder: format!("nobody known: no renewal succeeded for {DURATION} s"),
                 }),
             },
-            Err(error) => warn!(%error, lease = settings.lease, "Could not read the lease; trying again."),
+            Err(error) => warn!(%error, lease = settings.names.lease, "Could not read the lease; trying again."),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
 async fn manager(client: &Client, settings: &Settings) -> Result<LeaseManager, LeaseManagerError> {
-    LeaseManagerBuilder::new(client.clone(), &settings.lease)
-        .with_namespace(&settings.namespace)
+    LeaseManagerBuilder::new(client.clone(), &settings.names.lease)
+        .with_namespace(&settings.names.namespace)
         .with_identity(&settings.pod_name)
         .with_duration(DURATION)
         .with_grace(GRACE)
@@ -149,23 +149,23 @@ fn field_manager(pod_name: &str) -> String {
 
 /// Ok when the manager is of no more use to a replica that does not lead; an error when a held lease is lost.
 async fn campaign(manager: &LeaseManager, settings: &Settings, seat: &Seat) -> Result<(), LeaseError> {
-    let lost = |holder: &str| LeaseError::Lost { lease: settings.lease.clone(), holder: holder.to_owned() };
+    let lost = |holder: &str| LeaseError::Lost { lease: settings.names.lease.clone(), holder: holder.to_owned() };
     let mut failing: Option<Failing> = None;
     loop {
         match manager.changed().await {
             Ok(true) => {
-                info!(lease = settings.lease, "This replica leads.");
+                info!(lease = settings.names.lease, "This replica leads.");
                 seat.take();
             }
             Ok(false) if seat.is_taken() => return Err(lost("another replica")),
             Ok(false) => {}
             Err(error) if !seat.is_taken() => {
-                warn!(%error, lease = settings.lease, "Could not take part in the election; starting over.");
+                warn!(%error, lease = settings.names.lease, "Could not take part in the election; starting over.");
                 return Ok(());
             }
             Err(error) => {
                 let since = Failing::since(failing, Instant::now());
-                warn!(%error, lease = settings.lease, "Could not renew the lease.");
+                warn!(%error, lease = settings.names.lease, "Could not renew the lease.");
                 if since.lasted() >= Duration::from_secs(GRACE) {
                     return Err(lost(&format!("nobody known: it could not be renewed for {} s", since.lasted().as_secs())));
                 }

@@ -100,7 +100,7 @@ impl Seeker {
             let now = Timestamp::now();
             let missed = {
                 let index = self.index.read();
-                if index.is_complete() { find(&index, &self.cx.settings.namespace) } else { Vec::new() }
+                if index.is_complete() { find(&index, &self.cx.settings.names.namespace) } else { Vec::new() }
             };
             self.metrics.missed.set(i64::try_from(missed.len()).unwrap_or(i64::MAX));
             self.reported.retain(|uid| missed.iter().any(|one| one.uid == *uid));

@@ -181,7 +181,7 @@ impl Parts {
             lookup: Lookup {
                 cluster: Arc::new(self.index.clone()),
                 fallback: Arc::new(ApiServer(self.cx.client.clone())),
-                operator_namespace: self.cx.settings.namespace.clone(),
+                operator_namespace: self.cx.settings.names.namespace.clone(),
             },
             injector: Injector::from(&self.cx.settings),
             certs: certs.clone(),
@@ -237,10 +237,11 @@ impl Parts {
         self.tasks.spawn_quiet("watch", async move { watches.run().await });
         let (newest, compilations) = watch::channel(None);
         let metrics = compile::Metrics::register(&mut self.registry);
-        let (index, namespace, shutdown) = (self.index.clone(), self.cx.settings.namespace.clone(), self.cx.shutdown.clone());
+        let (index, namespace, shutdown) =
+            (self.index.clone(), self.cx.settings.names.namespace.clone(), self.cx.shutdown.clone());
         self.tasks.spawn_quiet("compile", compile::run(index, namespace, newest, metrics, shutdown));
         // Pods must not be admitted before the proxy is known that they fall back to. Later on it may go and come.
-        let (index, namespace, seen) = (self.index.clone(), self.cx.settings.namespace.clone(), AtomicBool::new(false));
+        let (index, namespace, seen) = (self.index.clone(), self.cx.settings.names.namespace.clone(), AtomicBool::new(false));
         self.checks.push(Arc::new(move || {
             let is_known = seen.load(Ordering::Relaxed) || default_proxy::is_there(&index, &namespace);
             seen.store(is_known, Ordering::Relaxed);
@@ -262,7 +263,7 @@ impl Parts {
             hub: hub.clone(),
             index: self.index.clone(),
             authenticator: Authenticator::new(self.cx.client.clone(), &mut self.registry),
-            operator_namespace: self.cx.settings.namespace.clone(),
+            operator_namespace: self.cx.settings.names.namespace.clone(),
             certs,
             shutdown: self.cx.shutdown.clone(),
         };

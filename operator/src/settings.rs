@@ -4,12 +4,32 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-/// Where the operator runs, what its objects are called, and where it listens.
+/// What is one in a cluster: where the operator runs, and the names of what it shares with the chart.
 #[derive(Args, Clone, Debug)]
-pub struct Settings {
+pub struct Names {
     /// Namespace that the operator runs in; its policies are the platform's.
     #[arg(long, env = "FETCHR_NAMESPACE")]
     pub namespace: String,
+    /// Name of the mutating and of the validating webhook configuration.
+    #[arg(long, env = "FETCHR_WEBHOOK_CONFIGURATION", default_value = "fetchr")]
+    pub webhook_configuration: String,
+    /// Name of the APIService.
+    #[arg(long, env = "FETCHR_API_REGISTRATION", default_value = "v1alpha1.api.fetchr.sh")]
+    pub api_registration: String,
+    /// Secret that holds the CA and the key that signs cold-start plans.
+    #[arg(long, env = "FETCHR_CA_SECRET", default_value = "fetchr-ca")]
+    pub ca_secret: String,
+    /// Lease that elects the leader.
+    #[arg(long, env = "FETCHR_LEASE", default_value = "fetchr-operator")]
+    pub lease: String,
+}
+
+/// Where the operator runs, what its objects are called, and where it listens.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Where it runs, and shared names.
+    #[command(flatten)]
+    pub names: Names,
     /// Name of this pod: the identity in the Lease and in events.
     #[arg(long, env = "FETCHR_POD_NAME")]
     pub pod_name: String,
@@ -29,18 +49,6 @@ pub struct Settings {
     /// Service in front of the aggregated API.
     #[arg(long, env = "FETCHR_API_SERVICE", default_value = "fetchr-api")]
     pub api_service: String,
-    /// Name of the mutating and of the validating webhook configuration.
-    #[arg(long, env = "FETCHR_WEBHOOK_CONFIGURATION", default_value = "fetchr")]
-    pub webhook_configuration: String,
-    /// Name of the APIService.
-    #[arg(long, env = "FETCHR_API_REGISTRATION", default_value = "v1alpha1.api.fetchr.sh")]
-    pub api_registration: String,
-    /// Secret that holds the CA and the key that signs cold-start plans.
-    #[arg(long, env = "FETCHR_CA_SECRET", default_value = "fetchr-ca")]
-    pub ca_secret: String,
-    /// Lease that elects the leader.
-    #[arg(long, env = "FETCHR_LEASE", default_value = "fetchr-operator")]
-    pub lease: String,
     /// YAML of a FetchrProxy's spec: what the FetchrProxy `default` is created with, if it is absent.
     #[arg(long, env = "FETCHR_DEFAULT_PROXY_FILE", default_value = "/etc/fetchr/default-proxy.yaml")]
     pub default_proxy_file: PathBuf,

@@ -154,7 +154,7 @@ impl Reporter {
         let reports = self.hub.reports();
         let too_large = self.too_large.borrow().clone();
         let index = self.index.read();
-        let survey = Survey::new(&index, &newest.content, &reports, &self.cx.settings.namespace, &self.settings_digest);
+        let survey = Survey::new(&index, &newest.content, &reports, &self.cx.settings.names.namespace, &self.settings_digest);
         self.metrics.show(&survey);
         let proxies = proxies::statuses(&survey, &index, &newest.content, &too_large, now);
         let policies = policies::statuses(&survey, &index, &newest.content, now);
@@ -229,5 +229,93 @@ impl Write {
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("it took longer than {} s", WRITE_TIMEOUT.as_secs())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use clap::{Args, FromArgMatches};
+    use kube::Config;
+    use prometheus_client::registry::Registry;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        compile::{self, testing::complete},
+        deliver,
+        index::{Change, Indexed, Policy, Proxy},
+        lease::Leadership,
+        metrics,
+        settings::Settings,
+    };
+
+    /// What a watch would show of an object.
+    fn show<T: Indexed>(index: &Shared, object: Value)
+    where
+        T::Resource: DeserializeOwned,
+    {
+        let (key, object) = T::read(serde_json::from_value(object).unwrap()).unwrap();
+        index.change(Change::Apply(key, object), "2".to_owned());
+    }
+
+    fn proxy(status: &Value) -> Value {
+        json!({"apiVersion": "fetchr.sh/v1alpha1", "kind": "FetchrProxy", "spec": {}, "status": status,
+            "metadata": {"namespace": "shop", "name": "web", "uid": "u1", "generation": 1}})
+    }
+
+    fn policy(name: &str, direction: &str, status: &Value) -> Value {
+        json!({"apiVersion": "fetchr.sh/v1alpha1", "kind": "FetchrPolicy", "status": status,
+            "metadata": {"namespace": "shop", "name": name, "uid": name, "generation": 1},
+            "spec": {"direction": direction, "targetRefs": [{"kind": "FetchrProxy", "name": "web"}],
+                "rules": [{"name": "r", "timeouts": {"request": "1s"}}]}})
+    }
+
+    async fn reporter(index: &Shared) -> Reporter {
+        let mut registry = Registry::default();
+        let command = Settings::augment_args(clap::Command::new("test")).no_binary_name(true);
+        let flags = ["--namespace=fetchr-system", "--pod-name=a", "--sidecar-image=a"];
+        let settings = Settings::from_arg_matches(&command.try_get_matches_from(flags).unwrap()).unwrap();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let cx = Context {
+            client: Client::try_from(Config::new("https://127.0.0.1:1".parse().unwrap())).unwrap(),
+            settings,
+            leadership: Leadership::new(&mut registry).1,
+            metrics: metrics::Metrics::new().1,
+            shutdown: CancellationToken::new(),
+        };
+        let (newest, mut compilations) = watch::channel(None);
+        let metrics = compile::Metrics::register(&mut registry);
+        tokio::spawn(compile::run(index.clone(), "fetchr-system".to_owned(), newest, metrics, cx.shutdown.clone()));
+        compilations.changed().await.unwrap();
+        Reporter {
+            cx,
+            index: index.clone(),
+            compilations,
+            hub: Hub::new(deliver::Metrics::register(&mut registry)),
+            too_large: watch::channel(TooLarge::new()).1,
+            settings_digest: Arc::new(|_, _| String::new()),
+            metrics: Metrics::register(&mut registry),
+        }
+    }
+
+    #[tokio::test]
+    async fn status_that_was_written_is_not_due_again() {
+        let index = complete();
+        show::<Proxy>(&index, proxy(&json!(null)));
+        show::<Policy>(&index, policy("good", "Inbound", &json!(null)));
+        show::<Policy>(&index, policy("unreadable", "Sideways", &json!(null)));
+        let reporter = reporter(&index).await;
+        let due = reporter.due(&Time(Timestamp::now()));
+        let written = |name: &str| due.iter().find(|write| write.key.name == name).unwrap().body["status"].clone();
+        assert_eq!(due.len(), 3);
+
+        show::<Proxy>(&index, proxy(&written("web")));
+        show::<Policy>(&index, policy("good", "Inbound", &written("good")));
+        show::<Policy>(&index, policy("unreadable", "Sideways", &written("unreadable")));
+        let later = Time(Timestamp::now() + Duration::from_secs(60));
+        assert_eq!(reporter.due(&later).into_iter().map(|write| write.key.to_string()).collect::<Vec<_>>(), [""; 0]);
+        reporter.cx.shutdown.cancel();
     }
 }

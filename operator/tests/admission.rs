@@ -8,10 +8,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use clap::Parser;
+use crds::plan::{ObjectRef, PlanKey};
 use e2e::{apiserver::ApiServer, wait::eventually};
-use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::{
     api::core::v1::{Pod, Secret},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -22,24 +21,27 @@ use kube::{
     core::GroupVersionKind,
 };
 use operator::{
-    api::{self, CommandError, FrontProxies, Reviews, Sidecar, Sidecars},
+    api::{self, FrontProxies, Reviews},
     certs::{self, Installer},
     context::Context,
+    deliver::{self, Features, Hello, Hub},
     health::Heart,
     https::{self, PROTOCOLS, Server},
-    index::Shared,
+    index::{Index, Shared},
     inject::Injector,
     lease::{self, Leadership},
     metrics::Metrics,
     settings::Settings,
     webhook::{self, Lookup, Webhook, Workers},
 };
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     sync::{OnceCell, watch},
 };
 use tokio_util::sync::CancellationToken;
+use wire::v1;
 
 const NAMESPACE: &str = "fetchr-system";
 const SOON: Duration = Duration::from_secs(60);
@@ -50,35 +52,27 @@ struct Flags {
     settings: Settings,
 }
 
-struct OneSidecar;
-
-impl Sidecars for OneSidecar {
-    fn list(&self, namespace: Option<&str>) -> Vec<Sidecar> {
-        let sidecar = Sidecar {
-            namespace: "shop".to_owned(),
-            pod: "web-1".to_owned(),
-            pod_uid: "u-1".to_owned(),
-            proxy: "shop/web".to_owned(),
-            workload: "Deployment/web".to_owned(),
-            version: "0.1.0".to_owned(),
-            plan_digest: String::new(),
-            in_sync: true,
-            ready: true,
-            nack: None,
-        };
-        if namespace.is_none_or(|namespace| namespace == "shop") { vec![sidecar] } else { Vec::new() }
-    }
-
-    fn command<'a>(
-        &'a self,
-        _: &'a str,
-        _: &'a str,
-        verb: &'a str,
-        _: Bytes,
-        _: Duration,
-    ) -> BoxFuture<'a, Result<Bytes, CommandError>> {
-        async move { Ok(json!({"verb": verb}).to_string().into()) }.boxed()
-    }
+/// Streams with one sidecar, which answers each command with its verb.
+fn one_sidecar(registry: &mut Registry) -> Hub {
+    let hub = Hub::new(deliver::Metrics::register(registry));
+    let hello = Hello {
+        pod: ObjectRef::new("shop", "web-1"),
+        uid: "u-1".to_owned(),
+        key: PlanKey { pod_namespace: "shop".to_owned(), proxy: ObjectRef::new("shop", "web") },
+        features: Features::new(),
+        version: "0.1.0".to_owned(),
+        digest: String::new(),
+    };
+    let (session, mut inbox) = hub.join(hello, &Index::default(), &CancellationToken::new());
+    let answering = hub.clone();
+    tokio::spawn(async move {
+        while let Some(command) = inbox.commands.recv().await {
+            let body = json!({"verb": command.verb}).to_string().into();
+            let answer = v1::CommandAnswer { id: command.id, body, error: String::new() };
+            answering.hear(&session, v1::Up { message: Some(v1::up::Message::CommandAnswer(answer)) });
+        }
+    });
+    hub
 }
 
 /// The API server with the operator's servers behind it, started once on a thread that lives as long as the tests.
@@ -140,7 +134,7 @@ async fn operate(server: &ApiServer) {
     };
     let front_proxies = FrontProxies::new(installer.certs());
     let api = api::Api {
-        sidecars: Arc::new(OneSidecar),
+        sidecars: Arc::new(one_sidecar(&mut registry)),
         authorizer: Arc::new(Reviews(client.clone())),
         front_proxies: front_proxies.clone(),
         version: "0.1.0".to_owned(),
@@ -400,7 +394,7 @@ async fn aggregated_api_answers_any_kubeconfig_with_rights() {
     let printed = String::from_utf8(kubectl.output().await.unwrap().stdout).unwrap();
     let lines: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["NAME", "PROXY", "WORKLOAD", "VERSION", "IN", "SYNC", "READY"]);
-    assert_eq!(lines[1], ["web-1", "shop/web", "Deployment/web", "0.1.0", "True", "True"]);
+    assert_eq!(lines[1], ["web-1", "shop/web", "0.1.0", "False", "False"]);
 
     let mut config = server.config().await.unwrap();
     config.auth_info.impersonate = Some("nobody".to_owned());

@@ -68,9 +68,9 @@ async fn change_in_a_gap_of_the_watch_is_seen_after_it() {
 async fn only_one_leads_and_who_loses_the_lease_ends() {
     let client = client().await.unwrap();
     namespace(&client, "election").await.unwrap();
-    let (first, mut first_leads) = candidate("first").await.unwrap();
+    let (first, mut first_leads) = candidate("election", "first").await.unwrap();
     first_leads.acquired().await;
-    let (second, second_leads) = candidate("second").await.unwrap();
+    let (second, second_leads) = candidate("election", "second").await.unwrap();
 
     let leases: Api<Lease> = Api::namespaced(client, "election");
     let thief = json!({"spec": {"holderIdentity": "thief"}});
@@ -79,6 +79,26 @@ async fn only_one_leads_and_who_loses_the_lease_ends() {
     assert!(matches!(lost, LeaseError::Lost { .. }), "{lost}");
     assert!(!second_leads.is_leader());
     second.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lease_of_an_earlier_version_is_taken_over_when_it_has_run_out() {
+    let client = client().await.unwrap();
+    namespace(&client, "upgrade").await.unwrap();
+    let leases: Api<Lease> = Api::namespaced(client, "upgrade");
+    // As a version wrote it that used one field manager for all replicas, and that ended without giving it back.
+    let spec = json!({"holderIdentity": "old", "leaseDurationSeconds": 15, "leaseTransitions": 3,
+        "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "2026-01-01T00:00:00.000000Z"});
+    let lease =
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "fetchr-operator"}, "spec": spec});
+    let params = PatchParams::apply("fetchr-operator-lease").force();
+    leases.patch("fetchr-operator", &params, &Patch::Apply(&lease)).await.unwrap();
+
+    let (new, mut leads) = candidate("upgrade", "new").await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), leads.acquired()).await.expect("it leads");
+    let holder = leases.get("fetchr-operator").await.unwrap().spec.and_then(|spec| spec.holder_identity);
+    assert_eq!(holder.as_deref(), Some("new"));
+    new.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,15 +122,9 @@ async fn clean_up_leaves_nothing_that_the_operator_made() {
     apply(&plans, "fetchr-plan", json!({})).await.unwrap();
     apply(&plans, "other", json!({})).await.unwrap();
 
-    let settings = cleanup::Settings {
-        namespace: "clean".to_owned(),
-        deployment: "fetchr-operator".to_owned(),
-        webhook_configuration: "clean".to_owned(),
-        api_registration: "v1alpha1.api.fetchr.sh".to_owned(),
-        ca_secret: "fetchr-ca".to_owned(),
-        lease: "fetchr-operator".to_owned(),
-        timeout_seconds: 30,
-    };
+    let command = cleanup::Settings::augment_args(clap::Command::new("test")).no_binary_name(true);
+    let flags = ["--namespace=clean", "--webhook-configuration=clean", "--timeout-seconds=30"];
+    let settings = cleanup::Settings::from_arg_matches(&command.try_get_matches_from(flags).unwrap()).unwrap();
     cleanup::run(client.clone(), &settings).await.unwrap();
     cleanup::run(client.clone(), &settings).await.expect("a second time there is nothing to do");
 
@@ -178,11 +192,11 @@ async fn has(index: &Shared, namespace: &str, proxy: &str, expected: bool) -> an
     .await
 }
 
-/// Takes part in the election of namespace `election`.
-async fn candidate(name: &str) -> anyhow::Result<(tokio::task::JoinHandle<Result<(), LeaseError>>, Leadership)> {
+/// Takes part in the election of a namespace.
+async fn candidate(namespace: &str, name: &str) -> anyhow::Result<(tokio::task::JoinHandle<Result<(), LeaseError>>, Leadership)> {
     let config = ApiServer::shared().await?.config().await?;
     let command = Settings::augment_args(clap::Command::new("test")).no_binary_name(true);
-    let flags = ["--namespace=election".to_owned(), format!("--pod-name={name}"), "--sidecar-image=none".to_owned()];
+    let flags = [format!("--namespace={namespace}"), format!("--pod-name={name}"), "--sidecar-image=none".to_owned()];
     let settings = Settings::from_arg_matches(&command.try_get_matches_from(flags)?)?;
     let (seat, leadership) = Leadership::new(&mut Registry::default());
     let election =

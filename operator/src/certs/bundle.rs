@@ -20,9 +20,9 @@ pub(super) async fn hand_out(client: &Client, settings: &Settings, bundle: &str)
     let encoded = STANDARD.encode(bundle);
     let (admission, registration) = ("admissionregistration.k8s.io", "apiregistration.k8s.io");
     let targets = [
-        (admission, "MutatingWebhookConfiguration", &settings.webhook_configuration),
-        (admission, "ValidatingWebhookConfiguration", &settings.webhook_configuration),
-        (registration, "APIService", &settings.api_registration),
+        (admission, "MutatingWebhookConfiguration", &settings.names.webhook_configuration),
+        (admission, "ValidatingWebhookConfiguration", &settings.names.webhook_configuration),
+        (registration, "APIService", &settings.names.api_registration),
     ];
     let mut failed = None;
     for (group, kind, name) in targets {

@@ -36,8 +36,8 @@ enum KeepError {
 
 /// Serves what the Secret holds, from the moment that it changes; until shut-down.
 pub async fn follow(context: Context, installer: Installer) {
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &context.settings.namespace);
-    let config = watcher::Config::default().fields(&format!("metadata.name={}", context.settings.ca_secret));
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &context.settings.names.namespace);
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", context.settings.names.ca_secret));
     let secrets = watcher(api, config).default_backoff().touched_objects();
     pin_mut!(secrets);
     // The signing key changes by age alone, without a change of the Secret.
@@ -97,23 +97,23 @@ async fn round(client: &Client, settings: &Settings) -> Result<(), KeepError> {
 /// Writes what is due. Two leaders at once can't overwrite each other: a create fails if the Secret is there, and a replace if it
 /// has changed since it was read.
 async fn renew(client: &Client, settings: &Settings) -> Result<Keyring, KeepError> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), &settings.namespace);
-    let found = api.get_opt(&settings.ca_secret).await?;
+    let api: Api<Secret> = Api::namespaced(client.clone(), &settings.names.namespace);
+    let found = api.get_opt(&settings.names.ca_secret).await?;
     let data = found.as_ref().map(data_of).unwrap_or_default();
     let Some(renewed) = Keyring::read(&data)?.renewed(&names(settings), unix_now())? else {
         return Ok(Keyring::read(&data)?);
     };
     let mut secret = found.clone().unwrap_or_default();
-    secret.metadata.name = Some(settings.ca_secret.clone());
+    secret.metadata.name = Some(settings.names.ca_secret.clone());
     secret.metadata.managed_fields = None;
     let labels = secret.metadata.labels.get_or_insert_default();
     labels.insert("app.kubernetes.io/managed-by".to_owned(), "fetchr-operator".to_owned());
     secret.data = Some(renewed.write()?.into_iter().map(|(name, value)| (name, ByteString(value))).collect());
     match found {
-        Some(_) => api.replace(&settings.ca_secret, &PostParams::default(), &secret).await?,
+        Some(_) => api.replace(&settings.names.ca_secret, &PostParams::default(), &secret).await?,
         None => api.create(&PostParams::default(), &secret).await?,
     };
-    info!(secret = settings.ca_secret, "Certificates renewed.");
+    info!(secret = settings.names.ca_secret, "Certificates renewed.");
     Ok(renewed)
 }
 
@@ -125,7 +125,7 @@ fn data_of(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
 fn names(settings: &Settings) -> Vec<String> {
     let services = [&settings.webhook_service, &settings.stream_service, &settings.api_service];
     let both = |service: &String| {
-        let short = format!("{service}.{}.svc", settings.namespace);
+        let short = format!("{service}.{}.svc", settings.names.namespace);
         [format!("{short}.{}", settings.cluster_domain), short]
     };
     services.into_iter().flat_map(both).collect()

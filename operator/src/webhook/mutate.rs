@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{LookupError, Webhook, review};
 use crate::{
-    inject::{Ask, Decision, InjectContext, graft, inject},
+    inject::{Ask, Decision, InjectContext, Workload, graft, inject},
     stamp,
 };
 
@@ -88,10 +88,10 @@ async fn decide_about(webhook: &Webhook, namespace: &str, pod: &Pod) -> Result<D
         namespace_labels = lookup.newest_namespace_labels(namespace).await?;
         ask = Ask::of(pod, &namespace_labels);
     }
-    let workload = lookup.workload(namespace, pod).await?;
-    let proxy = match ask {
-        Ask::Asked | Ask::Required => lookup.proxy(namespace, pod, ask).await?,
-        Ask::Nobody | Ask::OptedOut | Ask::Mirror => Ok(None),
+    let (workload, proxy) = match ask {
+        Ask::Asked | Ask::Required => (lookup.workload(namespace, pod).await?, lookup.proxy(namespace, pod, ask).await?),
+        // Nothing is asked of the API server about a pod that gets no sidecar.
+        Ask::Nobody | Ask::OptedOut | Ask::Mirror => (Workload::of(pod), Ok(None)),
     };
     let proxy = match proxy {
         Ok(proxy) => proxy,

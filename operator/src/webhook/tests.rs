@@ -267,6 +267,18 @@ async fn skipped_pod_is_created_with_the_reason() {
 }
 
 #[tokio::test]
+async fn nothing_is_asked_about_the_job_of_a_pod_that_opted_out() {
+    let mut labelled = shop().namespace("shop", "enabled");
+    labelled.jobs.insert("import-28412345".to_owned(), Workload::new("CronJob", "import"));
+    let fixture = Fixture::start(labelled.clone(), labelled).await;
+    let mut declining = pod();
+    declining["metadata"]["annotations"]["fetchr.sh/inject"] = json!("disabled");
+    declining["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "import-28412345", "uid": "1", "controller": true}]);
+    assert_eq!(fixture.stamp("shop", declining).await["workload"], "Job/import-28412345");
+}
+
+#[tokio::test]
 async fn api_server_that_does_not_answer_is_named() {
     let fixture = Fixture::start(Fixed::default(), Fixed { hangs: true, ..Fixed::default() }).await;
     tokio::time::pause();
