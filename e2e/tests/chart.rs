@@ -254,6 +254,9 @@ fn operator_reaches_what_it_needs(cluster: &Cluster) {
     cluster.kubectl(&["delete", "configmap", "fetchr-plan", "--namespace", "default", "--as", OPERATOR], "").unwrap();
     for what in [
         "list /pods",
+        "watch /configmaps fetchr-plan default",
+        "get /namespaces shop",
+        "get fetchr.sh/fetchrproxies default fetchr-system",
         "watch fetchr.sh/fetchrpolicies",
         "patch fetchr.sh/fetchrpolicies/status x shop",
         "create /pods/eviction x shop",
@@ -271,6 +274,7 @@ fn operator_reaches_nothing_else(cluster: &Cluster) {
         "get /secrets redis fetchr-system",
         "get /secrets fetchr-ca shop",
         "list /configmaps",
+        "watch /configmaps",
         "delete /pods x shop",
         "create /pods x fetchr-system",
         "create fetchr.sh/fetchrproxies default shop",
