@@ -1,6 +1,7 @@
 //! Peers that are absent, slow, hostile or gone.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,10 +14,10 @@ use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
-use crate::support::{Client, Origin, Proxy, eventually, ms, nobody, read_head};
+use crate::support::{Client, LONG, Origin, Proxy, eventually, ms, nobody, read_head};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
@@ -47,11 +48,11 @@ async fn grpc_client_gets_a_grpc_status() {
 async fn upstream_that_does_not_accept_is_504() {
     // A socket with a full backlog drops further handshakes.
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
     socket.listen(0).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
     let mut fill = Vec::new();
-    while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+    while let Ok(Ok(stream)) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
         fill.push(stream);
     }
     let proxy = Proxy::with(&format!("http://{address}"), |settings| settings.upstream.connect_timeout = ms(100));
@@ -222,27 +223,51 @@ async fn request_that_comes_back_is_a_loop() {
     assert!(response.field("proxy-status").contains("proxy_loop_detected"), "{}", response.head);
 }
 
+/// Connects; none if the connection was refused so fast that connecting fails.
+async fn attempt(address: SocketAddr) -> Option<Client> {
+    TcpStream::connect(address).await.ok().map(Client)
+}
+
+/// Connects to the cap, and once more.
+async fn fill(address: SocketAddr) -> Vec<Client> {
+    let mut held = Vec::new();
+    for _ in 0..65 {
+        held.extend(attempt(address).await);
+    }
+    held
+}
+
+/// Asks until an answer comes.
+async fn served_at_last(address: SocketAddr) {
+    let served = async {
+        loop {
+            if let Some(mut client) = attempt(address).await
+                && client.0.write_all(GET.as_bytes()).await.is_ok()
+                && read_head(&mut client.0).await.is_some()
+            {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LONG, served).await.expect("places come back");
+}
+
+fn refused(proxy: &Proxy, direction: &str) -> f64 {
+    proxy.metric(&format!("fetchr_dropped_total{{direction=\"{direction}\",reason=\"connection_limit\"}}"))
+}
+
 #[tokio::test]
 async fn connections_beyond_the_cap_are_refused_and_counted() {
     let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let proxy = Proxy::before(origin.address);
-    let mut held: Vec<Client> = Vec::new();
-    for _ in 0..64 {
-        held.push(proxy.client().await);
+    let held = fill(proxy.address).await;
+    eventually("the refusal", || refused(&proxy, "inbound") == 1.0).await;
+    if let Some(mut one_more) = attempt(proxy.address).await {
+        assert!(one_more.rest().await.is_empty());
     }
-    let mut one_more = proxy.client().await;
-    assert!(one_more.rest().await.is_empty());
-    assert!(proxy.metric("fetchr_dropped_total{direction=\"inbound\",reason=\"connection_limit\"}") >= 1.0);
-    held.clear();
-    let start = tokio::time::Instant::now();
-    loop {
-        let mut client = proxy.client().await;
-        if client.0.write_all(GET.as_bytes()).await.is_ok() && read_head(&mut client.0).await.is_some() {
-            break;
-        }
-        assert!(start.elapsed() < crate::support::LONG, "places come back");
-        sleep(Duration::from_millis(10)).await;
-    }
+    drop(held);
+    served_at_last(proxy.address).await;
 }
 
 #[tokio::test]
@@ -254,32 +279,13 @@ async fn cap_of_one_direction_leaves_the_other_alone() {
         settings.interception.listeners.push(forward);
     });
     let outbound = proxy.server.listeners()[1].1;
-    let ask_outbound = async || {
-        let mut client = Client(TcpStream::connect(outbound).await.unwrap());
-        client.send(format!("GET http://{}/ HTTP/1.1\r\nhost: a\r\n\r\n", origin.address)).await;
-        client.response().await.text().to_owned()
-    };
-    let full =
-        |direction| proxy.metric(&format!("fetchr_dropped_total{{direction=\"{direction}\",reason=\"connection_limit\"}}"));
-    let mut held = Vec::new();
-    for _ in 0..65 {
-        held.push(proxy.client().await);
-    }
-    eventually("the refusal", || full("inbound") == 1.0).await;
-    assert_eq!((ask_outbound().await.as_str(), full("outbound")), ("ok", 0.0));
-    for _ in 0..65 {
-        held.push(Client(TcpStream::connect(outbound).await.unwrap()));
-    }
-    eventually("the refusal", || full("outbound") >= 1.0).await;
-    held.drain(..65);
-    let served = async {
-        loop {
-            let mut client = proxy.client().await;
-            if client.0.write_all(GET.as_bytes()).await.is_ok() && read_head(&mut client.0).await.is_some() {
-                return;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(crate::support::LONG, served).await.expect("inbound has its places back");
+    let inbound_held = fill(proxy.address).await;
+    eventually("the refusal", || refused(&proxy, "inbound") == 1.0).await;
+    let mut client = attempt(outbound).await.expect("outbound has places");
+    client.send(format!("GET http://{}/ HTTP/1.1\r\nhost: a\r\n\r\n", origin.address)).await;
+    assert_eq!((client.response().await.text(), refused(&proxy, "outbound")), ("ok", 0.0));
+    let _outbound_held = fill(outbound).await;
+    eventually("the refusal", || refused(&proxy, "outbound") >= 1.0).await;
+    drop(inbound_held);
+    served_at_last(proxy.address).await;
 }
