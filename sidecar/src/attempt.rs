@@ -3,23 +3,23 @@
 
 use std::{
     future::Future,
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     time::{Duration, Instant as StdInstant},
 };
 
-use http::{Extensions, HeaderMap, Method, Request, Response, Uri, Version, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     error::ForwardError,
     exchange::Timeouts,
     fields,
-    flow::{Flow, Upload},
+    flow::{Failure, Flow, Upload},
     metrics::{Metrics, RequestLabels},
     upstream::{
-        Key, Limits, Protocol,
-        h1::{self, Answer, Broken, Switched},
+        Key, Limits, Protocol, UpstreamError,
+        h1::{self, Answer, Broken, Head, Switched},
         pool::{Host, Pool},
     },
 };
@@ -50,12 +50,12 @@ pub(crate) enum Answered {
 /// Why a try failed, and whether the request may be sent again.
 struct Failed {
     error: ForwardError,
-    again: Option<Request<Upload>>,
+    again: bool,
 }
 
 impl Failed {
     fn for_good(error: ForwardError) -> Self {
-        Self { error, again: None }
+        Self { error, again: false }
     }
 }
 
@@ -80,24 +80,12 @@ pub(crate) async fn send(
 async fn with_retry(pool: &Pool, metrics: &Metrics, call: Call) -> Result<Answered, ForwardError> {
     let limits = Limits { connect: call.timeouts.connect, idle: call.keep, connections: call.max_connections };
     let host = pool.host(&call.key, &limits);
-    let attempt = Attempt {
-        pool,
-        metrics,
-        host: &host,
-        limits,
-        protocol: call.key.protocol,
-        timeouts: call.timeouts,
-        upload: call.upload.clone(),
-        total: call.timeouts.request.map(|limit| Instant::from_std(call.started) + limit),
-    };
-    let mut request = Request::new(call.upload);
-    *request.method_mut() = call.method;
-    *request.uri_mut() = call.uri;
-    *request.headers_mut() = call.headers;
-    match attempt.try_once(request, false).await {
-        Err(Failed { again: Some(request), .. }) => {
+    let total = call.timeouts.request.map(|limit| Instant::from_std(call.started) + limit);
+    let attempt = Attempt { pool, metrics, host: &host, limits, call: &call, total };
+    match attempt.try_once(false).await {
+        Err(Failed { again: true, .. }) => {
             metrics.retries.inc();
-            attempt.try_once(request, true).await.map_err(|failed| failed.error)
+            attempt.try_once(true).await.map_err(|failed| failed.error)
         }
         outcome => outcome.map_err(|failed| failed.error),
     }
@@ -109,71 +97,73 @@ struct Attempt<'a> {
     metrics: &'a Metrics,
     host: &'a Rc<Host>,
     limits: Limits,
-    protocol: Protocol,
-    timeouts: Timeouts,
-    upload: Upload,
+    call: &'a Call,
     total: Option<Instant>,
 }
 
 impl Attempt<'_> {
-    async fn try_once(&self, mut request: Request<Upload>, fresh: bool) -> Result<Answered, Failed> {
-        self.upload.restart();
-        *request.extensions_mut() = Extensions::new();
-        match self.protocol {
-            Protocol::Http1 => self.over_h1(request, fresh).await,
-            Protocol::Http2 => self.over_h2(request).await,
+    async fn try_once(&self, fresh: bool) -> Result<Answered, Failed> {
+        self.call.upload.restart();
+        match self.call.key.protocol {
+            Protocol::Http1 => self.over_h1(fresh).await,
+            Protocol::Http2 => Box::pin(self.over_h2()).await,
         }
     }
 
-    async fn over_h1(&self, mut request: Request<Upload>, fresh: bool) -> Result<Answered, Failed> {
-        let taken = self.take(self.pool.take(self.host, &self.limits().map_err(Failed::for_good)?, fresh)).await?;
+    async fn over_h1(&self, fresh: bool) -> Result<Answered, Failed> {
+        let limits = self.limits().map_err(Failed::for_good)?;
+        let pooled = if fresh { None } else { self.pool.pooled(self.host).await };
+        let taken = match pooled {
+            Some(taken) => taken,
+            None => self.in_time_left(Box::pin(self.pool.open(self.host, &limits)).await)?,
+        };
         self.count(taken.reused);
-        let spare = taken.reused.then(|| copy(&request));
-        let asked = request.headers().get(header::UPGRADE).cloned();
-        let switches = asked.is_some() || *request.method() == Method::CONNECT;
-        if let Some(permission) = self.upload.permission() {
-            hyper::ext::on_informational(&mut request, move |informational| {
-                if informational.status() == http::StatusCode::CONTINUE {
-                    permission.give();
-                }
-            });
-        }
-        let sent = h1::send(taken.conn, Rc::clone(self.host), request);
+        let Call { method, uri, headers, upload, .. } = self.call;
+        let asked = headers.get(header::UPGRADE);
+        let sent = pin!(h1::send(taken.conn, Rc::clone(self.host), Head { method, uri, headers }, upload.clone()));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
-            Ok(Answer::Response(response)) if response.status() == http::StatusCode::SWITCHING_PROTOCOLS && !switches => {
+            Ok(Answer::Response(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Err(Failed::for_good(ForwardError::Switched))
             }
-            Ok(Answer::Response(response)) if !fields::is_plainly_framed(response.headers()) => {
-                Err(Failed::for_good(ForwardError::ResponseCoding))
-            }
             Ok(Answer::Response(response)) => {
-                Ok(Answered::Response(response.map(|reply| Flow::reply(reply, self.timeouts.idle))))
+                Ok(Answered::Response(response.map(|reply| Flow::reply(reply, self.call.timeouts.idle))))
             }
-            Ok(Answer::Switched(response, _)) if !fields::switches_as_asked(response.headers(), asked.as_ref()) => {
+            Ok(Answer::Switched(response, _)) if !fields::switches_as_asked(response.headers(), asked) => {
                 Err(Failed::for_good(ForwardError::Switched))
             }
             Ok(Answer::Switched(response, switched)) => Ok(Answered::Switched(response, switched)),
-            Err(broken) => Err(self.broken(broken, spare)),
+            Err(broken) => Err(self.broken(broken, taken.reused)),
         }
     }
 
-    async fn over_h2(&self, mut request: Request<Upload>) -> Result<Answered, Failed> {
-        let taken = self.take(self.pool.take_h2(self.host, &self.limits().map_err(Failed::for_good)?)).await?;
+    async fn over_h2(&self) -> Result<Answered, Failed> {
+        let limits = self.limits().map_err(Failed::for_good)?;
+        let taken = self.in_time_left(self.pool.take_h2(self.host, &limits).await)?;
         self.count(taken.reused);
-        *request.version_mut() = Version::HTTP_2;
-        let spare = copy(&request);
-        match self.in_time(taken.conn.send(request)).await.map_err(Failed::for_good)? {
-            Ok((response, stream)) => Ok(Answered::Response(response.map(|body| Flow::stream(body, stream, self.timeouts.idle)))),
+        let sent = pin!(taken.conn.send(self.request()));
+        match self.in_time(sent).await.map_err(Failed::for_good)? {
+            Ok((response, stream)) => {
+                Ok(Answered::Response(response.map(|body| Flow::stream(body, stream, self.call.timeouts.idle))))
+            }
             Err(refused) => {
-                let unsent = refused.returned.filter(|_| taken.reused).or(refused.unprocessed.then_some(spare));
-                Err(Failed { error: self.blame(refused.error), again: unsent.filter(|_| !self.upload.is_touched()) })
+                let unsent = (refused.unsent && taken.reused) || refused.unprocessed;
+                Err(Failed { error: self.blame(refused.error.into()), again: unsent && !self.call.upload.is_touched() })
             }
         }
     }
 
-    /// Waits for a connection; nothing is to be sent on it once the whole request's time is up.
-    async fn take<T>(&self, taken: impl Future<Output = Result<T, ForwardError>>) -> Result<T, Failed> {
-        let taken = taken.await.map_err(Failed::for_good)?;
+    fn request(&self) -> Request<Upload> {
+        let mut request = Request::new(self.call.upload.clone());
+        *request.method_mut() = self.call.method.clone();
+        *request.uri_mut() = self.call.uri.clone();
+        *request.headers_mut() = self.call.headers.clone();
+        *request.version_mut() = Version::HTTP_2;
+        request
+    }
+
+    /// A connection that was waited for; nothing is to be sent on it once the whole request's time is up.
+    fn in_time_left<T>(&self, taken: Result<T, ForwardError>) -> Result<T, Failed> {
+        let taken = taken.map_err(Failed::for_good)?;
         self.limits().map_err(Failed::for_good)?;
         Ok(taken)
     }
@@ -183,7 +173,7 @@ impl Attempt<'_> {
         let Some(total) = self.total else { return Ok(self.limits) };
         let left = total.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let limit = self.timeouts.request.unwrap_or_default();
+            let limit = self.call.timeouts.request.unwrap_or_default();
             return Err(ForwardError::ResponseTimeout(limit));
         }
         Ok(Limits { connect: self.limits.connect.min(left), ..self.limits })
@@ -197,32 +187,26 @@ impl Attempt<'_> {
         };
     }
 
-    /// Rule (b). Only a pooled connection may have been closed before it could know of the request. What it gave back was
-    /// never sent. What it took may go again if nothing of it left, or if a repetition does no harm and no answer has begun.
-    fn broken(&self, broken: Broken, spare: Option<Request<Upload>>) -> Failed {
-        let again = match (broken.returned, spare) {
-            (Some(returned), Some(_)) => Some(*returned),
-            (None, Some(spare)) if !self.upload.is_touched() && broken.read == 0 => {
-                (broken.written == 0 || spare.method().is_idempotent()).then_some(spare)
-            }
-            _ => None,
-        };
+    /// Rule (b). Only a pooled connection may have been closed before it could know of the request. The request may go again if
+    /// nothing of it left, or if a repetition does no harm and no answer has begun.
+    fn broken(&self, broken: Broken, reused: bool) -> Failed {
+        let harmless = broken.written == 0 || self.call.method.is_idempotent();
+        let again = reused && harmless && broken.read == 0 && !self.call.upload.is_touched();
         Failed { error: self.blame(broken.error), again }
     }
 
     /// An upload that failed breaks the upstream's connection too, but it is not the upstream's fault.
-    fn blame(&self, error: hyper::Error) -> ForwardError {
-        match self.upload.failure() {
-            Some(crate::flow::Failure::Broken) => ForwardError::BodyBroken,
-            Some(crate::flow::Failure::Idle) => ForwardError::BodyIdle,
+    fn blame(&self, error: UpstreamError) -> ForwardError {
+        match self.call.upload.failure() {
+            Some(Failure::Broken) => ForwardError::BodyBroken,
+            Some(Failure::Idle) => ForwardError::BodyIdle,
             None => ForwardError::Broken(error),
         }
     }
 
     /// Waits until the head is late: the whole request has a limit of its own, an upload may pause for `idle`, and once it is
     /// sent the head has to come.
-    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, ForwardError> {
-        let mut work = pin!(work);
+    async fn in_time<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, ForwardError> {
         loop {
             let (deadline, limit) = self.deadline();
             match timeout_at(deadline, work.as_mut()).await {
@@ -234,19 +218,11 @@ impl Attempt<'_> {
     }
 
     fn deadline(&self) -> (Instant, Duration) {
-        let limit = if self.upload.is_done() { self.timeouts.head } else { self.timeouts.idle };
-        let head = self.upload.moved() + limit;
+        let limit = if self.call.upload.is_done() { self.call.timeouts.head } else { self.call.timeouts.idle };
+        let head = self.call.upload.moved() + limit;
         match self.total {
-            Some(total) if total < head => (total, self.timeouts.request.unwrap_or(limit)),
+            Some(total) if total < head => (total, self.call.timeouts.request.unwrap_or(limit)),
             _ => (head, limit),
         }
     }
-}
-
-fn copy(request: &Request<Upload>) -> Request<Upload> {
-    let mut copy = Request::new(request.body().clone());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
 }

@@ -15,18 +15,21 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use crds::policy::Direction;
 use futures::FutureExt as _;
-use hyper::{server::conn, service::service_fn};
+use http::Request;
+use hyper::{body::Incoming, server::conn, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
 use crate::{
     contain::contained,
     drain::Open,
-    exchange::MAX_FIELDS,
     fields::Via,
+    flow::ClientBody,
+    h1::{self, MAX_HEAD},
     io::{ClientIo, Progress},
     listen::Counted,
-    pipeline, tunnel,
+    pipeline,
+    tunnel::{self, Switch},
     upstream::{Endpoint, Key},
     worker::Worker,
 };
@@ -36,9 +39,6 @@ pub(crate) mod taking;
 
 use detect::{Guess, guess};
 use taking::Streams;
-
-/// Bytes of a request head, at most.
-const MAX_HEAD: usize = 64 << 10;
 
 /// How long a client may be silent before the upstream is asked whether it speaks first.
 const SILENCE: Duration = Duration::from_millis(200);
@@ -91,7 +91,8 @@ impl Connection {
         }
     }
 
-    fn error(&self, reason: &'static str) {
+    /// Counts why the connection, or a request on it, failed.
+    pub(crate) fn error(&self, reason: &'static str) {
         self.worker.metrics.error(self.direction, reason);
     }
 }
@@ -100,7 +101,8 @@ impl Connection {
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let Arrival { peer, direction, entry, held } = arrival;
     let connection = Rc::new(Connection { worker, peer, direction, entry, progress: Arc::default(), _held: held });
-    contained(&connection.worker.metrics.panics, detect_and_serve(Rc::clone(&connection), stream)).await;
+    let served = detect_and_serve(Rc::clone(&connection), stream);
+    contained(&connection.worker.metrics.panics, served).await;
 }
 
 async fn detect_and_serve(connection: Rc<Connection>, mut stream: TcpStream) {
@@ -111,7 +113,7 @@ async fn detect_and_serve(connection: Rc<Connection>, mut stream: TcpStream) {
     let detecting = connection.worker.connection_gauge(connection.direction, "detecting");
     let detect = async {
         match connection.entry {
-            Entry::Intercepted(destination) => detect_any(&connection, &mut stream, &mut ahead, destination).await,
+            Entry::Intercepted(destination) => Box::pin(detect_any(&connection, &mut stream, &mut ahead, destination)).await,
             Entry::Reverse(_) | Entry::Forward => detect_http(&mut stream, &mut ahead).await,
         }
     };
@@ -123,9 +125,9 @@ async fn detect_and_serve(connection: Rc<Connection>, mut stream: TcpStream) {
     };
     drop(detecting);
     match detected {
-        Ok(Detected::Http1) => serve_http1(connection, stream, ahead.freeze()).await,
-        Ok(Detected::Http2) => serve_http2(connection, stream, ahead.freeze()).await,
-        Ok(Detected::Bytes(upstream)) => pass_through(connection, stream, ahead.freeze(), upstream).await,
+        Ok(Detected::Http1) => serve_http1(connection, stream, ahead).await,
+        Ok(Detected::Http2) => Box::pin(serve_http2(connection, stream, ahead.freeze())).await,
+        Ok(Detected::Bytes(upstream)) => Box::pin(pass_through(connection, stream, ahead.freeze(), upstream)).await,
         Ok(Detected::Nothing) => {}
         Err(reason) => connection.error(reason),
     }
@@ -230,42 +232,32 @@ async fn read_more(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<bool,
     Ok(stream.read_buf(ahead).await.map_err(|_| "client_left")? > 0)
 }
 
-async fn serve_http1(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes) {
+async fn serve_http1(connection: Rc<Connection>, stream: TcpStream, ahead: BytesMut) {
     let _open = connection.worker.connection_gauge(connection.direction, "http1");
-    let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
-    let io = TokioIo::new(ClientIo::new(stream, ahead, Arc::clone(&connection.progress), stall));
-    let service = {
-        let connection = Rc::clone(&connection);
-        service_fn(move |request| pipeline::serve(Rc::clone(&connection), request).map(Ok::<_, Infallible>))
-    };
-    let served = conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None) // ClientIo has one that leaves idle connections alone
-        .max_headers(MAX_FIELDS)
-        .max_header_size(MAX_HEAD)
-        .serve_connection(io, service)
-        .with_upgrades();
-    let served = until_closing(&connection, served, |served| served.graceful_shutdown(), Announced::Later).await;
-    report(&connection, served);
+    h1::server::serve(connection, stream, ahead).await;
 }
 
 async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes) {
     let _open = connection.worker.connection_gauge(connection.direction, "http2");
     let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
-    // Streams have limits of their own, and pings find dead peers: the limit on heads is for HTTP/1.
-    connection.progress.request_started();
-    let io = TokioIo::new(ClientIo::new(stream, ahead, Arc::clone(&connection.progress), stall));
+    let io = TokioIo::new(ClientIo::new(stream, ahead, stall));
     let service = {
         let connection = Rc::clone(&connection);
-        service_fn(move |request| pipeline::serve(Rc::clone(&connection), request).map(Ok::<_, Infallible>))
+        service_fn(move |request| pipeline::serve(Rc::clone(&connection), of_http2(request)).map(Ok::<_, Infallible>))
     };
     let served = http2_builder(stall).serve_connection(io, service);
     tokio::select! {
-        served = until_closing(&connection, served, |served| served.graceful_shutdown(), Announced::Now) => {
+        served = until_announced(&connection, served, |served| served.graceful_shutdown()) => {
             report(&connection, served);
         }
         () = connection.progress.flooded() => connection.error("reset_flood"),
     }
+}
+
+fn of_http2(request: Request<Incoming>) -> pipeline::Request {
+    let (mut parts, body) = request.into_parts();
+    let switch = parts.extensions.remove::<OnUpgrade>().map(Switch::Http2);
+    pipeline::Request { parts, body: ClientBody::Http2(body), switch }
 }
 
 /// Bounds that keep one client from costing more than its share: 100 streams, 64 KiB a stream and 1 MiB a connection under way,
@@ -286,37 +278,16 @@ fn http2_builder(stall: Duration) -> conn::http2::Builder<Streams> {
     builder
 }
 
-/// When a connection begins to leave.
-#[derive(Clone, Copy, PartialEq)]
-enum Announced {
-    /// As soon as the drain is announced: GOAWAY loses no request.
-    Now,
-    /// When connections are closed: until then its answers say `Connection: close`.
-    Later,
-}
-
-/// Runs a connection, and lets it finish what is under way when the drain wants it closed.
-async fn until_closing<C>(
-    connection: &Connection,
-    served: C,
-    shut_down: impl FnOnce(Pin<&mut C>),
-    announced: Announced,
-) -> hyper::Result<()>
+/// Runs a connection. When the drain is announced it takes no more streams, and finishes what is under way: GOAWAY loses no request.
+async fn until_announced<C>(connection: &Connection, served: C, shut_down: impl FnOnce(Pin<&mut C>)) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut served = pin!(served);
-    let drain = &connection.worker.drain;
-    let leave = async {
-        match announced {
-            Announced::Now => drain.announced(connection.direction).await,
-            Announced::Later => drain.closing(connection.direction).await,
-        }
-    };
     tokio::select! {
         biased;
         ended = served.as_mut() => return ended,
-        () = leave => {}
+        () = connection.worker.drain.announced(connection.direction) => {}
     }
     shut_down(served.as_mut());
     served.await

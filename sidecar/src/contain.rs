@@ -6,12 +6,14 @@ use futures::FutureExt as _;
 use prometheus_client::metrics::counter::Counter;
 
 /// Runs a future to its end. None if it panicked, which is counted; what it borrowed must be good for an answer still.
-pub(crate) async fn contained<T>(panics: &Counter, work: impl Future<Output = T>) -> Option<T> {
-    let done = AssertUnwindSafe(work).catch_unwind().await;
-    if done.is_err() {
-        panics.inc();
-    }
-    done.ok()
+pub(crate) fn contained<T>(panics: &Counter, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+    // Not an async function: that would hold the work twice, as its argument and as what it awaits.
+    AssertUnwindSafe(work).catch_unwind().map(|done| {
+        if done.is_err() {
+            panics.inc();
+        }
+        done.ok()
+    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use http::StatusCode;
 
+use crate::upstream::UpstreamError;
+
 /// Why a request got no answer from its upstream, with the name that RFC 9209 gives it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForwardError {
@@ -13,9 +15,6 @@ pub(crate) enum ForwardError {
     /// More header fields than we take.
     #[error("the request has more than {0} header fields")]
     TooManyFields(usize),
-    /// The request's body has a coding that we don't know (RFC 9112, section 6.1).
-    #[error("the request has a transfer coding other than chunked")]
-    RequestCoding,
     /// The client's body broke off.
     #[error("the request's body broke off or is framed wrongly")]
     BodyBroken,
@@ -73,13 +72,10 @@ pub(crate) enum ForwardError {
     },
     /// The upstream closed, reset, or spoke something else.
     #[error("the upstream broke off before it answered")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] UpstreamError),
     /// The upstream switched protocols unasked.
     #[error("the upstream switched protocols without being asked")]
     Switched,
-    /// The response's body is coded so that it can't be passed on.
-    #[error("the response has a transfer coding other than chunked")]
-    ResponseCoding,
     /// There is no configuration, and nothing passes without one.
     #[error("there is no configuration yet")]
     NoConfig,
@@ -97,16 +93,12 @@ impl ForwardError {
         match self {
             Self::BadRequest(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::RequestCoding => StatusCode::NOT_IMPLEMENTED,
             Self::BodyIdle => StatusCode::REQUEST_TIMEOUT,
             Self::OwnPort(_) => StatusCode::FORBIDDEN,
             Self::NotForwardProxy => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Loop
-            | Self::Resolve { .. }
-            | Self::Connect { .. }
-            | Self::Broken(_)
-            | Self::Switched
-            | Self::ResponseCoding => StatusCode::BAD_GATEWAY,
+            Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::ConnectionLimit { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
             Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
@@ -116,7 +108,7 @@ impl ForwardError {
     /// The error type of RFC 9209, section 2.3; also the reason in metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::TooManyFields(_) | Self::RequestCoding | Self::NotForwardProxy => "http_request_error",
+            Self::BadRequest(_) | Self::TooManyFields(_) | Self::NotForwardProxy => "http_request_error",
             Self::BodyBroken => "http_request_body_broken",
             Self::BodyIdle => "http_request_body_timeout",
             Self::OwnPort(_) => "http_request_denied",
@@ -130,11 +122,8 @@ impl ForwardError {
             },
             Self::ConnectTimeout { .. } => "connection_timeout",
             Self::ConnectionLimit { .. } => "connection_limit_reached",
-            Self::Broken(error) if error.is_parse() => "http_protocol_error",
-            Self::Broken(error) if error.is_incomplete_message() => "http_response_incomplete",
-            Self::Broken(_) => "connection_terminated",
+            Self::Broken(error) => error.reason(),
             Self::Switched => "http_upgrade_failed",
-            Self::ResponseCoding => "http_response_transfer_coding",
             Self::NoConfig => "proxy_configuration_error",
             Self::ResponseTimeout(_) => "http_response_timeout",
             Self::Panic => "proxy_internal_error",
@@ -143,9 +132,6 @@ impl ForwardError {
 
     /// Whether the rest of the client's connection can't be trusted.
     pub(crate) fn poisons_connection(&self) -> bool {
-        matches!(
-            self,
-            Self::BadRequest(_) | Self::TooManyFields(_) | Self::RequestCoding | Self::BodyBroken | Self::BodyIdle | Self::Panic
-        )
+        matches!(self, Self::BadRequest(_) | Self::TooManyFields(_) | Self::BodyBroken | Self::BodyIdle | Self::Panic)
     }
 }

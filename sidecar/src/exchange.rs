@@ -17,14 +17,12 @@ use crate::{
     facts::Facts,
     fields,
     flow::{End, Flow, Upload},
+    h1::MAX_FIELDS,
     io::Progress,
     limit,
     metrics::{ByteLabels, DirectionLabels, Metrics, Raised, RequestLabels},
     route::Route,
 };
-
-/// Header fields of a request, at most.
-pub(crate) const MAX_FIELDS: usize = 100;
 
 /// A client that leaves within this time never wanted the answer.
 const SOON: Duration = Duration::from_secs(1);
@@ -180,7 +178,6 @@ impl Guards {
 impl Drop for Guards {
     /// Without an end there was no answer: the client left while it waited.
     fn drop(&mut self) {
-        self.progress.request_ended();
         if !self.ended {
             if self.labels.http_response_status_code == 0 {
                 self.client_left();
@@ -255,12 +252,6 @@ fn check(parts: &Parts, connection: &Connection) -> Result<(), ForwardError> {
     }
     if fields::is_loop(&parts.headers, &connection.via().pseudonym) {
         return Err(ForwardError::Loop);
-    }
-    if !fields::is_plainly_framed(&parts.headers) {
-        return Err(ForwardError::RequestCoding);
-    }
-    if parts.version == Version::HTTP_10 && parts.headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(ForwardError::BadRequest("an HTTP/1.0 request can't have Transfer-Encoding"));
     }
     if parts.method == Method::CONNECT && parts.uri.authority().is_none() {
         return Err(ForwardError::BadRequest("CONNECT needs a host and a port"));

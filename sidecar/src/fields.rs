@@ -2,8 +2,10 @@
 
 use std::{
     borrow::Cow,
+    cell::Cell,
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
+    time::SystemTime,
 };
 
 use http::{
@@ -49,6 +51,22 @@ pub(crate) fn switches_as_asked(answer: &HeaderMap, asked: Option<&HeaderValue>)
         .all(|protocol| asked.split(|byte| *byte == b',').any(|member| member.trim_ascii().eq_ignore_ascii_case(protocol)))
 }
 
+/// Whether the client waits for a `100 (Continue)` before it sends the body (RFC 9110, section 10.1.1).
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Whether the sender closes the connection after this message (RFC 9112, section 9.6).
+pub(crate) fn closes(headers: &HeaderMap) -> bool {
+    list(headers, header::CONNECTION).any(|option| option.eq_ignore_ascii_case("close"))
+}
+
+/// Whether the connection goes on after this message (RFC 9112, section 9.3).
+pub(crate) fn persists(version: http::Version, headers: &HeaderMap) -> bool {
+    let keeps = || list(headers, header::CONNECTION).any(|option| option.eq_ignore_ascii_case("keep-alive"));
+    !closes(headers) && (version == http::Version::HTTP_11 || keeps())
+}
+
 /// Sets the fields that carry a switch of protocols to the next hop.
 pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -84,12 +102,6 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 fn trailers_wanted(headers: &HeaderMap) -> bool {
     list(headers, header::TE)
         .any(|token| token.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
-}
-
-/// Whether a body is framed by chunks or by its length, and not coded otherwise: the field that would say so is of this hop only.
-pub(crate) fn is_plainly_framed(headers: &HeaderMap) -> bool {
-    let mut codings = members(headers, header::TRANSFER_ENCODING);
-    codings.next().is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
 /// Removes the fields that are between the sidecar and itself.
@@ -132,6 +144,30 @@ impl Via {
             HeaderValue::try_from(format!("{version} {pseudonym}")).expect("a pseudonym holds token characters only")
         };
         Self { http10: value("1.0"), http11: value("1.1"), http2: value("2.0"), pseudonym: pseudonym.to_owned() }
+    }
+}
+
+/// The value of `Date`, made anew once a second.
+pub(crate) struct Date(Cell<(u64, [u8; 29])>);
+
+impl Default for Date {
+    fn default() -> Self {
+        Self(Cell::new((0, [0; 29])))
+    }
+}
+
+impl Date {
+    /// The time of day (RFC 9110, section 5.6.7).
+    pub(crate) fn now(&self) -> [u8; 29] {
+        let now = SystemTime::now();
+        let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (of, mut text) = self.0.get();
+        if of != second {
+            let formatted = httpdate::fmt_http_date(now);
+            text.copy_from_slice(formatted.as_bytes());
+            self.0.set((second, text));
+        }
+        text
     }
 }
 

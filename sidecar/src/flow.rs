@@ -20,20 +20,73 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::{connection::taking, exchange::Guards, io::Silence, upstream};
+use crate::{
+    connection::taking,
+    exchange::Guards,
+    h1::{BadBody, server::RequestBody},
+    io::Silence,
+    upstream::{self, UpstreamError},
+};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FlowError {
     /// The client's body could not be read to its end.
     #[error("the client's body broke off")]
-    Client(#[source] hyper::Error),
+    Client(#[source] ClientError),
     /// The upstream's body could not be read to its end.
     #[error("the upstream's body broke off")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] UpstreamError),
     /// Nothing came for too long.
     #[error("the body paused for longer than {0:?}")]
     Idle(Duration),
+}
+
+/// Why a client's body could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// Over HTTP/1.
+    #[error(transparent)]
+    Http1(#[from] BadBody),
+    /// Over HTTP/2.
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
+}
+
+/// A client's body, by the protocol that it comes over.
+pub(crate) enum ClientBody {
+    /// There is none.
+    Empty,
+    /// Over HTTP/1.
+    Http1(RequestBody),
+    /// Over an HTTP/2 stream.
+    Http2(Incoming),
+}
+
+impl ClientBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ClientError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Http1(body) => body.poll_frame(cx).map_err(ClientError::Http1),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(ClientError::Http2),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
 }
 
 /// How a body ended.
@@ -98,6 +151,20 @@ impl Flow {
         self
     }
 
+    /// Sends on what the client still sends of its request, while it does not read this response.
+    pub(crate) fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Source::Reply(reply) = &mut self.source {
+            reply.poll_upload(cx);
+        }
+    }
+
+    /// Leaves that to a task of its own, for a client whose reading says nothing about its sending.
+    pub(crate) fn upload_apart(&self) {
+        if let Source::Reply(reply) = &self.source {
+            reply.upload_apart();
+        }
+    }
+
     fn end(&mut self, end: End) {
         if let Some(guards) = self.guards.take() {
             guards.end(end, self.passed);
@@ -118,7 +185,9 @@ impl Flow {
         match &mut self.source {
             Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
             Source::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Source::Stream { body, .. } => Pin::new(body).poll_frame(cx).map_err(FlowError::Upstream),
+            Source::Stream { body, .. } => {
+                Pin::new(body).poll_frame(cx).map_err(|error| FlowError::Upstream(UpstreamError::Http2(error)))
+            }
             Source::Reply(reply) => reply.poll_frame(cx).map_err(FlowError::Upstream),
         }
     }
@@ -210,7 +279,7 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Upload(Rc<Shared>);
 
 struct Shared {
-    body: RefCell<Incoming>,
+    body: RefCell<ClientBody>,
     silence: RefCell<Silence>,
     limit: Duration,
     gate: Option<Gate>,
@@ -232,7 +301,7 @@ pub(crate) enum Failure {
 
 impl Upload {
     /// An upload that may pause for `idle`. With `expects`, it waits for the upstream to ask for it.
-    pub(crate) fn new(body: Incoming, idle: Duration, expects: bool) -> Self {
+    pub(crate) fn new(body: ClientBody, idle: Duration, expects: bool) -> Self {
         let done = body.is_end_stream();
         Self(Rc::new(Shared {
             body: RefCell::new(body),
@@ -296,7 +365,7 @@ impl Body for Upload {
             ready!(gate.poll(cx));
         }
         let mut body = shared.body.borrow_mut();
-        let Poll::Ready(polled) = Pin::new(&mut *body).poll_frame(cx) else {
+        let Poll::Ready(polled) = body.poll_frame(cx) else {
             ready!(shared.silence.borrow_mut().poll(cx));
             self.fail(Failure::Idle);
             return Poll::Ready(Some(Err(FlowError::Idle(shared.limit))));

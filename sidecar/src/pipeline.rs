@@ -4,12 +4,10 @@ use std::rc::Rc;
 
 use crds::policy::Direction;
 use http::{
-    HeaderValue, Method, Request, Response, Uri, Version, header,
+    HeaderValue, Method, Response, Uri, Version, header,
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use hyper::{body::Incoming, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
 
 use crate::{
     attempt::{self, Answered, Call},
@@ -18,21 +16,29 @@ use crate::{
     error::ForwardError,
     exchange::{Exchange, Timeouts},
     fields,
-    flow::{Flow, Upload},
+    flow::{ClientBody, Flow, Upload},
     metrics::RequestLabels,
     reply::{self, Stop},
-    tunnel::{self, ReadAhead},
+    tunnel::{self, ReadAhead, Switch},
     upstream::{Endpoint, Key, Protocol},
 };
 
+/// A request, whatever protocol it came over.
+pub(crate) struct Request {
+    pub(crate) parts: Parts,
+    pub(crate) body: ClientBody,
+    /// What becomes of its connection if the answer switches protocols; none if it can't.
+    pub(crate) switch: Option<Switch>,
+}
+
 /// Serves one request.
-pub(crate) async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Flow> {
-    let (parts, body) = request.into_parts();
+pub(crate) async fn serve(connection: Rc<Connection>, request: Request) -> Response<Flow> {
+    let Request { parts, body, switch } = request;
     let (mut ex, checked) = Exchange::begin(connection, &parts);
     let outcome = match checked {
         Ok(()) => {
             let worker = Rc::clone(&ex.connection.worker);
-            let served = contained(&worker.metrics.panics, admit_and_forward(&mut ex, parts, body)).await;
+            let served = contained(&worker.metrics.panics, admit_and_forward(&mut ex, parts, body, switch)).await;
             served.unwrap_or(Err(ForwardError::Panic.into()))
         }
         Err(error) => Err(error.into()),
@@ -59,7 +65,7 @@ enum Forwarded {
 /// Two sides that will speak another protocol, once the client has the head of the answer.
 struct Tunnel {
     head: Response<Flow>,
-    client: OnUpgrade,
+    client: Switch,
     upstream: Side,
 }
 
@@ -69,7 +75,7 @@ enum Side {
     Switched(Box<crate::upstream::h1::Switched>),
 }
 
-async fn admit_and_forward(ex: &mut Exchange, mut parts: Parts, body: Incoming) -> Result<Forwarded, Stop> {
+async fn admit_and_forward(ex: &mut Exchange, parts: Parts, body: ClientBody, client: Option<Switch>) -> Result<Forwarded, Stop> {
     if ex.config.blocks() {
         return Err(ForwardError::NoConfig.into());
     }
@@ -78,21 +84,25 @@ async fn admit_and_forward(ex: &mut Exchange, mut parts: Parts, body: Incoming) 
         return Err(Stop::Limited);
     }
     let target = target(ex, &parts)?;
-    let client = parts.extensions.remove::<OnUpgrade>();
     if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
-        return connect_tunnel(ex, target, client).await;
+        return Box::pin(connect_tunnel(ex, target, client)).await;
     }
     let call = call(ex, target, parts, body)?;
     forward(ex, call, client).await
 }
 
-async fn forward(ex: &mut Exchange, call: Call, client: Option<OnUpgrade>) -> Result<Forwarded, Stop> {
+async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Result<Forwarded, Stop> {
     let worker = Rc::clone(&ex.connection.worker);
     ex.uploads(call.upload.clone());
     let version = if call.key.protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     let labels = RequestLabels::new(ex.connection.direction, &call.method, version, ex.route.label());
     match attempt::send(&worker.pool, &worker.metrics, labels, call).await? {
-        Answered::Response(response) => Ok(Forwarded::Response(response)),
+        Answered::Response(response) => {
+            if ex.version == Version::HTTP_2 {
+                response.body().upload_apart();
+            }
+            Ok(Forwarded::Response(response))
+        }
         Answered::Switched(head, switched) => {
             let client = client.ok_or(ForwardError::Switched)?;
             let upstream = Side::Switched(switched);
@@ -101,7 +111,7 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<OnUpgrade>) -> Re
     }
 }
 
-async fn connect_tunnel(ex: &Exchange, target: Key, client: Option<OnUpgrade>) -> Result<Forwarded, Stop> {
+async fn connect_tunnel(ex: &Exchange, target: Key, client: Option<Switch>) -> Result<Forwarded, Stop> {
     let client = client.ok_or(ForwardError::BadRequest("this connection can't become a tunnel"))?;
     let limit = Timeouts::of(&ex.config, &ex.route).connect;
     let stream = ex.connection.worker.connector.connect(&target.endpoint, limit).await?;
@@ -120,20 +130,15 @@ fn open_tunnel(tunnel: Tunnel, ex: Exchange) -> Response<Flow> {
     let open = worker.connection_gauge(ex.connection.direction, "tunnel");
     let idle = ex.route.timeouts().idle.map_or(tunnel::IDLE, |limit| limit.0);
     let connection = Rc::clone(&ex.connection);
-    let is_stream = ex.version == Version::HTTP_2;
     let (response, guards) = ex.tunnel(head);
     tokio::task::spawn_local(async move {
         // The client may leave before it switches, and either side may break off: a tunnel has nobody to tell.
-        let Ok(client) = client.await else { return };
-        if !is_stream {
-            connection.progress.tunnel_opened();
-        }
+        let Some(client) = client.switched().await else { return };
         let _held = (guards, open, connection);
-        let client = TokioIo::new(client);
         let _ = match upstream {
             Side::Connected(stream) => tunnel::run(client, stream, &bytes, idle).await,
             Side::Switched(switched) => {
-                let upstream = ReadAhead::new(switched.read_ahead, switched.io);
+                let upstream = ReadAhead::new(switched.read_ahead, switched.stream);
                 let _permit = switched.permit;
                 tunnel::run(client, upstream, &bytes, idle).await
             }
@@ -175,13 +180,12 @@ fn forward_target(parts: &Parts) -> Result<Key, ForwardError> {
 }
 
 /// The request as the upstream gets it.
-fn call(ex: &Exchange, key: Key, parts: Parts, body: Incoming) -> Result<Call, ForwardError> {
+fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody) -> Result<Call, ForwardError> {
     let Parts { method, uri, mut headers, .. } = parts;
     let timeouts = Timeouts::of(&ex.config, &ex.route);
     let connection = &ex.connection;
     let upgrade = fields::upgrade(&headers).filter(|_| key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11);
-    let expects = headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    let expects = expects && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
+    let expects = fields::expects_continue(&headers) && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
     let upload = Upload::new(body, timeouts.idle, expects);
     fields::remove_hop_by_hop(&mut headers);
     fields::remove_own(&mut headers);

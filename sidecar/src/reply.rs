@@ -62,6 +62,15 @@ pub(crate) fn switched(head: Response<()>) -> Response<Flow> {
     response
 }
 
+/// The answer to what is no request.
+pub(crate) fn refused(status: StatusCode, why: &str) -> Response<Flow> {
+    let mut response = Response::new(Flow::bytes(format!("fetchr: {why}\n")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(PROXY_STATUS, HeaderValue::from_static("fetchr; error=http_request_error"));
+    response
+}
+
 fn of_upstream(mut response: Response<Flow>, ex: &Exchange) -> Response<Flow> {
     let spoken = response.version();
     *response.version_mut() = Version::HTTP_11;

@@ -8,11 +8,16 @@ use std::{
     time::Duration,
 };
 
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
+    net::TcpStream,
+    sync::oneshot,
     time::{Instant, sleep_until},
 };
+use tokio_util::either::Either;
 
 /// Bytes of the buffer of one direction.
 const BUFFER: usize = 16 << 10;
@@ -27,6 +32,24 @@ pub(crate) struct Bytes {
     pub(crate) sent: Counter,
     /// To the client.
     pub(crate) received: Counter,
+}
+
+/// What becomes of a client's connection that will speak another protocol once the head of the answer is written.
+pub(crate) enum Switch {
+    /// The whole connection.
+    Http1(oneshot::Receiver<ReadAhead<TcpStream>>),
+    /// One stream.
+    Http2(OnUpgrade),
+}
+
+impl Switch {
+    /// Waits for the switch. Nothing if the client left before.
+    pub(crate) async fn switched(self) -> Option<Either<ReadAhead<TcpStream>, TokioIo<Upgraded>>> {
+        match self {
+            Self::Http1(switch) => switch.await.ok().map(Either::Left),
+            Self::Http2(switch) => switch.await.ok().map(|stream| Either::Right(TokioIo::new(stream))),
+        }
+    }
 }
 
 /// Copies until both sides have closed, one fails, or nothing moved for `idle`.

@@ -1,12 +1,60 @@
 //! Connections to upstreams: where they go, how they are opened, kept, shared and closed.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use crate::h1::{chunked::BadChunk, framing::BadFraming, head::BadHead};
 
 pub(crate) mod connect;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod pool;
 pub(crate) mod resolve;
+
+/// Interim responses to one request, at most.
+const MAX_INTERIM: u32 = 16;
+
+/// Why there was no whole response.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    /// The head is malformed.
+    #[error("the head of the response is malformed: {0}")]
+    Head(#[from] BadHead),
+    /// Its body's end can't be told.
+    #[error("the response is framed wrongly: {0}")]
+    Framing(#[from] BadFraming),
+    /// The chunks are broken.
+    #[error(transparent)]
+    Chunk(#[from] BadChunk),
+    /// More interim responses than anybody sends.
+    #[error("more than {MAX_INTERIM} interim responses")]
+    Interim,
+    /// It closed too early.
+    #[error("the upstream closed the connection")]
+    Closed,
+    /// The connection failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The client's body broke off; [`Upload::failure`] says how.
+    #[error("the request's body broke off")]
+    Upload,
+    /// It failed in HTTP/2.
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
+}
+
+impl UpstreamError {
+    /// The error type of RFC 9209, section 2.3; also the reason in metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Framing(BadFraming::Coding) => "http_response_transfer_coding",
+            Self::Head(_) | Self::Framing(_) | Self::Chunk(_) | Self::Interim => "http_protocol_error",
+            Self::Closed => "http_response_incomplete",
+            Self::Http2(error) if error.is_parse() => "http_protocol_error",
+            Self::Http2(error) if error.is_incomplete_message() => "http_response_incomplete",
+            Self::Io(_) | Self::Upload | Self::Http2(_) => "connection_terminated",
+        }
+    }
+}
 
 /// Where a connection goes.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]

@@ -21,7 +21,7 @@ use crate::{
     config::Shared,
     connection::{self, Arrival},
     drain,
-    fields::Via,
+    fields::{Date, Via},
     limit::Limiter,
     metrics::{ByteLabels, ConnectionLabels, Metrics, Raised},
     own::Own,
@@ -70,6 +70,8 @@ pub(crate) struct Worker {
     pub(crate) connector: Arc<Connector>,
     pub(crate) via: Arc<Vias>,
     pub(crate) pool: Rc<Pool>,
+    /// The time of day for `Date` fields.
+    pub(crate) date: Date,
 }
 
 impl Worker {
@@ -154,7 +156,7 @@ async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, A
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
     let Pod { config, metrics, limiter, drain, connector, via, .. } = pod;
-    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, via, pool });
+    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, via, pool, date: Date::default() });
     while let Some((stream, arrival, busy)) = incoming.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => {

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::io::{ClientIo, Progress};
+use crate::io::ClientIo;
 
 /// Connections at once; further ones wait to be accepted.
 const CONNECTIONS: usize = 128;
@@ -56,10 +56,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         let Some(place) = peers.enter(peer.ip().to_canonical()) else { continue };
         let (service, stop) = (TowerToHyperService::new(router.clone()), stop.clone());
         connections.spawn(async move {
-            // The limit on heads here is hyper's.
-            let progress = Arc::<Progress>::default();
-            progress.request_started();
-            let socket = ClientIo::new(socket, Bytes::new(), progress, STALL_LIMIT);
+            let socket = ClientIo::new(socket, Bytes::new(), STALL_LIMIT);
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)

@@ -1,50 +1,54 @@
 //! HTTP/1 connections to upstreams, polled inside the request's own future.
 //!
-//! The rules: (a) a connection that has ended is never polled again; (b) a message that was given back may be sent again, else
-//! the byte counts decide; (c) it goes back to the pool only when the request is sent, the response has ended and it is ready
-//! for the next, else it is closed; (d) in the pool it is watched; (e) it moves to a task of its own when the body is large or
-//! both directions stream, so that neither side waits for the other.
+//! The rules: (a) a connection that has failed is never used again; (b) the byte counts decide whether a request may be sent again;
+//! (c) it goes back to the pool only when the request is sent, the response has ended and nothing else has come, else it is
+//! closed; (d) in the pool it is watched; (e) what the client still sends goes on while the response streams, so that neither side
+//! waits for the other.
 
 use std::{
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
-    rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, Waker},
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    rc::{Rc, Weak},
+    task::{Context, Poll, Waker, ready},
 };
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{Builder, Connection, Parts, SendRequest},
-};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, sync::oneshot};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Response, StatusCode, Uri, header};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
 
-use super::pool::{Host, Permit};
+use super::{
+    MAX_INTERIM, UpstreamError,
+    pool::{Host, Permit},
+};
 use crate::{
+    fields,
     flow::Upload,
-    io::{Meter, UpstreamIo},
+    h1::{
+        chunked::{Decoder, Found},
+        encode::{self, Outbox},
+        framing::{self, Framing},
+        head::{self, ResponseHead, Scan},
+    },
 };
 
-/// A body larger than this moves the connection to a task of its own.
-const LARGE: u64 = 256 << 10;
+/// Room for what comes while a head is awaited.
+const HEAD_ROOM: usize = 4 << 10;
 
-/// Bytes of a response head, at most.
-const MAX_HEAD: usize = 64 << 10;
-
-/// Fields of a response head, at most.
-const MAX_FIELDS: usize = 100;
+/// Room for a piece of a body, at most.
+const BODY_ROOM: usize = 64 << 10;
 
 /// An open connection with nothing or one request on it.
 pub(crate) struct H1 {
-    sender: SendRequest<Upload>,
-    connection: Connection<TokioIo<UpstreamIo>, Upload>,
-    /// The connection's future has returned; polling it again would be an error of ours.
-    ended: bool,
-    meter: Arc<Meter>,
+    stream: TcpStream,
+    inbox: BytesMut,
+    outbox: Outbox,
+    scan: Scan,
+    read: u64,
+    written: u64,
     /// What the pool watches it with while it is idle.
     pub(super) watcher: Option<Watcher>,
     permit: Permit,
@@ -57,37 +61,72 @@ pub(super) struct Watcher {
 }
 
 impl H1 {
-    /// Makes a connection of a socket; it is ready at once.
-    pub(crate) async fn open(stream: TcpStream, permit: Permit) -> Result<Box<Self>, hyper::Error> {
-        let io = UpstreamIo::new(stream);
-        let meter = io.meter();
-        let (sender, connection) =
-            Builder::new().max_headers(MAX_FIELDS).max_header_size(MAX_HEAD).handshake(TokioIo::new(io)).await?;
-        Ok(Box::new(Self { sender, connection, ended: false, meter, watcher: None, permit }))
+    /// Makes a connection of a socket.
+    pub(crate) fn new(stream: TcpStream, permit: Permit) -> Box<Self> {
+        Box::new(Self {
+            stream,
+            inbox: BytesMut::new(),
+            outbox: Outbox::default(),
+            scan: Scan::default(),
+            read: 0,
+            written: 0,
+            watcher: None,
+            permit,
+        })
     }
 
-    /// Drives the connection. Ready when it has ended, and from then on; the caller drops it.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.ended {
-            match Pin::new(&mut self.connection).poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                // Its error reaches us where the answer was expected.
-                Poll::Ready(_) => self.ended = true,
+    /// Watches an idle connection. Ready when it is of no use any more: it was closed, or the upstream speaks unasked.
+    pub(super) fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.inbox.is_empty() || !self.outbox.is_empty() {
+            return Poll::Ready(());
+        }
+        self.inbox = BytesMut::new();
+        self.outbox.release();
+        loop {
+            match ready!(self.stream.poll_read_ready(cx)) {
+                // It may be an old event: only reading tells.
+                Ok(()) => match self.stream.try_read(&mut [0]) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    _ => return Poll::Ready(()),
+                },
+                Err(_) => return Poll::Ready(()),
             }
         }
-        Poll::Ready(())
     }
 
-    /// Whether it can take a request now.
-    pub(super) fn is_idle(&self) -> bool {
-        !self.ended && self.sender.is_ready()
+    /// Reads more; false at the end of the stream.
+    fn poll_read(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<bool>> {
+        ready!(self.stream.poll_read_ready(cx))?;
+        self.inbox.reserve(room);
+        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbox))?;
+        self.read += read as u64;
+        Poll::Ready(Ok(read > 0))
+    }
+}
+
+/// The head of a request to write.
+pub(crate) struct Head<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) uri: &'a Uri,
+    pub(crate) headers: &'a HeaderMap,
+}
+
+impl Head<'_> {
+    /// Whether the upstream may switch protocols.
+    fn may_switch(&self) -> bool {
+        *self.method == Method::CONNECT || self.headers.contains_key(header::UPGRADE)
     }
 
-    /// The socket and what was read ahead of it, after the answer to an upgrade.
-    async fn into_socket(mut self: Box<Self>) -> (UpstreamIo, Bytes, Permit) {
-        poll_fn(|cx| self.poll(cx)).await;
-        let Parts { io, read_buf, .. } = self.connection.into_parts();
-        (io.into_inner(), read_buf, self.permit)
+    /// Writes it, and says how the body is framed.
+    fn write(&self, out: &mut Vec<u8>, upload: &Upload) -> Framing {
+        encode::request(out, self.method, self.uri, self.headers);
+        let framing = match upload.size_hint().exact() {
+            Some(length) => Framing::Length(length),
+            None => Framing::Chunked,
+        };
+        let usual = matches!(*self.method, Method::POST | Method::PUT | Method::PATCH);
+        encode::framing(out, framing, usual || self.headers.contains_key(header::CONTENT_LENGTH));
+        framing
     }
 }
 
@@ -101,7 +140,7 @@ pub(crate) enum Answer {
 
 /// A connection that speaks another protocol now.
 pub(crate) struct Switched {
-    pub(crate) io: UpstreamIo,
+    pub(crate) stream: TcpStream,
     /// What the upstream said already.
     pub(crate) read_ahead: Bytes,
     pub(crate) permit: Permit,
@@ -109,9 +148,7 @@ pub(crate) struct Switched {
 
 /// Why one try failed, and what is known about the request.
 pub(crate) struct Broken {
-    pub(crate) error: hyper::Error,
-    /// The request, if the connection never took it.
-    pub(crate) returned: Option<Box<Request<Upload>>>,
+    pub(crate) error: UpstreamError,
     /// Request bytes that were written.
     pub(crate) written: u64,
     /// Response bytes that came.
@@ -119,169 +156,265 @@ pub(crate) struct Broken {
 }
 
 /// Sends a request and waits for the head of its response, or for a switch of protocols.
-pub(crate) async fn send(mut conn: Box<H1>, host: Rc<Host>, request: Request<Upload>) -> Result<Answer, Broken> {
-    let upload = request.body().clone();
-    let may_switch = request.method() == http::Method::CONNECT || request.headers().contains_key(http::header::UPGRADE);
-    let (written, read) = (conn.meter.written(), conn.meter.read());
-    let outcome = {
-        let mut sending = pin!(conn.sender.try_send_request(request));
-        let conn = &mut *conn;
-        let (connection, ended) = (&mut conn.connection, &mut conn.ended);
-        poll_fn(|cx| {
-            if !*ended {
-                *ended = Pin::new(&mut *connection).poll(cx).is_ready();
-            }
-            sending.as_mut().poll(cx)
-        })
-        .await
+pub(crate) async fn send(mut conn: Box<H1>, host: Rc<Host>, request: Head<'_>, upload: Upload) -> Result<Answer, Broken> {
+    (conn.read, conn.written) = (0, 0);
+    let framing = request.write(conn.outbox.head(), &upload);
+    let sending = (framing != Framing::Length(0)).then_some(framing);
+    let mut lease = Lease { conn, host, upload, sending, sent: false, deaf: false, persists: true, interim: 0 };
+    let head = poll_fn(|cx| {
+        if let Poll::Ready(Err(error)) = lease.poll_send(cx) {
+            return Poll::Ready(Err(error));
+        }
+        lease.poll_head(cx)
+    });
+    let broken = |lease: &Lease, error| Broken { error, written: lease.conn.written, read: lease.conn.read };
+    let head = match head.await {
+        Ok(head) => head,
+        Err(error) => return Err(broken(&lease, error)),
     };
-    let response = outcome.map_err(|mut failed| Broken {
-        returned: failed.take_message().map(Box::new),
-        error: failed.into_error(),
-        written: conn.meter.written() - written,
-        read: conn.meter.read() - read,
-    })?;
-    if may_switch && switches(&response) {
-        let (parts, _) = response.into_parts();
-        let (io, read_ahead, permit) = conn.into_socket().await;
-        return Ok(Answer::Switched(Response::from_parts(parts, ()), Box::new(Switched { io, read_ahead, permit })));
+    lease.persists = fields::persists(head.version, &head.headers);
+    let framing = match framing::response(request.method, head.status, head.version, &head.headers) {
+        Ok(framing) => framing,
+        Err(bad) => return Err(broken(&lease, bad.into())),
+    };
+    let tunnels = *request.method == Method::CONNECT && head.status.is_success();
+    if request.may_switch() && (tunnels || head.status == StatusCode::SWITCHING_PROTOCOLS) {
+        let H1 { stream, inbox, permit, .. } = *lease.conn;
+        let switched = Switched { stream, read_ahead: inbox.freeze(), permit };
+        return Ok(Answer::Switched(response(head, ()), Box::new(switched)));
     }
-    Ok(Answer::Response(response.map(|body| Reply::new(body, conn, host, upload))))
+    Ok(Answer::Response(response(head, Reply::new(lease, framing))))
 }
 
-fn switches<B>(response: &Response<B>) -> bool {
-    response.extensions().get::<hyper::upgrade::OnUpgrade>().is_some()
+fn response<B>(head: ResponseHead, body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.version_mut() = head.version;
+    *response.headers_mut() = head.headers;
+    response
 }
 
-/// A response body that drives its connection.
-pub(crate) struct Reply {
-    body: Incoming,
-    driver: Driver,
-    passed: u64,
-    /// Trailers have passed.
-    trailed: bool,
-}
-
-enum Driver {
-    /// Polled with the body.
-    Inline(Box<Lease>),
-    /// Polled by a task, which is told when the body has ended; if this is dropped before, it closes the connection.
-    Task(oneshot::Sender<()>),
-    /// Back in the pool, or closed.
-    Gone,
-}
-
-/// A connection in use, and where it goes afterwards.
+/// A connection in use, the request that it carries, and where it goes afterwards.
 struct Lease {
     conn: Box<H1>,
     host: Rc<Host>,
     upload: Upload,
+    /// How what is left of the request's body is framed; none once all of it is in the outbox.
+    sending: Option<Framing>,
+    /// The whole request is written.
+    sent: bool,
+    /// The upstream reads no more. It may have answered before, so its answer, or its end, decides.
+    deaf: bool,
+    /// The upstream takes another request on this connection.
+    persists: bool,
+    interim: u32,
 }
 
 impl Lease {
+    /// Sends what can be sent. Ready when that was all, or the upstream does not listen any more.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        while !self.sent {
+            let waits = self.fill(cx)?;
+            match ready!(self.conn.outbox.poll_flush(cx, &mut self.conn.stream, &mut self.conn.written)) {
+                Ok(()) if self.sending.is_none() => self.sent = true,
+                Ok(()) if waits => return Poll::Pending,
+                Ok(()) => {}
+                Err(_) => {
+                    self.conn.outbox.clear();
+                    self.sending = None;
+                    (self.sent, self.deaf) = (true, true);
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves pieces of the request's body to the outbox; true if it stopped because nothing comes.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Result<bool, UpstreamError> {
+        while let Some(left) = &mut self.sending
+            && self.conn.outbox.has_room()
+        {
+            let outbox = &mut self.conn.outbox;
+            let ended = match Pin::new(&mut self.upload).poll_frame(cx) {
+                Poll::Pending => return Ok(true),
+                Poll::Ready(Some(Err(_))) => return Err(UpstreamError::Upload),
+                Poll::Ready(None) => outbox.finish(*left, None).map(|()| true),
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => outbox.chunk(data, left).map(|()| *left == Framing::Length(0)),
+                    Err(frame) => outbox.finish(*left, frame.trailers_ref()).map(|()| true),
+                },
+            };
+            if ended.map_err(|_| UpstreamError::Upload)? {
+                self.sending = None;
+            }
+        }
+        Ok(false)
+    }
+
+    /// The head of the final response, or of one that switches protocols.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, UpstreamError>> {
+        loop {
+            if let Some(len) = self.conn.scan.find(&self.conn.inbox)? {
+                let head = head::response(self.conn.inbox.split_to(len).freeze())?;
+                if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
+                    return Poll::Ready(Ok(head));
+                }
+                self.interim(head.status)?;
+            } else if !ready!(self.conn.poll_read(cx, HEAD_ROOM))? {
+                return Poll::Ready(Err(UpstreamError::Closed));
+            }
+        }
+    }
+
+    fn interim(&mut self, status: StatusCode) -> Result<(), UpstreamError> {
+        self.interim += 1;
+        if self.interim > MAX_INTERIM {
+            return Err(UpstreamError::Interim);
+        }
+        if status == StatusCode::CONTINUE
+            && let Some(permission) = self.upload.permission()
+        {
+            permission.give();
+        }
+        Ok(())
+    }
+
     /// The response has ended: rule (c).
     fn finish(self) {
-        if self.upload.is_done() && self.upload.failure().is_none() {
+        let whole = self.sent && !self.deaf && self.persists && self.upload.is_done() && self.upload.failure().is_none();
+        if whole {
             self.host.put(self.conn);
         }
     }
 }
 
+/// A response body that drives its connection.
+pub(crate) struct Reply {
+    lease: Option<Rc<RefCell<Lease>>>,
+    rest: Rest,
+}
+
+/// What is left of a response.
+enum Rest {
+    Length(u64),
+    Chunked(Decoder),
+    Close,
+    Ended,
+}
+
 impl Reply {
-    fn new(body: Incoming, conn: Box<H1>, host: Rc<Host>, upload: Upload) -> Self {
-        let large = body.size_hint().lower() > LARGE;
-        let both_stream = !upload.is_done() && !body.is_end_stream();
-        let ended = conn.ended;
-        let lease = Box::new(Lease { conn, host, upload });
-        let driver = match () {
-            () if ended => Driver::Gone,
-            () if large || both_stream => Driver::Task(spawn(lease)),
-            () => Driver::Inline(lease),
+    fn new(lease: Lease, framing: Framing) -> Self {
+        let rest = match framing {
+            Framing::Length(0) => Rest::Ended,
+            Framing::Length(length) => Rest::Length(length),
+            Framing::Chunked => Rest::Chunked(Decoder::default()),
+            Framing::Close => Rest::Close,
         };
-        Self { body, driver, passed: 0, trailed: false }
+        if matches!(rest, Rest::Ended) {
+            lease.finish();
+            return Self { lease: None, rest };
+        }
+        Self { lease: Some(Rc::new(RefCell::new(lease))), rest }
     }
 
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Driver::Inline(lease) = &mut self.driver {
-            // Only the connection fills this body, and it is polled right here: a waker on the body would wake for nothing.
-            let mut unwoken = Context::from_waker(Waker::noop());
-            if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(&mut unwoken) {
-                return self.passed_on(frame);
+    /// The next piece. What the client still sends goes on meanwhile.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        let Some(lease) = &self.lease else { return Poll::Ready(None) };
+        let polled = {
+            let mut lease = lease.borrow_mut();
+            if let Poll::Ready(Err(error)) = lease.poll_send(cx) {
+                Poll::Ready(Err(error))
+            } else {
+                self.rest.poll_frame(cx, &mut lease.conn)
             }
-            if lease.conn.poll(cx).is_ready() {
-                self.driver = Driver::Gone;
-            }
-        }
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(frame) => self.passed_on(frame),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    fn passed_on(
-        &mut self,
-        frame: Option<Result<Frame<Bytes>, hyper::Error>>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &frame {
-            Some(Ok(frame)) => {
-                self.trailed |= frame.is_trailers();
-                self.passed += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if self.passed > LARGE {
-                    self.move_to_task();
-                }
-            }
-            Some(Err(_)) => self.driver = Driver::Gone,
-            None => self.finish(),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn move_to_task(&mut self) {
-        self.driver = match std::mem::replace(&mut self.driver, Driver::Gone) {
-            Driver::Inline(lease) => Driver::Task(spawn(lease)),
-            other => other,
         };
+        let frame = match ready!(polled) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.lease = None;
+                return Poll::Ready(Some(Err(error)));
+            }
+        };
+        if matches!(self.rest, Rest::Ended) {
+            self.finish();
+        }
+        Poll::Ready(frame.map(Ok))
+    }
+
+    /// Sends on what the client still sends, while nobody reads the response.
+    pub(crate) fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Some(lease) = &self.lease {
+            // A failure shows when the response is read on.
+            let _ = lease.borrow_mut().poll_send(cx);
+        }
+    }
+
+    /// Leaves sending to a task of its own, for a client whose reading says nothing about its sending.
+    pub(crate) fn upload_apart(&self) {
+        let Some(lease) = self.lease.as_ref().filter(|lease| !lease.borrow().sent) else { return };
+        let lease: Weak<RefCell<Lease>> = Rc::downgrade(lease);
+        tokio::task::spawn_local(poll_fn(move |cx| match lease.upgrade() {
+            Some(lease) => lease.borrow_mut().poll_send(cx).map(drop),
+            None => Poll::Ready(()),
+        }));
     }
 
     fn finish(&mut self) {
-        match std::mem::replace(&mut self.driver, Driver::Gone) {
-            Driver::Inline(lease) => lease.finish(),
-            Driver::Task(ended) => drop(ended.send(())),
-            Driver::Gone => {}
+        if let Some(lease) = self.lease.take().and_then(Rc::into_inner) {
+            lease.into_inner().finish();
         }
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        matches!(self.rest, Rest::Ended)
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Reply {
-    /// A body of known length is dropped, not polled, after its last byte, and one with trailers after those. Any other is cut
-    /// off: its connection closes.
-    fn drop(&mut self) {
-        if self.trailed || self.body.is_end_stream() {
-            self.finish();
+        match self.rest {
+            Rest::Ended => SizeHint::with_exact(0),
+            Rest::Length(left) => SizeHint::with_exact(left),
+            Rest::Chunked(_) | Rest::Close => SizeHint::default(),
         }
     }
 }
 
-fn spawn(mut lease: Box<Lease>) -> oneshot::Sender<()> {
-    let (ended, mut end) = oneshot::channel();
-    tokio::task::spawn_local(async move {
-        let finished = poll_fn(|cx| {
-            if lease.conn.poll(cx).is_ready() {
-                return Poll::Ready(false);
+impl Rest {
+    fn poll_frame(&mut self, cx: &mut Context<'_>, conn: &mut H1) -> Poll<Result<Option<Frame<Bytes>>, UpstreamError>> {
+        loop {
+            match self {
+                Self::Ended => return Poll::Ready(Ok(None)),
+                Self::Length(left) if !conn.inbox.is_empty() => {
+                    let len = conn.inbox.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                    *left -= len as u64;
+                    if *left == 0 {
+                        *self = Self::Ended;
+                    }
+                    return Poll::Ready(Ok(Some(Frame::data(conn.inbox.split_to(len).freeze()))));
+                }
+                Self::Close if !conn.inbox.is_empty() => return Poll::Ready(Ok(Some(Frame::data(conn.inbox.split().freeze())))),
+                Self::Chunked(decoder) => match decoder.decode(&mut conn.inbox)? {
+                    Found::Data(data) => return Poll::Ready(Ok(Some(Frame::data(data)))),
+                    Found::End(trailers) => {
+                        *self = Self::Ended;
+                        return Poll::Ready(Ok(trailers.map(Frame::trailers)));
+                    }
+                    Found::More => {}
+                },
+                Self::Length(_) | Self::Close => {}
             }
-            Pin::new(&mut end).poll(cx).map(|end| end.is_ok())
-        });
-        if finished.await {
-            lease.finish();
+            let room = match self {
+                Self::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).clamp(HEAD_ROOM, BODY_ROOM),
+                _ => BODY_ROOM / 4,
+            };
+            if !ready!(conn.poll_read(cx, room))? {
+                return Poll::Ready(match self {
+                    Self::Close => {
+                        *self = Self::Ended;
+                        Ok(None)
+                    }
+                    _ => Err(UpstreamError::Closed),
+                });
+            }
         }
-    });
-    ended
+    }
 }

@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, sync::Notify, time::Instant};
 
 use super::pool::Permit;
-use crate::{flow::Upload, io::UpstreamIo, worker::LocalExecutor};
+use crate::{flow::Upload, worker::LocalExecutor};
 
 /// Window of one stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -31,7 +31,7 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Streams that an upstream allows before it has said how many. hyper holds the first back until then.
 const UNKNOWN: usize = 0;
 
-type Driven = Connection<TokioIo<UpstreamIo>, Upload, LocalExecutor>;
+type Driven = Connection<TokioIo<TcpStream>, Upload, LocalExecutor>;
 
 /// The connections of one worker to one upstream.
 #[derive(Default)]
@@ -107,7 +107,7 @@ impl H2 {
             .initial_max_send_streams(UNKNOWN)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
-            .handshake(TokioIo::new(UpstreamIo::new(stream)))
+            .handshake(TokioIo::new(stream))
             .await?;
         let connection = Rc::new(RefCell::new(Some(connection)));
         tokio::task::spawn_local(drive(Rc::clone(&connection), permit, Rc::clone(&freed)));
@@ -177,25 +177,25 @@ impl Reserved {
 /// Why a request got no answer.
 pub(crate) struct Refused {
     pub(crate) error: hyper::Error,
-    /// The request, if the connection never took it.
-    pub(crate) returned: Option<Request<Upload>>,
+    /// The connection never took it.
+    pub(crate) unsent: bool,
     /// The upstream says that it has done nothing with it.
     pub(crate) unprocessed: bool,
 }
 
 impl Refused {
     fn new(mut failed: TrySendError<Request<Upload>>, used: &Used) -> Self {
-        let returned = failed.take_message();
+        let unsent = failed.take_message().is_some();
         let error = failed.into_error();
         let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<h2::Error>());
         // Only streams above the last one that the upstream will process end with its GOAWAY (RFC 9113, section 6.8).
         let gone = cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote());
         let refused =
             cause.is_some_and(|cause| cause.is_reset() && cause.is_remote() && cause.reason() == Some(Reason::REFUSED_STREAM));
-        if gone || returned.is_some() {
+        if gone || unsent {
             used.leaving.set(true);
         }
-        Self { error, returned, unprocessed: gone || refused }
+        Self { error, unsent, unprocessed: gone || refused }
     }
 }
 

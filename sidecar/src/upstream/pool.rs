@@ -171,19 +171,20 @@ impl Pool {
         Rc::clone(host)
     }
 
-    /// An HTTP/1 connection: an idle one unless `fresh`, else a new one, within the cap of the host.
-    pub(crate) async fn take(&self, host: &Rc<Host>, limits: &Limits, fresh: bool) -> Result<Taken<Box<H1>>, ForwardError> {
-        if !fresh && let Some(conn) = poll_fn(|cx| Poll::Ready(host.pop(cx))).await {
-            return Ok(Taken { conn, reused: true });
-        }
+    /// An idle HTTP/1 connection, if there is one.
+    pub(crate) async fn pooled(&self, host: &Host) -> Option<Taken<Box<H1>>> {
+        poll_fn(|cx| Poll::Ready(host.pop(cx))).await.map(|conn| Taken { conn, reused: true })
+    }
+
+    /// A new HTTP/1 connection within the cap of the host, or one that has become idle meanwhile.
+    pub(crate) async fn open(&self, host: &Rc<Host>, limits: &Limits) -> Result<Taken<Box<H1>>, ForwardError> {
         let deadline = Instant::now() + limits.connect;
         match self.place(host, limits, deadline).await? {
             Place::Idle(conn) => Ok(Taken { conn, reused: true }),
             Place::Free(permit) => {
                 let stream =
                     self.connector.connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
-                let conn = H1::open(stream, permit).await.map_err(ForwardError::Broken)?;
-                Ok(Taken { conn, reused: false })
+                Ok(Taken { conn: H1::new(stream, permit), reused: false })
             }
         }
     }
@@ -218,7 +219,10 @@ impl Pool {
             };
             let stream = self.connector.connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
             let opened = H2::open(stream, permit, Rc::clone(&host.h2.freed));
-            let opened = timeout_at(deadline, opened).await.map_err(|_| too_late())?.map_err(ForwardError::Broken)?;
+            let opened = timeout_at(deadline, opened)
+                .await
+                .map_err(|_| too_late())?
+                .map_err(|error| ForwardError::Broken(error.into()))?;
             if let Some(conn) = host.h2.add(opened) {
                 return Ok(Taken { conn, reused: false });
             }
@@ -309,7 +313,7 @@ impl Host {
     fn pop(&self, cx: &mut Context<'_>) -> Option<Box<H1>> {
         loop {
             let mut conn = self.idle.borrow_mut().pop()?.conn;
-            if conn.poll(cx).is_pending() && conn.is_idle() {
+            if conn.poll_idle(cx).is_pending() {
                 return Some(conn);
             }
         }
@@ -318,8 +322,7 @@ impl Host {
     /// Takes a connection back, if it is ready for a next request; else it is closed.
     pub(super) fn put(&self, mut conn: Box<H1>) {
         let watcher = conn.watcher.take().unwrap_or_else(|| self.watcher());
-        let polled = conn.poll(&mut Context::from_waker(&watcher.waker));
-        if polled.is_ready() || !conn.is_idle() {
+        if conn.poll_idle(&mut Context::from_waker(&watcher.waker)).is_ready() {
             return;
         }
         let id = watcher.id;
@@ -348,7 +351,7 @@ impl Host {
         let Some(at) = idle.iter().position(|idle| idle.id == id) else { return };
         let conn = &mut idle[at].conn;
         let Some(waker) = conn.watcher.as_ref().map(|watcher| watcher.waker.clone()) else { return };
-        if conn.poll(&mut Context::from_waker(&waker)).is_ready() || !conn.is_idle() {
+        if conn.poll_idle(&mut Context::from_waker(&waker)).is_ready() {
             idle.remove(at);
         }
     }

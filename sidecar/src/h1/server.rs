@@ -1,0 +1,342 @@
+//! A client's connection that speaks HTTP/1: one request after the other, each with its answer, all in one task.
+
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::{net::TcpStream, sync::oneshot, time::Instant};
+
+use super::{
+    encode,
+    framing::{self, Framing},
+    head::{self, RequestHead},
+    socket::{BadBody, NoHead, Socket, Unwanted, linger_deadline},
+};
+use crate::{
+    connection::Connection,
+    fields,
+    flow::{ClientBody, Flow},
+    pipeline, reply,
+    tunnel::{ReadAhead, Switch},
+};
+
+/// The connection, as its requests' bodies share it.
+struct Client {
+    socket: RefCell<Socket>,
+}
+
+/// What the answer must know of its request.
+struct Asked {
+    method: Method,
+    version: Version,
+    /// Whether the client wants to send another request.
+    persists: bool,
+    /// Who gets the socket if the answer switches protocols.
+    switch: Option<oneshot::Sender<ReadAhead<TcpStream>>>,
+}
+
+/// What happens to a connection after an answer.
+enum After {
+    /// The next request.
+    Next,
+    /// It is closed, so that the client gets all of the answer.
+    Close,
+    /// It has failed, or its client has left.
+    Gone,
+    /// It speaks another protocol.
+    Switched(oneshot::Sender<ReadAhead<TcpStream>>),
+}
+
+/// Why no more of a body was moved to the outbox.
+#[derive(Clone, Copy, PartialEq)]
+enum Fill {
+    /// Nothing comes at the moment.
+    Waiting,
+    /// What is there has to be written first.
+    Full,
+    /// It is all there.
+    Ended,
+}
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream, ahead: BytesMut) {
+    let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
+    let client = Rc::new(Client { socket: RefCell::new(Socket::new(stream, ahead)) });
+    let mut closing = pin!(connection.worker.drain.closing(connection.direction));
+    loop {
+        let head = match client.next(closing.as_mut()).await {
+            Ok(Some(head)) => head::request(head).map_err(NoHead::Bad),
+            Ok(None) => return,
+            Err(none) => Err(none),
+        };
+        let after = match head {
+            Ok(head) => exchange(&connection, &client, head, stall).await,
+            Err(none) => client.refuse_head(&connection, none, stall).await,
+        };
+        match after {
+            After::Next => {}
+            After::Close => return client.linger().await,
+            After::Gone => return,
+            After::Switched(taker) => {
+                // Nobody else holds it: a request that switches has no body.
+                if let Ok(client) = Rc::try_unwrap(client) {
+                    let (stream, ahead) = client.socket.into_inner().into_parts();
+                    let _ = taker.send(ReadAhead::new(ahead, stream)); // whoever asked for it may have left
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// One request and its answer.
+async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: RequestHead, stall: Duration) -> After {
+    let framing = match framing::request(head.version, &head.headers) {
+        Ok(framing) => framing,
+        Err(bad) => {
+            connection.error("malformed_request");
+            return client.refuse(connection, bad.status(), &bad.to_string(), stall).await;
+        }
+    };
+    let (request, asked) = client.begin(head, framing);
+    let response = {
+        let mut answer = pin!(pipeline::serve(Rc::clone(connection), request));
+        poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            Poll::Pending => client.socket.borrow_mut().poll_left(cx).map(|()| None),
+        })
+        .await
+    };
+    let Some(response) = response else { return After::Gone };
+    match client.answer(connection, response, asked, stall).await {
+        Ok(After::Next) if !client.finish_body().await => After::Close,
+        Ok(after) => after,
+        Err(error) => {
+            if error.kind() == io::ErrorKind::TimedOut {
+                connection.error("client_timeout");
+            }
+            After::Gone
+        }
+    }
+}
+
+impl Client {
+    /// The head of the next request. Nothing if there is none: the client closed, was idle for too long, or the drain wants it gone.
+    async fn next(&self, mut closing: Pin<&mut impl Future<Output = ()>>) -> Result<Option<Bytes>, NoHead> {
+        let mut since = Instant::now();
+        poll_fn(|cx| {
+            let mut socket = self.socket.borrow_mut();
+            let head = socket.poll_head(cx, &mut since);
+            if head.is_pending() && closing.as_mut().poll(cx).is_ready() && socket.is_idle() {
+                return Poll::Ready(Ok(None));
+            }
+            head
+        })
+        .await
+    }
+
+    fn begin(self: &Rc<Self>, head: RequestHead, framing: Framing) -> (pipeline::Request, Asked) {
+        let RequestHead { method, uri, version, headers } = head;
+        let expects = version == Version::HTTP_11 && fields::expects_continue(&headers);
+        self.socket.borrow_mut().begin(framing, expects);
+        let bodiless = framing == Framing::Length(0);
+        let switches = bodiless && (method == Method::CONNECT || fields::upgrade(&headers).is_some());
+        let (switch, switched) = if switches { Some(oneshot::channel()) } else { None }.unzip();
+        let asked = Asked { method: method.clone(), version, persists: fields::persists(version, &headers), switch };
+        let body = if bodiless { ClientBody::Empty } else { ClientBody::Http1(RequestBody { client: Rc::clone(self) }) };
+        let parts = parts(method, uri, version, headers);
+        (pipeline::Request { parts, body, switch: switched.map(Switch::Http1) }, asked)
+    }
+
+    /// Writes an answer. An error if the client does not take it, or its body broke off.
+    async fn answer(
+        &self,
+        connection: &Connection,
+        response: Response<Flow>,
+        asked: Asked,
+        stall: Duration,
+    ) -> io::Result<After> {
+        let (mut parts, mut body) = response.into_parts();
+        let status = parts.status;
+        let left_waiting = self.socket.borrow_mut().refuse_continue();
+        if status == StatusCode::SWITCHING_PROTOCOLS || (asked.method == Method::CONNECT && status.is_success()) {
+            let Some(switch) = asked.switch else { return Ok(After::Gone) };
+            self.write_head(connection, status, &parts.headers, Framing::Length(0), false);
+            self.flush(stall).await?;
+            return Ok(After::Switched(switch));
+        }
+        let bodiless = asked.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let framing = framing_of(&body, bodiless, asked.version);
+        let closes = !asked.persists || left_waiting || framing == Framing::Close || fields::closes(&parts.headers);
+        parts.headers.remove(header::CONNECTION);
+        if closes {
+            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        } else if asked.version == Version::HTTP_10 {
+            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+        }
+        self.write_head(connection, status, &parts.headers, framing, bodiless);
+        if bodiless {
+            drop(body);
+            self.flush(stall).await?;
+        } else {
+            self.write_body(&mut body, framing, stall).await?;
+        }
+        Ok(if closes { After::Close } else { After::Next })
+    }
+
+    fn write_head(&self, connection: &Connection, status: StatusCode, headers: &HeaderMap, framing: Framing, bodiless: bool) {
+        let mut socket = self.socket.borrow_mut();
+        let out = socket.outbox.head();
+        encode::response(out, status, headers);
+        if !headers.contains_key(header::DATE) && !status.is_informational() {
+            encode::field(out, "date", &connection.worker.date.now());
+        }
+        if bodiless && let Some(length) = headers.get(header::CONTENT_LENGTH) {
+            // What a GET would have had.
+            encode::field(out, "content-length", length.as_bytes());
+        }
+        let has_body = !bodiless && !status.is_informational();
+        encode::framing(out, framing, has_body);
+    }
+
+    async fn flush(&self, stall: Duration) -> io::Result<()> {
+        let mut stalled = None;
+        poll_fn(|cx| self.socket.borrow_mut().poll_flush(cx, &mut stalled, stall)).await
+    }
+
+    /// Passes a body on. While the client does not read, what it still sends goes on to the upstream.
+    async fn write_body(&self, body: &mut Flow, framing: Framing, stall: Duration) -> io::Result<()> {
+        let (mut left, mut stalled, mut fill) = (framing, None, Fill::Full);
+        poll_fn(|cx| {
+            loop {
+                if fill != Fill::Ended {
+                    fill = self.fill(cx, body, &mut left)?;
+                }
+                let flushed = self.socket.borrow_mut().poll_flush(cx, &mut stalled, stall)?;
+                match flushed {
+                    Poll::Ready(()) if fill == Fill::Ended => return Poll::Ready(Ok(())),
+                    Poll::Ready(()) if fill == Fill::Full => continue,
+                    Poll::Ready(()) => {}
+                    Poll::Pending => body.poll_upload(cx),
+                }
+                return match self.socket.borrow_mut().poll_left(cx) {
+                    Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                    Poll::Pending => Poll::Pending,
+                };
+            }
+        })
+        .await
+    }
+
+    /// Moves pieces of a body to the outbox while there are some and it has room.
+    fn fill(&self, cx: &mut Context<'_>, body: &mut Flow, left: &mut Framing) -> io::Result<Fill> {
+        let wrong = |_| io::Error::new(io::ErrorKind::InvalidData, "the body is not as long as announced");
+        while self.socket.borrow().outbox.has_room() {
+            // The socket is not borrowed here: the body may read from it.
+            let frame = Pin::new(&mut *body).poll_frame(cx);
+            let outbox = &mut self.socket.borrow_mut().outbox;
+            match frame {
+                Poll::Pending => return Ok(Fill::Waiting),
+                Poll::Ready(Some(Err(error))) => return Err(io::Error::other(error)),
+                Poll::Ready(None) => return outbox.finish(*left, None).map(|()| Fill::Ended).map_err(wrong),
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        outbox.chunk(data, left).map_err(wrong)?;
+                        if *left == Framing::Length(0) && body.is_end_stream() {
+                            return Ok(Fill::Ended);
+                        }
+                    }
+                    Err(frame) => return outbox.finish(*left, frame.trailers_ref()).map(|()| Fill::Ended).map_err(wrong),
+                },
+            }
+        }
+        Ok(Fill::Full)
+    }
+
+    /// After an answer: true if nothing of its request is left on the connection.
+    async fn finish_body(&self) -> bool {
+        if self.socket.borrow().has_body_ended() {
+            return true;
+        }
+        let mut unwanted = Unwanted::new();
+        poll_fn(|cx| self.socket.borrow_mut().poll_discard(cx, &mut unwanted)).await
+    }
+
+    async fn linger(&self) {
+        let deadline = linger_deadline();
+        poll_fn(|cx| self.socket.borrow_mut().poll_linger(cx, deadline)).await;
+    }
+
+    async fn refuse_head(&self, connection: &Connection, none: NoHead, stall: Duration) -> After {
+        match none {
+            NoHead::Left => After::Gone,
+            NoHead::Late => {
+                connection.error("client_timeout");
+                self.refuse(connection, StatusCode::REQUEST_TIMEOUT, "the head of the request took too long", stall).await
+            }
+            NoHead::Bad(bad) => {
+                connection.error(bad.reason());
+                self.refuse(connection, bad.status(), &bad.to_string(), stall).await
+            }
+        }
+    }
+
+    /// Answers what can't be understood, and closes.
+    async fn refuse(&self, connection: &Connection, status: StatusCode, why: &str, stall: Duration) -> After {
+        tracing::debug!(peer = %connection.peer, status = status.as_u16(), why, "A request was refused.");
+        let asked = Asked { method: Method::GET, version: Version::HTTP_11, persists: false, switch: None };
+        match self.answer(connection, reply::refused(status, why), asked, stall).await {
+            Ok(_) => After::Close,
+            Err(_) => After::Gone,
+        }
+    }
+}
+
+fn parts(method: Method, uri: http::Uri, version: Version, headers: HeaderMap) -> Parts {
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method = method;
+    parts.uri = uri;
+    parts.version = version;
+    parts.headers = headers;
+    parts
+}
+
+fn framing_of(body: &Flow, bodiless: bool, version: Version) -> Framing {
+    match body.size_hint().exact() {
+        _ if bodiless => Framing::Length(0),
+        Some(length) => Framing::Length(length),
+        None if version == Version::HTTP_11 => Framing::Chunked,
+        None => Framing::Close,
+    }
+}
+
+/// The body of a request, as it is read from the connection.
+pub(crate) struct RequestBody {
+    client: Rc<Client>,
+}
+
+impl RequestBody {
+    /// The next piece.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BadBody>>> {
+        self.client.socket.borrow_mut().poll_body(cx)
+    }
+
+    /// Whether all of it was read.
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.client.socket.borrow().has_body_ended()
+    }
+
+    /// What is known of the length of what is left.
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.client.socket.borrow().body_left().map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

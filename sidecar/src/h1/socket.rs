@@ -1,0 +1,310 @@
+//! The client's socket and what is read ahead of it: heads, bodies, and the client's leaving.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body::Frame;
+use tokio::{io::AsyncWrite as _, net::TcpStream, time::Instant};
+use tokio_util::io::poll_read_buf;
+
+use super::{
+    chunked::{BadChunk, Decoder, Found},
+    encode::Outbox,
+    framing::Framing,
+    head::{BadHead, Scan, skip_empty_lines},
+};
+use crate::timer::Timer;
+
+/// Room for what comes while a head is awaited; most heads are smaller.
+const HEAD_ROOM: usize = 4 << 10;
+
+/// Room for a piece of a body.
+const BODY_ROOM: usize = 64 << 10;
+
+/// Bytes of further requests that are read while one is under way.
+const AHEAD: usize = 64 << 10;
+
+/// How long the head of a request may take, from its first byte.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a client may keep a connection without a request. Longer than the pools of usual clients, so that they close first:
+/// a request that meets a closing connection is lost.
+const IDLE_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long a closing connection waits for what its peer still sends. Closing earlier would reset the connection, and a reset
+/// takes away an answer that the peer has not read yet.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Bytes of a body that nobody wanted, which are read so that the connection can go on.
+const UNWANTED: usize = 64 << 10;
+
+/// How long that may take.
+const UNWANTED_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why a client's body ended early.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum BadBody {
+    /// The client has left.
+    #[error("the client left before the end of its body")]
+    Left,
+    /// Its chunks are broken.
+    #[error(transparent)]
+    Chunk(#[from] BadChunk),
+}
+
+/// Why there was no head.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum NoHead {
+    /// It is none.
+    Bad(BadHead),
+    /// It did not come whole in time.
+    Late,
+    /// The client left in the middle of it.
+    Left,
+}
+
+/// What is left of the body of the request under way.
+#[derive(Debug)]
+enum Rest {
+    Length(u64),
+    Chunked(Decoder),
+    Ended,
+    Broken(BadBody),
+}
+
+/// One client's socket.
+pub(crate) struct Socket {
+    pub(super) stream: TcpStream,
+    inbox: BytesMut,
+    pub(super) outbox: Outbox,
+    scan: Scan,
+    rest: Rest,
+    /// The client waits for a `100 (Continue)` before it sends the body.
+    owes_continue: bool,
+    /// The client's FIN has come.
+    closed: bool,
+    timer: Timer,
+}
+
+impl Socket {
+    /// A socket, and the bytes that protocol detection has read.
+    pub(super) fn new(stream: TcpStream, ahead: BytesMut) -> Self {
+        Self {
+            stream,
+            inbox: ahead,
+            outbox: Outbox::default(),
+            scan: Scan::default(),
+            rest: Rest::Ended,
+            owes_continue: false,
+            closed: false,
+            timer: Timer::default(),
+        }
+    }
+
+    /// The bare socket, and what was read ahead.
+    pub(super) fn into_parts(self) -> (TcpStream, Bytes) {
+        (self.stream, self.inbox.freeze())
+    }
+
+    /// Reads more; false at the end of the stream. There is no buffer while nothing comes.
+    fn poll_read(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<bool>> {
+        if self.closed {
+            return Poll::Ready(Ok(false));
+        }
+        ready!(self.stream.poll_read_ready(cx))?;
+        self.inbox.reserve(room);
+        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbox))?;
+        self.closed = read == 0;
+        Poll::Ready(Ok(!self.closed))
+    }
+
+    /// Waits for the head of the next request, since `since`. Nothing if the client closed the connection, or left it idle for too long.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, since: &mut Instant) -> Poll<Result<Option<Bytes>, NoHead>> {
+        loop {
+            if skip_empty_lines(&mut self.inbox)
+                && let Some(len) = self.scan.find(&self.inbox).map_err(NoHead::Bad)?
+            {
+                return Poll::Ready(Ok(Some(self.inbox.split_to(len).freeze())));
+            }
+            let first = self.inbox.is_empty();
+            match self.poll_read(cx, HEAD_ROOM) {
+                Poll::Ready(Ok(true)) if first => *since = Instant::now(),
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(_) if self.inbox.is_empty() => return Poll::Ready(Ok(None)),
+                Poll::Ready(_) => return Poll::Ready(Err(NoHead::Left)),
+                Poll::Pending if self.inbox.is_empty() => {
+                    self.inbox = BytesMut::new();
+                    self.outbox.release();
+                    return self.timer.poll(cx, *since + IDLE_LIMIT).map(|()| Ok(None));
+                }
+                Poll::Pending => return self.timer.poll(cx, *since + HEAD_LIMIT).map(|()| Err(NoHead::Late)),
+            }
+        }
+    }
+
+    /// Whether a head is being read.
+    pub(super) fn is_idle(&self) -> bool {
+        self.inbox.is_empty()
+    }
+
+    /// Begins a request with that framing.
+    pub(super) fn begin(&mut self, framing: Framing, expects_continue: bool) {
+        self.rest = match framing {
+            Framing::Length(0) | Framing::Close => Rest::Ended,
+            Framing::Length(length) => Rest::Length(length),
+            Framing::Chunked => Rest::Chunked(Decoder::default()),
+        };
+        self.owes_continue = expects_continue && !self.has_body_ended();
+    }
+
+    /// Whether all of the request's body was read.
+    pub(super) fn has_body_ended(&self) -> bool {
+        matches!(self.rest, Rest::Ended)
+    }
+
+    /// What is known about the length of what is left of the body.
+    pub(super) fn body_left(&self) -> Option<u64> {
+        match &self.rest {
+            Rest::Length(left) => Some(*left),
+            Rest::Ended => Some(0),
+            Rest::Chunked(_) | Rest::Broken(_) => None,
+        }
+    }
+
+    /// The next piece of the request's body.
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BadBody>>> {
+        if std::mem::take(&mut self.owes_continue) {
+            self.outbox.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        if !self.outbox.is_empty() {
+            // A failure shows when the client is read from.
+            let _ = self.outbox.poll_flush(cx, &mut self.stream, &mut 0);
+        }
+        loop {
+            match self.take_body() {
+                Ok(Some(frame)) => return Poll::Ready(frame.map(Ok)),
+                Ok(None) => {}
+                Err(broken) => {
+                    self.rest = Rest::Broken(broken);
+                    return Poll::Ready(Some(Err(broken)));
+                }
+            }
+            let room = self.body_left().map_or(BODY_ROOM / 4, |left| usize::try_from(left).unwrap_or(usize::MAX));
+            if !matches!(ready!(self.poll_read(cx, room.clamp(HEAD_ROOM, BODY_ROOM))), Ok(true)) {
+                self.rest = Rest::Broken(BadBody::Left);
+            }
+        }
+    }
+
+    /// A piece of the body, or its end, from what was read; nothing if more has to be read first.
+    fn take_body(&mut self) -> Result<Option<Option<Frame<Bytes>>>, BadBody> {
+        match &mut self.rest {
+            Rest::Ended => Ok(Some(None)),
+            Rest::Broken(broken) => Err(*broken),
+            Rest::Length(_) if self.inbox.is_empty() => Ok(None),
+            Rest::Length(left) => {
+                let len = self.inbox.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= len as u64;
+                if *left == 0 {
+                    self.rest = Rest::Ended;
+                }
+                Ok(Some(Some(Frame::data(self.inbox.split_to(len).freeze()))))
+            }
+            Rest::Chunked(decoder) => match decoder.decode(&mut self.inbox)? {
+                Found::Data(data) => Ok(Some(Some(Frame::data(data)))),
+                Found::More => Ok(None),
+                Found::End(trailers) => {
+                    self.rest = Rest::Ended;
+                    Ok(Some(trailers.map(Frame::trailers)))
+                }
+            },
+        }
+    }
+
+    /// Ready when the client leaves while its request, which is whole, is under way. What it sends ahead is kept, within bounds.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.has_body_ended() && self.inbox.len() < AHEAD {
+            match ready!(self.poll_read(cx, HEAD_ROOM)) {
+                Ok(true) => {}
+                Ok(false) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The answer begins: whoever still waits for a `100 (Continue)` will not get one. True if the client was left waiting.
+    pub(super) fn refuse_continue(&mut self) -> bool {
+        std::mem::take(&mut self.owes_continue)
+    }
+
+    /// Writes what waits, while `stalled` says since when the client takes nothing; an error if that is longer than `limit`.
+    pub(super) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        stalled: &mut Option<Instant>,
+        limit: Duration,
+    ) -> Poll<io::Result<()>> {
+        let mut wrote = 0;
+        let poll = self.outbox.poll_flush(cx, &mut self.stream, &mut wrote);
+        if poll.is_ready() {
+            *stalled = None;
+            return poll;
+        }
+        if wrote > 0 || stalled.is_none() {
+            *stalled = Some(Instant::now());
+        }
+        let since = stalled.unwrap_or_else(Instant::now);
+        ready!(self.timer.poll(cx, since + limit));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
+    }
+
+    /// Reads the rest of a body that nobody wanted, if it is short and comes before `deadline`; false if it does not.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, unwanted: &mut Unwanted) -> Poll<bool> {
+        loop {
+            match self.poll_body(cx) {
+                Poll::Ready(None) => return Poll::Ready(true),
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
+                Poll::Ready(Some(Ok(frame))) => match unwanted.left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                    Some(left) => unwanted.left = left,
+                    None => return Poll::Ready(false),
+                },
+                Poll::Pending => return self.timer.poll(cx, unwanted.deadline).map(|()| false),
+            }
+        }
+    }
+
+    /// Closes the write side, then reads on until the client closes too, or `deadline` has passed.
+    pub(super) fn poll_linger(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+        loop {
+            self.inbox.clear();
+            match self.poll_read(cx, HEAD_ROOM) {
+                Poll::Ready(Ok(true)) if Instant::now() < deadline => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.timer.poll(cx, deadline),
+            }
+        }
+    }
+}
+
+/// How much of a body that nobody wanted is read so that the connection can go on.
+pub(super) struct Unwanted {
+    left: usize,
+    deadline: Instant,
+}
+
+impl Unwanted {
+    pub(super) fn new() -> Self {
+        Self { left: UNWANTED, deadline: Instant::now() + UNWANTED_LIMIT }
+    }
+}
+
+/// Until when a closing connection lingers.
+pub(super) fn linger_deadline() -> Instant {
+    Instant::now() + LINGER
+}
