@@ -1,33 +1,45 @@
 //! Leader election by a Lease: the leader writes status, ConfigMaps and registrations; every replica serves.
+//!
+//! No clock but this process's own monotonic one counts: a candidate takes the Lease when it has seen no renewal of it for as long as
+//! a lease holds, and a leader ends earlier than that when it could not renew. The times in the Lease are for people. Every write
+//! names the version that it read, so of two candidates one is refused.
 
-use std::{
-    task::{Context, Poll},
-    time::{Duration, Instant},
+mod decide;
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
 };
-
-use futures::{FutureExt, future::BoxFuture};
-use http::{Method, Request, Response};
-use kube::{Client, Config, client::ClientBuilder};
-use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
+use kube::{
+    Api, Client, Config, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use tokio::sync::watch;
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
-use tower::{Layer, Service};
 use tracing::{info, warn};
 
+use self::decide::{Observed, Step};
 use crate::{health::Heart, settings::Settings};
 
-/// Seconds that a lease holds after its last renewal.
-const DURATION: u64 = 15;
-/// Seconds before its end at which it is renewed.
-const GRACE: u64 = 5;
+/// How long a lease holds after its last renewal.
+const DURATION: Duration = Duration::from_secs(15);
+/// A leader that could not renew for this long ends. Well before the lease does: the clocks of two machines run at nearly one speed.
+const RENEW_WITHIN: Duration = Duration::from_secs(10);
+/// How often the lease is looked at, and renewed by its holder.
+const EVERY: Duration = Duration::from_secs(2);
 /// How often the election must be seen alive.
 const ALIVE_WITHIN: Duration = Duration::from_secs(60);
 /// A request that takes longer has failed: a stuck one must not outlive the lease.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Longest name of a field manager that the API server takes.
-const FIELD_MANAGER: usize = 128;
+const FIELD_MANAGER: &str = "fetchr-operator-lease";
 
 /// Whether this replica leads; cheap to clone.
 #[derive(Clone, Debug)]
@@ -102,225 +114,125 @@ pub async fn run(
     config.write_timeout = Some(REQUEST_TIMEOUT);
     // Tries of its own would take longer than the lease holds.
     config.default_retry = false;
-    let renewals = Renewals::new(heart.clone());
-    let client = ClientBuilder::try_from(config).map_err(LeaseError::Client)?.with_layer(&renewals).build();
+    let client = Client::try_from(config).map_err(LeaseError::Client)?;
+    let leases = Api::namespaced(client, &settings.names.namespace);
+    let mut candidate = Candidate { leases, settings, seat, observed: None, renewed: None };
     loop {
         heart.beat("election", ALIVE_WITHIN);
-        let manager = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            manager = manager(&client, settings) => manager,
-        };
-        match manager {
-            Ok(manager) => tokio::select! {
-                () = shutdown.cancelled() => {
-                    release(&manager).await;
-                    return Ok(());
-                }
-                ended = campaign(&manager, settings, &seat) => ended?,
-                () = renewals.run_out(&seat) => return Err(LeaseError::Lost {
-                    lease: settings.names.lease.clone(),
-                    holder: format!("nobody known: no renewal succeeded for {DURATION} s"),
-                }),
-            },
-            Err(error) => warn!(%error, lease = settings.names.lease, "Could not read the lease; trying again."),
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-async fn manager(client: &Client, settings: &Settings) -> Result<LeaseManager, LeaseManagerError> {
-    LeaseManagerBuilder::new(client.clone(), &settings.names.lease)
-        .with_namespace(&settings.names.namespace)
-        .with_identity(&settings.pod_name)
-        .with_duration(DURATION)
-        .with_grace(GRACE)
-        .with_field_manager(field_manager(&settings.pod_name))
-        .build()
-        .await
-}
-
-/// One for each replica: a lease taken by two of them at once is found out only by the conflict of their field managers.
-fn field_manager(pod_name: &str) -> String {
-    const PREFIX: &str = "fetchr-operator-lease-";
-    // The end of a name tells pods of one Deployment apart.
-    let start = pod_name.ceil_char_boundary(pod_name.len().saturating_sub(FIELD_MANAGER - PREFIX.len()));
-    format!("{PREFIX}{}", &pod_name[start..])
-}
-
-/// Ok when the manager is of no more use to a replica that does not lead; an error when a held lease is lost.
-async fn campaign(manager: &LeaseManager, settings: &Settings, seat: &Seat) -> Result<(), LeaseError> {
-    let lost = |holder: &str| LeaseError::Lost { lease: settings.names.lease.clone(), holder: holder.to_owned() };
-    let mut failing: Option<Failing> = None;
-    loop {
-        match manager.changed().await {
-            Ok(true) => {
-                info!(lease = settings.names.lease, "This replica leads.");
-                seat.take();
-            }
-            Ok(false) if seat.is_taken() => return Err(lost("another replica")),
-            Ok(false) => {}
-            Err(error) if !seat.is_taken() => {
-                warn!(%error, lease = settings.names.lease, "Could not take part in the election; starting over.");
+        let ended = shutdown.run_until_cancelled(async {
+            candidate.turn().await?;
+            sleep(EVERY).await;
+            Ok(())
+        });
+        match ended.await {
+            Some(result) => result?,
+            None => {
+                candidate.release().await;
                 return Ok(());
             }
-            Err(error) => {
-                let since = Failing::since(failing, Instant::now());
-                warn!(%error, lease = settings.names.lease, "Could not renew the lease.");
-                if since.lasted() >= Duration::from_secs(GRACE) {
-                    return Err(lost(&format!("nobody known: it could not be renewed for {} s", since.lasted().as_secs())));
-                }
-                failing = Some(since);
-                tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
+
+/// A replica in the election.
+struct Candidate<'a> {
+    leases: Api<Lease>,
+    settings: &'a Settings,
+    seat: Seat,
+    /// What the lease said last, and since when.
+    observed: Option<Observed>,
+    /// When the last renewal by this process that succeeded was begun.
+    renewed: Option<Instant>,
+}
+
+impl Candidate<'_> {
+    /// Looks at the lease once and does what is due. An error when a held lease is lost.
+    async fn turn(&mut self) -> Result<(), LeaseError> {
+        let begun = Instant::now();
+        let deadline = self.renewed.map_or(begun + 2 * REQUEST_TIMEOUT, |renewed| renewed + RENEW_WITHIN);
+        let failed = match timeout_at(deadline, self.look(begun)).await {
+            Ok(Ok(Step::Lost { holder })) => return Err(self.lost(holder)),
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        warn!(error = failed, lease = self.settings.names.lease, "Could not read or write the lease; trying again.");
+        match self.renewed {
+            Some(renewed) if renewed.elapsed() >= RENEW_WITHIN => {
+                Err(self.lost(format!("nobody known: it could not be renewed for {} s", RENEW_WITHIN.as_secs())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn look(&mut self, begun: Instant) -> Result<Step, kube::Error> {
+        let me = self.settings.pod_name.as_str();
+        let lease = match self.leases.get_opt(&self.settings.names.lease).await? {
+            Some(lease) => lease,
+            None => self.create().await?,
+        };
+        let spec = lease.spec.clone().unwrap_or_default();
+        // What was renewed while the answer was under way was renewed before now.
+        let step = decide::decide(&mut self.observed, &spec, me, self.seat.is_taken(), Instant::now());
+        if let Step::Hold { transitions } = step {
+            self.write(&lease, &held(me, &spec, transitions)).await?;
+            self.renewed = Some(begun);
+            if !self.seat.is_taken() {
+                info!(lease = self.settings.names.lease, "This replica leads.");
+                self.seat.take();
             }
         }
-    }
-}
-
-/// Renewals that fail one after the other. The first one fails [`GRACE`] before the lease ends.
-#[derive(Clone, Copy, Debug)]
-struct Failing {
-    first: Instant,
-    last: Instant,
-}
-
-impl Failing {
-    /// Goes on with a series, unless a renewal must have succeeded in between.
-    fn since(before: Option<Self>, now: Instant) -> Self {
-        match before {
-            Some(series) if now - series.last < Duration::from_secs(GRACE) => Self { last: now, ..series },
-            _ => Self { first: now, last: now },
-        }
+        Ok(step)
     }
 
-    fn lasted(self) -> Duration {
-        self.last - self.first
-    }
-}
-
-/// Sees the requests of the election: each that comes to an end, well or not, shows that the elector is alive, and a write that
-/// succeeds begins the lease anew. The lease manager itself does not tell.
-#[derive(Clone, Debug)]
-struct Renewals {
-    heart: Heart,
-    /// When the last write that succeeded was begun.
-    last: watch::Sender<tokio::time::Instant>,
-}
-
-impl Renewals {
-    fn new(heart: Heart) -> Self {
-        Self { heart, last: watch::Sender::new(tokio::time::Instant::now()) }
+    async fn create(&self) -> Result<Lease, kube::Error> {
+        let metadata = ObjectMeta { name: Some(self.settings.names.lease.clone()), ..ObjectMeta::default() };
+        let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        self.leases.create(&parameters, &Lease { metadata, spec: None }).await
     }
 
-    fn ended(&self, begun: tokio::time::Instant, has_written: bool) {
-        self.heart.beat("election", ALIVE_WITHIN);
-        if has_written {
-            self.last.send_replace(begun);
-        }
+    /// Refused, if the lease has changed since it was read.
+    async fn write(&self, read: &Lease, spec: &serde_json::Value) -> Result<(), kube::Error> {
+        let patch = json!({"metadata": {"resourceVersion": read.resource_version()}, "spec": spec});
+        let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        self.leases.patch(&self.settings.names.lease, &parameters, &Patch::Merge(patch)).await.map(drop)
     }
 
-    /// Waits until a held lease has run out, whatever the lease manager is waiting for.
-    async fn run_out(&self, seat: &Seat) {
-        let (mut leads, mut last) = (seat.leads.subscribe(), self.last.subscribe());
-        loop {
-            if leads.wait_for(|leads| *leads).await.is_err() {
-                return std::future::pending().await;
+    /// Lets another replica lead at once.
+    async fn release(&self) {
+        let give_back = async {
+            let lease = self.leases.get(&self.settings.names.lease).await?;
+            let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+            match holder == Some(self.settings.pod_name.as_str()) {
+                true => self.write(&lease, &json!({"holderIdentity": null})).await,
+                false => Ok(()),
             }
-            let end = *last.borrow_and_update() + Duration::from_secs(DURATION);
-            tokio::select! {
-                () = tokio::time::sleep_until(end) => return,
-                _ = last.changed() => {}
-            }
+        };
+        if !self.seat.is_taken() {
+            return;
+        }
+        match tokio::time::timeout(REQUEST_TIMEOUT, give_back).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "Could not give the lease back; it runs out by itself."),
+            Err(_) => warn!("Could not give the lease back in time; it runs out by itself."),
         }
     }
-}
 
-impl<S> Layer<S> for Renewals {
-    type Service = Seen<S>;
-
-    fn layer(&self, inner: S) -> Seen<S> {
-        Seen { inner, renewals: self.clone() }
+    fn lost(&self, holder: String) -> LeaseError {
+        LeaseError::Lost { lease: self.settings.names.lease.clone(), holder }
     }
 }
 
-/// A client whose requests [`Renewals`] sees.
-struct Seen<S> {
-    inner: S,
-    renewals: Renewals,
-}
-
-impl<S, B, R> Service<Request<B>> for Seen<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (renewals, begun, is_write) = (self.renewals.clone(), tokio::time::Instant::now(), request.method() != Method::GET);
-        let answer = self.inner.call(request);
-        async move {
-            let answer = answer.await;
-            renewals.ended(begun, is_write && answer.as_ref().is_ok_and(|answer| answer.status().is_success()));
-            answer
-        }
-        .boxed()
-    }
-}
-
-async fn release(manager: &LeaseManager) {
-    match tokio::time::timeout(REQUEST_TIMEOUT, manager.release()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => warn!(%error, "Could not give the lease back; it runs out by itself."),
-        Err(_) => warn!("Could not give the lease back in time; it runs out by itself."),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn field_manager_is_bounded_and_keeps_what_tells_replicas_apart() {
-        assert_eq!(field_manager("fetchr-operator-7d4f-abcde"), "fetchr-operator-lease-fetchr-operator-7d4f-abcde");
-        let long = |end: &str| field_manager(&format!("{}{end}", "x".repeat(250)));
-        assert_eq!(long("abc").len(), FIELD_MANAGER);
-        assert_ne!(long("abc"), long("abd"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn lease_that_is_not_renewed_runs_out() {
-        let (seat, _leadership) = Leadership::new(&mut Registry::default());
-        let renewals = Renewals::new(Heart::default());
-        let wait = async |seconds| tokio::time::timeout(Duration::from_secs(seconds), renewals.run_out(&seat)).await;
-        assert!(wait(60).await.is_err(), "who does not lead has nothing to lose");
-        seat.take();
-        renewals.ended(tokio::time::Instant::now(), true);
-        assert!(wait(10).await.is_err());
-        renewals.ended(tokio::time::Instant::now(), true);
-        assert!(wait(10).await.is_err(), "it was renewed");
-        renewals.ended(tokio::time::Instant::now(), false);
-        assert!(wait(6).await.is_ok(), "a request that failed renews nothing");
-    }
-
-    #[test]
-    fn failures_close_together_are_one_series() {
-        let start = Instant::now();
-        let first = Failing::since(None, start);
-        let second = Failing::since(Some(first), start + Duration::from_secs(3));
-        assert_eq!(second.lasted(), Duration::from_secs(3));
-    }
-
-    #[test]
-    fn a_renewal_in_between_starts_a_new_series() {
-        let start = Instant::now();
-        let first = Failing::since(None, start);
-        let second = Failing::since(Some(first), start + Duration::from_secs(10));
-        assert_eq!(second.lasted(), Duration::ZERO);
-    }
+/// The spec of a lease that `me` holds from now on.
+fn held(me: &str, before: &LeaseSpec, transitions: i32) -> serde_json::Value {
+    let now = MicroTime(Timestamp::now());
+    let same = before.holder_identity.as_deref() == Some(me);
+    let acquired = before.acquire_time.clone().filter(|_| same).unwrap_or_else(|| now.clone());
+    json!({
+        "holderIdentity": me,
+        "leaseDurationSeconds": DURATION.as_secs(),
+        "acquireTime": acquired,
+        "renewTime": now,
+        "leaseTransitions": transitions,
+    })
 }
