@@ -67,6 +67,11 @@ figures: ## fetchr on the cluster on this machine: pods, policies, memory, image
 	$(RELEASE)
 	@$(CARGO_TARGET_DIR)/release/fetchr-e2e figures --report docs/performance.md
 
+faults: ## what fails on purpose for long, under load; half an hour; the table of docs/reliability.md
+	@e2e/tools/install >/dev/null
+	$(RELEASE)
+	@$(CARGO_TARGET_DIR)/release/fetchr-e2e faults --report docs/reliability.md
+
 generate: ## CRDs and manifests from the code and the chart
 	cargo run --locked -q -p fetchr-crds --bin crdgen
 	@$(MAKE) --no-print-directory manifests
@@ -74,4 +79,4 @@ generate: ## CRDs and manifests from the code and the chart
 manifests: ## manifests/fetchr.yaml from the chart
 	scripts/manifests >manifests/fetchr.yaml.part && mv manifests/fetchr.yaml.part manifests/fetchr.yaml
 
-.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench figures generate manifests
+.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench figures faults generate manifests

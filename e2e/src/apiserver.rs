@@ -1,5 +1,7 @@
 //! A bare Kubernetes API: etcd and kube-apiserver on loopback, for tests that need the API and no node.
 
+pub mod audit;
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use crate::process::Process;
 use crate::tools::program;
 use crate::wait::eventually;
 
+const API_SERVER: &str = "kube-apiserver";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Somebody else may take a free port before the program does.
 const START_ATTEMPTS: u32 = 3;
@@ -41,6 +44,10 @@ pub mod pem {
 pub struct ApiServer {
     folder: PathBuf,
     pki: Folder,
+    /// Where etcd is.
+    store: String,
+    port: u16,
+    notes_requests: bool,
     processes: Mutex<Vec<Process>>,
 }
 
@@ -50,9 +57,21 @@ impl ApiServer {
     /// # Errors
     /// The tools can't be installed, or a program ended or was not ready in time; the message holds the end of its log.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_as(false).await
+    }
+
+    /// [`ApiServer::start`], and each request is noted: [`ApiServer::requests`].
+    ///
+    /// # Errors
+    /// As [`ApiServer::start`].
+    pub async fn start_noting_requests() -> anyhow::Result<Self> {
+        Self::start_as(true).await
+    }
+
+    async fn start_as(notes_requests: bool) -> anyhow::Result<Self> {
         let mut attempt = 1;
         loop {
-            match Self::try_start().await {
+            match Self::try_start(notes_requests).await {
                 Err(error) if attempt < START_ATTEMPTS && format!("{error:#}").contains("address already in use") => attempt += 1,
                 result => return result,
             }
@@ -105,33 +124,79 @@ impl ApiServer {
         &self.pki
     }
 
-    async fn try_start() -> anyhow::Result<Self> {
+    /// Where it listens on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Stops kube-apiserver in its tracks, its port still open, until it is killed.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Kills kube-apiserver; etcd goes on.
+    pub fn kill(&self) {
+        // It is killed when dropped.
+        self.lock().retain(|process| process.name() != API_SERVER);
+    }
+
+    /// Starts kube-apiserver after [`ApiServer::kill`], on the same port, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ended, or was not ready in time; the message holds the end of its log.
+    pub async fn start_again(&self) -> anyhow::Result<()> {
+        self.add(Process::spawn(API_SERVER, self.kube_apiserver()?, &self.folder.join("kube-apiserver-again.log"))?);
+        self.until_ready().await
+    }
+
+    /// The requests so far, oldest first, of a server started by [`ApiServer::start_noting_requests`].
+    ///
+    /// # Errors
+    /// The notes can't be read.
+    pub fn requests(&self) -> anyhow::Result<Vec<audit::Noted>> {
+        audit::read(&self.folder)
+    }
+
+    async fn try_start(notes_requests: bool) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("fetchr-apiserver-").tempdir()?.keep();
         let pki = Folder::create(&folder.join("pki"))?;
-        let server = Self { folder, pki, processes: Mutex::default() };
+        let store = format!("http://127.0.0.1:{}", free_port()?);
+        let server = Self { folder, pki, store, port: free_port()?, notes_requests, processes: Mutex::default() };
         server.run().await?;
         Ok(server)
     }
 
     async fn run(&self) -> anyhow::Result<()> {
         write_pki(&self.pki, &["localhost", "127.0.0.1", "kubernetes.default.svc"])?;
-        let (client_port, peer_port, api_port) = (free_port()?, free_port()?, free_port()?);
-        let store = format!("http://127.0.0.1:{client_port}");
-        let etcd = etcd(&self.folder.join("etcd"), &store, &format!("http://127.0.0.1:{peer_port}"));
+        let etcd = etcd(&self.folder.join("etcd"), &self.store, &format!("http://127.0.0.1:{}", free_port()?));
         self.add(Process::spawn("etcd", etcd, &self.folder.join("etcd.log"))?);
-        let mut api = kube_apiserver(&self.pki, &store)?;
-        api.arg("--bind-address=127.0.0.1").arg(format!("--secure-port={api_port}"));
-        api.args(["--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"]);
-        api.current_dir(&self.folder);
-        self.add(Process::spawn("kube-apiserver", api, &self.folder.join("kube-apiserver.log"))?);
-        self.pki.kubeconfig(&self.kubeconfig(), &format!("https://127.0.0.1:{api_port}"), pem::CA, pem::ADMIN)?;
+        self.add(Process::spawn(API_SERVER, self.kube_apiserver()?, &self.folder.join("kube-apiserver.log"))?);
+        self.pki.kubeconfig(&self.kubeconfig(), &format!("https://127.0.0.1:{}", self.port), pem::CA, pem::ADMIN)?;
+        self.until_ready().await
+    }
 
+    fn kube_apiserver(&self) -> anyhow::Result<Command> {
+        let mut api = kube_apiserver(&self.pki, &self.store)?;
+        api.arg("--bind-address=127.0.0.1").arg(format!("--secure-port={}", self.port));
+        api.args(["--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"]);
+        if self.notes_requests {
+            api.args(audit::arguments(&self.folder)?);
+        }
+        api.current_dir(&self.folder);
+        Ok(api)
+    }
+
+    async fn until_ready(&self) -> anyhow::Result<()> {
         let client = self.client().await?;
         let ended = tokio::select! {
             ready = eventually("the API server is ready", START_DEADLINE, async || ready(&client).await) => return ready,
             ended = self.first_end() => ended,
         };
         Err(ended)
+    }
+
+    fn signal(&self, signal: i32) {
+        self.lock().iter_mut().filter(|process| process.name() == API_SERVER).for_each(|process| process.signal(signal));
     }
 
     async fn first_end(&self) -> anyhow::Error {
@@ -241,6 +306,6 @@ pub(crate) fn kube_apiserver(pki: &Folder, store: &str) -> anyhow::Result<Comman
     Ok(command)
 }
 
-fn free_port() -> anyhow::Result<u16> {
+pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

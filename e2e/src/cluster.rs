@@ -136,12 +136,12 @@ impl Cluster {
         self.command(&program("kubectl")?)
     }
 
-    /// `helm` for this cluster; add arguments and hand it to [`output`].
+    /// `helm` for this cluster, [`tools::helm`]; add arguments and hand it to [`output`].
     ///
     /// # Errors
     /// The tools can't be installed.
     pub fn helm(&self) -> anyhow::Result<Command> {
-        self.command(&program("helm")?)
+        self.command(&tools::helm()?)
     }
 
     /// Opens a connection from the node to an address of the cluster: a pod's or a Service's. Only for the cluster on this

@@ -36,6 +36,13 @@ impl Image {
         &self.name
     }
 
+    /// The same image by another name.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
     /// The program that a container runs, and the arguments that it gets unless the container has some.
     #[must_use]
     pub fn run(mut self, program: &str, arguments: &[&str]) -> Self {

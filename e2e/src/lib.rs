@@ -3,6 +3,7 @@
 //! - [`apiserver`]: an API server without a node, for tests of what the API accepts and what clients of it do.
 //! - [`cluster`]: a whole Kubernetes with one node; [`image`] and [`images`]: what runs on it.
 //! - [`demo`]: the demonstration. [`figures`]: what fetchr takes and how soon it acts, measured; [`report`]: tables of figures.
+//! - [`loopback`]: fetchr without a node, with relays wherever a network can break. [`faults`]: what happens when it does, measured.
 //! - [`testbed`]: the cluster that all tests share, with fetchr ([`install`]) and a [`namespace`] for each test.
 //! - [`origin`]: the HTTP application in its pods, and a client that sends load.
 //! - [`testkit`]: a relay that breaks the network, and peers that follow a script to the byte.
@@ -13,10 +14,12 @@
 pub mod apiserver;
 pub mod cluster;
 pub mod demo;
+pub mod faults;
 pub mod figures;
 pub mod image;
 pub mod images;
 pub mod install;
+pub mod loopback;
 pub mod namespace;
 pub mod origin;
 pub mod pki;

@@ -10,7 +10,8 @@ use tokio::sync::OnceCell;
 use crate::cluster::{Cluster, Lifetime, State};
 use crate::images;
 use crate::install;
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, Pod};
+use crate::origin::load::Report;
 
 /// Keeps the cluster up until this program ends.
 static IN_USE: OnceCell<File> = OnceCell::const_new();
@@ -78,6 +79,30 @@ pub async fn with_labelled_namespace(labels: &[(&str, &str)], test: impl AsyncFn
 #[allow(clippy::panic, reason = "this is how a test fails")]
 fn fail(error: &anyhow::Error) -> ! {
     panic!("{error:#}")
+}
+
+/// Sends load from a pod of the test application to the Service `web` in rounds until `change` is done, and one more. Returns how many
+/// requests were sent, and what the change returned.
+///
+/// # Errors
+/// A request failed.
+pub async fn answered_during<T>(client: &Pod, change: impl Future<Output = T>) -> anyhow::Result<(u64, T)> {
+    let load = ["fetchr-origin", "load", "--url", "http://web/bytes/100", "--rate", "50", "--duration", "2"];
+    let round = async || {
+        let report: Report = serde_json::from_str(&client.exec("app", &load).await?)?;
+        report.check()?;
+        anyhow::Ok(report.ok)
+    };
+    tokio::pin!(change);
+    let mut answered = 0;
+    loop {
+        let rounds = round();
+        tokio::pin!(rounds);
+        tokio::select! {
+            result = &mut change => return Ok((answered + rounds.await? + round().await?, result)),
+            ok = &mut rounds => answered += ok?,
+        }
+    }
 }
 
 /// A Deployment `name` of the test application with the label `app: NAME`, listening on 8080, as YAML. `annotations` are those of

@@ -17,6 +17,17 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(folder()?.join(name))
 }
 
+/// The program in `$HELM`, else the helm that `e2e/tools/install` built.
+///
+/// # Errors
+/// The installation failed.
+pub fn helm() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("HELM").filter(|path| !path.is_empty()) {
+        Some(path) => Ok(path.into()),
+        None => program("helm"),
+    }
+}
+
 /// The top folder of the repository.
 pub fn repository() -> &'static Path {
     Path::new(CRATE).parent().expect("the crate is a folder of the workspace")

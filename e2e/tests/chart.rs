@@ -456,7 +456,7 @@ fn strings(list: &Value) -> Vec<&str> {
 
 /// Helm 3, or the program in `$HELM`: Helm 4 passes too.
 fn helm(arguments: &[&str]) -> Result<String, String> {
-    let program = std::env::var_os("HELM").map_or_else(|| tools::program("helm").unwrap(), PathBuf::from);
+    let program = tools::helm().unwrap();
     run(&program, arguments, "")
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use e2e::cluster::{Cluster, State};
+use e2e::faults::upgrade;
 use e2e::install;
 use e2e::namespace::Namespace;
 use e2e::process::output;
@@ -43,6 +44,16 @@ async fn chart_is_installed_upgraded_and_uninstalled() {
     namespace.apply(&application("without", 1, INJECT)).await.unwrap();
     assert!(!namespace.ready_pods("app=without", 1).await.unwrap()[0].has_sidecar(), "no webhook is left");
     only_definitions_stay(&cluster).await;
+    namespace.delete().await.unwrap();
+}
+
+#[tokio::test]
+async fn sidecars_of_before_serve_through_an_upgrade_and_its_roll_back() {
+    let cluster = testbed::cluster().await.unwrap();
+    let _lock = State::of_this_machine().unwrap().install_lock().unwrap();
+    install::chart(&cluster, testbed::build(&cluster).await.unwrap(), &[]).await.unwrap();
+    let namespace = Namespace::create(&cluster, "upgrade", &[]).await.unwrap();
+    println!("{}", upgrade::and_back(&namespace).await.unwrap());
     namespace.delete().await.unwrap();
 }
 

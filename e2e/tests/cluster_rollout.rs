@@ -1,15 +1,14 @@
 //! No request fails while something is replaced under load.
 #![allow(clippy::unwrap_used, reason = "a helper that fails has failed its test")]
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::ensure;
+use e2e::faults::rolls;
 use e2e::install;
 use e2e::namespace::{Namespace, Pod};
-use e2e::origin::load::Report;
 use e2e::process::output;
-use e2e::testbed::{application, with_namespace};
+use e2e::testbed::{answered_during, application, with_namespace};
 use e2e::wait::eventually;
 
 const INJECT: &str = "fetchr.sh/inject: enabled";
@@ -38,6 +37,14 @@ async fn no_request_fails_while_the_application_rolls() {
 }
 
 #[tokio::test]
+async fn no_stream_tunnel_or_upload_is_cut_while_the_application_rolls() {
+    with_namespace(async |namespace| {
+        println!("{}", rolls::application_rolls(&namespace, 1, 2, Duration::from_secs(5)).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn no_request_fails_and_no_pod_is_refused_while_the_operator_rolls() {
     with_namespace(async |namespace| {
         let client = client(&namespace).await;
@@ -59,25 +66,9 @@ async fn client(namespace: &Namespace) -> Pod {
     namespace.ready_pods("app=client", 1).await.unwrap().remove(0)
 }
 
-/// Sends load in rounds until `change` is done, and some more.
 async fn all_answered_during(client: &Pod, change: impl Future<Output = ()>) {
-    let load = ["fetchr-origin", "load", "--url", "http://web/bytes/100", "--rate", "50", "--duration", "2"];
-    let round = async || {
-        let report: Report = serde_json::from_str(&client.exec("app", &load).await.unwrap()).unwrap();
-        assert_eq!((report.ok, &report.failed), (report.sent, &BTreeMap::new()), "{report:?}");
-        report.ok
-    };
-    tokio::pin!(change);
-    let (mut done, mut answered) = (false, 0);
-    while !done {
-        let rounds = round();
-        tokio::pin!(rounds);
-        answered += tokio::select! {
-            () = &mut change => { done = true; rounds.await }
-            ok = &mut rounds => ok,
-        };
-    }
-    println!("{} requests, all answered", answered + round().await);
+    let (answered, ()) = answered_during(client, change).await.unwrap();
+    println!("{answered} requests, all answered");
 }
 
 async fn operator(namespace: &Namespace, command: &[&str]) {

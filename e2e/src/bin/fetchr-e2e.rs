@@ -29,6 +29,14 @@ enum Action {
         #[arg(long)]
         report: Option<PathBuf>,
     },
+    /// Bring about faults under load, check what is promised and measure; takes half an hour
+    Faults {
+        #[command(flatten)]
+        extent: e2e::faults::Extent,
+        /// Markdown file whose part between `<!-- bench:faults -->` and `<!-- end:faults -->` is replaced by the table
+        #[arg(long)]
+        report: Option<PathBuf>,
+    },
     /// Write the images as archives for `docker load`
     Images { folder: PathBuf },
     /// A TCP relay that breaks the network on request
@@ -88,6 +96,7 @@ async fn run(command: Action) -> anyhow::Result<()> {
         Action::Cluster(action) => cluster(action).await,
         Action::Demo(images) => e2e::demo::run(images).await,
         Action::Figures { report } => e2e::figures::run(report.as_deref()).await,
+        Action::Faults { extent, report } => e2e::faults::run(&extent, report.as_deref()).await,
         Action::Images { folder } => write_images(&folder),
         Action::Relay(relay) => relay.run().await,
         Action::Node { state, listener } => cluster::node::run(&state, listener),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use e2e::origin::load::Exchange;
 use e2e::origin::{self, load};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use tokio::net::TcpListener;
@@ -51,6 +52,12 @@ enum Action {
         /// HTTP/2 with prior knowledge
         #[arg(long)]
         http2: bool,
+        /// POST bodies that take so many seconds, instead of GET
+        #[arg(long)]
+        upload: Option<f64>,
+        /// Upgrade, and exchange messages for so many seconds, instead of GET
+        #[arg(long, conflicts_with_all = ["upload", "http2"])]
+        tunnel: Option<f64>,
         /// Number of the first request
         #[arg(long, default_value_t = 1)]
         first: u64,
@@ -66,10 +73,15 @@ async fn main() -> anyhow::Result<()> {
             println!("{}", serde_json::to_string(&origin::get::get(&url, &parse_headers(&headers)?).await?)?);
             Ok(())
         }
-        Some(Action::Load { url, rate, duration, deadline, headers, http2, first }) => {
+        Some(Action::Load { url, rate, duration, deadline, headers, http2, upload, tunnel, first }) => {
             let (duration, deadline) = (Duration::try_from_secs_f64(duration)?, Duration::try_from_secs_f64(deadline)?);
             let headers = parse_headers(&headers)?;
-            let report = load::run(load::Load { url, rate, duration, headers, deadline, http2, first }).await?;
+            let exchange = match (upload, tunnel) {
+                (Some(seconds), _) => Exchange::Upload(Duration::try_from_secs_f64(seconds)?),
+                (_, Some(seconds)) => Exchange::Tunnel(Duration::try_from_secs_f64(seconds)?),
+                (None, None) => Exchange::Get,
+            };
+            let report = load::run(load::Load { url, rate, duration, exchange, headers, deadline, http2, first }).await?;
             println!("{}", serde_json::to_string(&report)?);
             Ok(())
         }

@@ -1,0 +1,165 @@
+//! What happens when something fails: each fault is brought about on purpose under load, checked against what is promised, and
+//! measured. Tests run each one for a short time; `make faults` for a long one, and writes the table of `docs/reliability.md`.
+
+pub mod api;
+pub mod clock;
+pub mod hostile;
+pub mod killed;
+pub mod partition;
+pub mod reloads;
+pub mod rolls;
+pub mod skew;
+pub mod upgrade;
+
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+
+use crate::loopback::{Loopback, Operator, Sidecar, User};
+use crate::namespace::Namespace;
+use crate::{install, report, testbed};
+
+/// Requests a second while something fails.
+const RATE: u32 = 100;
+/// The header policy that is there from the start.
+const HEADER: &str = "kept";
+
+/// A line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// What failed.
+    pub fault: String,
+    /// For how long, or how often.
+    pub extent: String,
+    /// What was seen.
+    pub seen: String,
+}
+
+impl Row {
+    fn new(fault: &str, extent: String, seen: String) -> Self {
+        Self { fault: fault.to_owned(), extent, seen }
+    }
+
+    /// Its cells.
+    pub fn cells(self) -> Vec<String> {
+        vec![self.fault, self.extent, self.seen]
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}: {}", self.fault, self.extent, self.seen)
+    }
+}
+
+/// How long, and how often.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Extent {
+    /// Minutes without an API server
+    #[arg(long, default_value_t = 10)]
+    pub api_minutes: u64,
+    /// Minutes that a sidecar is cut off
+    #[arg(long, default_value_t = 10)]
+    pub cut_minutes: u64,
+    /// Changes of a policy under load
+    #[arg(long, default_value_t = 1000)]
+    pub changes: u32,
+    /// How often the operator that leads is killed
+    #[arg(long, default_value_t = 5)]
+    pub operator_kills: u32,
+    /// How often the sidecar is killed
+    #[arg(long, default_value_t = 200)]
+    pub sidecar_kills: u32,
+    /// Random objects
+    #[arg(long, default_value_t = 5000)]
+    pub objects: u32,
+    /// How often the application rolls
+    #[arg(long, default_value_t = 10)]
+    pub rolls: u32,
+}
+
+/// Brings about each fault, prints the table and puts it into `document`, between its marks. The first faults need no node and
+/// run side by side, for most of them is waiting; the others run on the cluster on this machine.
+///
+/// # Errors
+/// A promise was broken: which one is said. Or the document lacks its marks.
+pub async fn run(extent: &Extent, document: Option<&Path>) -> anyhow::Result<()> {
+    let mut rows = vec![["fault", "for how long, how often", "seen"].map(str::to_owned).to_vec()];
+    let started = Instant::now();
+    let said = async |scene: LocalBoxFuture<'_, anyhow::Result<Row>>| {
+        let row = scene.await?;
+        eprintln!("{:6.0} s  {row}", started.elapsed().as_secs_f64());
+        anyhow::Ok(row.cells())
+    };
+    let minutes = |count| Duration::from_secs(60 * count);
+    eprintln!("faults: those that need no node; the longest takes {} min and some", extent.api_minutes.max(extent.cut_minutes));
+    let waiting = [
+        api::down(minutes(extent.api_minutes)).boxed_local(),
+        api::slow(Duration::from_secs(5), minutes(2)).boxed_local(),
+        clock::wrong(minutes(2)).boxed_local(),
+        partition::cut(minutes(extent.cut_minutes)).boxed_local(),
+        killed::operator(extent.operator_kills).boxed_local(),
+    ];
+    rows.extend(futures::future::try_join_all(waiting.map(said)).await?);
+    // These are about speed and memory, so nothing runs beside them.
+    for busy in [killed::sidecar(extent.sidecar_kills).boxed_local(), reloads::many(extent.changes).boxed_local()] {
+        rows.push(said(busy).await?);
+    }
+    eprintln!("faults: those on the cluster");
+    let cluster = testbed::fetchr().await?;
+    let namespace = Namespace::create(&cluster, "faults", &[]).await?;
+    let long = Duration::from_secs(30);
+    let on_cluster = async {
+        rows.push(said(rolls::application_rolls(&namespace, extent.rolls, 3, long).boxed_local()).await?);
+        rows.push(said(hostile::objects(&namespace, extent.objects, 1).boxed_local()).await?);
+        anyhow::Ok(())
+    };
+    let result = on_cluster.await;
+    namespace.remove().await?;
+    result?;
+    rows.push(said(upgraded(&cluster).boxed_local()).await?);
+    let table = report::table(&rows);
+    println!("{table}");
+    document.map_or(Ok(()), |file| report::replace(file, "faults", &table))
+}
+
+async fn upgraded(cluster: &crate::cluster::Cluster) -> anyhow::Result<Row> {
+    let namespace = Namespace::create(cluster, "upgrade", &[]).await?;
+    let row = upgrade::and_back(&namespace).await;
+    namespace.remove().await?;
+    // Whoever comes next finds fetchr as this build has it.
+    install::chart(cluster, testbed::build(cluster).await?, &[]).await?;
+    row
+}
+
+/// Two operators, of which the first leads, and a sidecar in front of an origin with one policy in force.
+struct Stage {
+    loopback: Loopback,
+    operators: [Operator; 2],
+    sidecar: Sidecar,
+}
+
+impl Stage {
+    async fn set() -> anyhow::Result<Self> {
+        let loopback = Loopback::start().await?;
+        let first = loopback.operator(0, User { name: "operator-a", clock: None }).await?;
+        let second = loopback.operator(1, User { name: "operator-b", clock: None }).await?;
+        let sidecar = loopback.sidecar(2).await?;
+        sidecar.until_ready().await?;
+        loopback.header(HEADER, "yes").await?;
+        loopback.until_sets(HEADER, "yes").await?;
+        loopback.until_programmed(HEADER, "Programmed").await?;
+        Ok(Self { loopback, operators: [first, second], sidecar })
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    match time.as_secs() {
+        long @ 120.. => format!("{} min", long / 60),
+        0 => format!("{} ms", time.as_millis()),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
