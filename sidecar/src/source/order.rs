@@ -72,6 +72,11 @@ impl<P> Order<P> {
         verdict
     }
 
+    /// The streams whose last offer is this document, at whatever position.
+    pub fn offering<'a>(&'a self, digest: &'a str) -> impl Iterator<Item = StreamId> + 'a {
+        self.offers.iter().filter(move |(_, offer)| offer.digest == digest).map(|(&stream, _)| stream)
+    }
+
     /// A plan was taken and is in force.
     pub fn took(&mut self, digest: String, position: Position, now: Instant) {
         self.current = Some(Current { digest, position, authenticated: true });
@@ -165,6 +170,17 @@ mod tests {
         assert_eq!(sidecar.offer(0, 2, "a", &at(10, 10)), Verdict::InForce);
         assert_eq!(sidecar.offer(1, 1, "b", &at(11, 10)), Verdict::Take);
         assert_eq!(sidecar.offer(1, 2, "c", &at(12, 9)), Verdict::Behind, "one lower component is enough");
+    }
+
+    #[test]
+    fn streams_that_offered_what_is_in_force_are_known_wherever_they_stand() {
+        let mut sidecar = Sidecar::new();
+        sidecar.offer(0, 1, "a", &at(10, 10));
+        assert_eq!(sidecar.offer(1, 2, "b", &at(11, 9)), Verdict::Behind);
+        assert_eq!(sidecar.offer(1, 3, "b", &at(11, 11)), Verdict::Take);
+        assert_eq!(sidecar.order.offering("b").collect::<Vec<_>>(), [2, 3]);
+        sidecar.order.closed(2, sidecar.now(2));
+        assert_eq!(sidecar.order.offering("b").collect::<Vec<_>>(), [3]);
     }
 
     #[test]

@@ -148,6 +148,8 @@ impl Receiver {
         match self.order.offer(stream, plan.digest.clone(), position, plan.clone(), now()) {
             Verdict::Take => self.apply(stream, plan).await,
             Verdict::InForce => self.ack(stream, plan.digest),
+            // Two replicas rarely have seen all kinds up to the same versions; what they say may be the same all the same.
+            Verdict::Behind if self.shared.load().digest() == plan.digest => self.ack(stream, plan.digest),
             Verdict::Behind => {
                 self.metrics.behind.inc();
                 tracing::info!(
@@ -186,7 +188,10 @@ impl Receiver {
         self.metrics.planned("stream", true);
         tracing::info!(digest = plan.digest, "A plan of the operator is in force.");
         self.shared.replace(config);
-        self.ack(stream, plan.digest);
+        // Others may have offered it before, from a position that was behind.
+        for stream in self.order.offering(&plan.digest).collect::<Vec<_>>() {
+            self.ack(stream, plan.digest.clone());
+        }
     }
 
     async fn compile(&self, plan: &v1::Plan, position: &Position) -> Result<Config, ConfigError> {
