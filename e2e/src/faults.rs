@@ -22,6 +22,8 @@ use crate::loopback::{Loopback, Operator, Sidecar, User};
 use crate::namespace::Namespace;
 use crate::{install, report, testbed};
 
+/// How long streams, tunnels and uploads are while the application rolls.
+const LONG_EXCHANGE: Duration = Duration::from_secs(30);
 /// Requests a second while something fails.
 const RATE: u32 = 100;
 /// The header policy that is there from the start.
@@ -81,21 +83,42 @@ pub struct Extent {
     pub rolls: u32,
 }
 
-/// Brings about each fault, prints the table and puts it into `document`, between its marks. The first faults need no node and
-/// run side by side, for most of them is waiting; the others run on the cluster on this machine.
+/// Where faults are brought about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Place {
+    /// Operators and a sidecar as processes.
+    Loopback,
+    /// The cluster on this machine.
+    Cluster,
+}
+
+/// Brings about the faults of one place, or of both, prints the tables and puts them into `document`, between their marks.
 ///
 /// # Errors
 /// A promise was broken: which one is said. Or the document lacks its marks.
-pub async fn run(extent: &Extent, document: Option<&Path>) -> anyhow::Result<()> {
-    let mut rows = vec![["fault", "for how long, how often", "seen"].map(str::to_owned).to_vec()];
-    let started = Instant::now();
-    let said = async |scene: LocalBoxFuture<'_, anyhow::Result<Row>>| {
-        let row = scene.await?;
-        eprintln!("{:6.0} s  {row}", started.elapsed().as_secs_f64());
-        anyhow::Ok(row.cells())
-    };
+pub async fn run(extent: &Extent, only: Option<Place>, document: Option<&Path>) -> anyhow::Result<()> {
+    for (place, mark) in [(Place::Loopback, "faults"), (Place::Cluster, "faults-cluster")] {
+        if only.is_some_and(|only| only != place) {
+            continue;
+        }
+        let mut rows = vec![["fault", "for how long, how often", "seen"].map(str::to_owned).to_vec()];
+        rows.extend(match place {
+            Place::Loopback => on_loopback(extent).await?,
+            Place::Cluster => on_cluster(extent).await?,
+        });
+        let table = report::table(&rows);
+        println!("{table}");
+        if let Some(file) = document {
+            report::replace(file, mark, &table)?;
+        }
+    }
+    Ok(())
+}
+
+/// Side by side, as far as most of it is waiting.
+async fn on_loopback(extent: &Extent) -> anyhow::Result<Vec<Vec<String>>> {
     let minutes = |count| Duration::from_secs(60 * count);
-    eprintln!("faults: those that need no node; the longest takes {} min and some", extent.api_minutes.max(extent.cut_minutes));
+    eprintln!("faults: on loopback; the longest takes {} min and some", extent.api_minutes.max(extent.cut_minutes));
     let waiting = [
         api::down(minutes(extent.api_minutes)).boxed_local(),
         api::slow(Duration::from_secs(5), minutes(2)).boxed_local(),
@@ -103,27 +126,36 @@ pub async fn run(extent: &Extent, document: Option<&Path>) -> anyhow::Result<()>
         partition::cut(minutes(extent.cut_minutes)).boxed_local(),
         killed::operator(extent.operator_kills).boxed_local(),
     ];
-    rows.extend(futures::future::try_join_all(waiting.map(said)).await?);
+    let started = Instant::now();
+    let mut rows = futures::future::try_join_all(waiting.map(|scene| told(started, scene))).await?;
     // These are about speed and memory, so nothing runs beside them.
     for busy in [killed::sidecar(extent.sidecar_kills).boxed_local(), reloads::many(extent.changes).boxed_local()] {
-        rows.push(said(busy).await?);
+        rows.push(told(started, busy).await?);
     }
-    eprintln!("faults: those on the cluster");
-    let cluster = testbed::fetchr().await?;
+    Ok(rows)
+}
+
+async fn on_cluster(extent: &Extent) -> anyhow::Result<Vec<Vec<String>>> {
+    eprintln!("faults: on the cluster");
+    let (cluster, started) = (testbed::fetchr().await?, Instant::now());
     let namespace = Namespace::create(&cluster, "faults", &[]).await?;
-    let long = Duration::from_secs(30);
-    let on_cluster = async {
-        rows.push(said(rolls::application_rolls(&namespace, extent.rolls, 3, long).boxed_local()).await?);
-        rows.push(said(hostile::objects(&namespace, extent.objects, 1).boxed_local()).await?);
-        anyhow::Ok(())
+    let scenes = async {
+        let rolls = rolls::application_rolls(&namespace, extent.rolls, 3, LONG_EXCHANGE).boxed_local();
+        let objects = hostile::objects(&namespace, extent.objects, 1).boxed_local();
+        anyhow::Ok(vec![told(started, rolls).await?, told(started, objects).await?])
     };
-    let result = on_cluster.await;
+    let rows = scenes.await;
     namespace.remove().await?;
-    result?;
-    rows.push(said(upgraded(&cluster).boxed_local()).await?);
-    let table = report::table(&rows);
-    println!("{table}");
-    document.map_or(Ok(()), |file| report::replace(file, "faults", &table))
+    let mut rows = rows?;
+    rows.push(told(started, upgraded(&cluster).boxed_local()).await?);
+    Ok(rows)
+}
+
+/// Says what was seen as soon as it was.
+async fn told(started: Instant, scene: LocalBoxFuture<'_, anyhow::Result<Row>>) -> anyhow::Result<Vec<String>> {
+    let row = scene.await?;
+    eprintln!("{:6.0} s  {row}", started.elapsed().as_secs_f64());
+    Ok(row.cells())
 }
 
 async fn upgraded(cluster: &crate::cluster::Cluster) -> anyhow::Result<Row> {

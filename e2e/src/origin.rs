@@ -59,6 +59,19 @@ struct Connection {
 /// # Errors
 /// The listener failed.
 pub async fn serve(listener: TcpListener, name: &str, end: impl Future<Output = ()>) -> std::io::Result<()> {
+    serve_with(listener, name, GRACE, end).await
+}
+
+/// [`serve`] with another time than [`GRACE`].
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve_with(
+    listener: TcpListener,
+    name: &str,
+    grace: Duration,
+    end: impl Future<Output = ()>,
+) -> std::io::Result<()> {
     let memory = Arc::new(Memory { name: name.to_owned(), healthy: AtomicBool::new(true), seen: Mutex::default() });
     let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
     tokio::pin!(end);
@@ -76,7 +89,7 @@ pub async fn serve(listener: TcpListener, name: &str, end: impl Future<Output = 
     ending.cancel();
     tasks.close();
     // What is not done by then is cut off with the process.
-    let _ = tokio::time::timeout(GRACE, tasks.wait()).await;
+    let _ = tokio::time::timeout(grace, tasks.wait()).await;
     Ok(())
 }
 

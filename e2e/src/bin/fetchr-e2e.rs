@@ -33,7 +33,11 @@ enum Action {
     Faults {
         #[command(flatten)]
         extent: e2e::faults::Extent,
-        /// Markdown file whose part between `<!-- bench:faults -->` and `<!-- end:faults -->` is replaced by the table
+        /// Only those of one place
+        #[arg(long)]
+        only: Option<e2e::faults::Place>,
+        /// Markdown file whose parts between `<!-- bench:faults -->` and `<!-- end:faults -->`, and the same of `faults-cluster`, are
+        /// replaced by the tables
         #[arg(long)]
         report: Option<PathBuf>,
     },
@@ -96,7 +100,7 @@ async fn run(command: Action) -> anyhow::Result<()> {
         Action::Cluster(action) => cluster(action).await,
         Action::Demo(images) => e2e::demo::run(images).await,
         Action::Figures { report } => e2e::figures::run(report.as_deref()).await,
-        Action::Faults { extent, report } => e2e::faults::run(&extent, report.as_deref()).await,
+        Action::Faults { extent, only, report } => e2e::faults::run(&extent, only, report.as_deref()).await,
         Action::Images { folder } => write_images(&folder),
         Action::Relay(relay) => relay.run().await,
         Action::Node { state, listener } => cluster::node::run(&state, listener),

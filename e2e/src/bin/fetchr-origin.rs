@@ -20,6 +20,9 @@ struct Arguments {
     /// Told in answers
     #[arg(long, env = "ORIGIN_NAME", default_value = "origin")]
     name: String,
+    /// Seconds that requests under way may take after the signal to end
+    #[arg(long, env = "ORIGIN_GRACE", default_value_t = origin::GRACE.as_secs())]
+    grace: u64,
     #[command(subcommand)]
     command: Option<Action>,
 }
@@ -68,7 +71,7 @@ enum Action {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
-        None => serve(arguments.listen, &arguments.name).await,
+        None => serve(arguments.listen, &arguments.name, Duration::from_secs(arguments.grace)).await,
         Some(Action::Get { url, headers }) => {
             println!("{}", serde_json::to_string(&origin::get::get(&url, &parse_headers(&headers)?).await?)?);
             Ok(())
@@ -88,7 +91,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-async fn serve(address: SocketAddr, name: &str) -> anyhow::Result<()> {
+async fn serve(address: SocketAddr, name: &str, grace: Duration) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
@@ -96,7 +99,7 @@ async fn serve(address: SocketAddr, name: &str) -> anyhow::Result<()> {
     let end = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
-    Ok(origin::serve(listener, name, end).await?)
+    Ok(origin::serve_with(listener, name, grace, end).await?)
 }
 
 fn parse_headers(texts: &[String]) -> anyhow::Result<HeaderMap> {

@@ -25,10 +25,7 @@ const LONG_RATE: &str = "2";
 /// A step failed, or a request: which one is said.
 pub async fn application_rolls(namespace: &Namespace, rolls: u32, pods: u32, length: Duration) -> anyhow::Result<Row> {
     namespace.apply(&application("client", 1, "")).await?;
-    let yaml = application("web", pods, "fetchr.sh/inject: enabled");
-    // What is under way may take its whole time.
-    let grace = format!("    spec:\n      terminationGracePeriodSeconds: {}\n", length.as_secs() + 30);
-    namespace.apply(&yaml.replacen("    spec:\n", &grace, 1)).await?;
+    namespace.apply(&patient(pods, length)).await?;
     let client = namespace.ready_pods("app=client", 1).await?.remove(0);
     namespace.ready_pods("app=web", pods as usize).await?;
     let rolling = async {
@@ -50,6 +47,18 @@ pub async fn application_rolls(namespace: &Namespace, rolls: u32, pods: u32, len
     let sent: Vec<_> = kinds.iter().zip(sent).map(|((kind, _), count)| format!("{count} {kind}")).collect();
     let extent = format!("{rolls} times {pods} pods, long exchanges of {} s", length.as_secs());
     Ok(Row::new("application rolls (SIGTERM)", extent, format!("0 failed of {}", sent.join(", "))))
+}
+
+/// An application and a sidecar that let what is under way take its time: it may begin until `drain.delay` is over.
+fn patient(pods: u32, length: Duration) -> String {
+    let grace = length.as_secs() + 10;
+    let spec = format!("    spec:\n      terminationGracePeriodSeconds: {}\n", grace + 20);
+    let environment = format!("env: [{{name: ORIGIN_GRACE, value: '{grace}'}}, ");
+    let application = application("web", pods, "fetchr.sh/inject: enabled");
+    let application = application.replacen("    spec:\n", &spec, 1).replacen("env: [", &environment, 1);
+    format!(
+        "{application}---\napiVersion: fetchr.sh/v1alpha1\nkind: FetchrProxy\nmetadata: {{name: web}}\nspec: {{drain: {{timeout: {grace}s}}}}\n"
+    )
 }
 
 /// What each client is called, and its flags.
