@@ -17,6 +17,7 @@ use crate::{
     fields,
     flow::{Failure, Flow, Upload},
     metrics::{Metrics, RequestLabels},
+    shadow::Shadow,
     upstream::{
         Key, Limits, Protocol, UpstreamError,
         h1::{self, Answer, Broken, Head, Switched},
@@ -32,6 +33,8 @@ pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     pub(crate) upload: Upload,
     pub(crate) timeouts: Timeouts,
+    /// Time limits that only watch.
+    pub(crate) shadow: Option<Rc<Shadow>>,
     pub(crate) max_connections: usize,
     /// How long its connection may be idle afterwards.
     pub(crate) keep: Duration,
@@ -67,7 +70,11 @@ pub(crate) async fn send(
     call: Call,
 ) -> Result<Answered, ForwardError> {
     let started = StdInstant::now();
+    let (began, shadow) = (call.started, call.shadow.clone());
     let outcome = with_retry(pool, metrics, call).await;
+    if let Some(shadow) = shadow {
+        shadow.answered(began.elapsed());
+    }
     match &outcome {
         Ok(Answered::Response(response)) => labels = labels.answered(response.status()),
         Ok(Answered::Switched(response, _)) => labels = labels.answered(response.status()),
@@ -115,7 +122,7 @@ impl Attempt<'_> {
         let pooled = if fresh { None } else { self.pool.pooled(self.host).await };
         let taken = match pooled {
             Some(taken) => taken,
-            None => self.in_time_left(Box::pin(self.pool.open(self.host, &limits)).await)?,
+            None => self.in_time_left(self.watched(Box::pin(self.pool.open(self.host, &limits))).await)?,
         };
         self.count(taken.reused);
         let Call { method, uri, headers, upload, .. } = self.call;
@@ -125,9 +132,9 @@ impl Attempt<'_> {
             Ok(Answer::Response(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Err(Failed::for_good(ForwardError::Switched))
             }
-            Ok(Answer::Response(response)) => {
-                Ok(Answered::Response(response.map(|reply| Flow::reply(reply, self.call.timeouts.idle))))
-            }
+            Ok(Answer::Response(response)) => Ok(Answered::Response(
+                response.map(|reply| Flow::reply(reply, self.call.timeouts.idle).watched(self.call.shadow.clone())),
+            )),
             Ok(Answer::Switched(response, _)) if !fields::switches_as_asked(response.headers(), asked) => {
                 Err(Failed::for_good(ForwardError::Switched))
             }
@@ -138,13 +145,13 @@ impl Attempt<'_> {
 
     async fn over_h2(&self) -> Result<Answered, Failed> {
         let limits = self.limits().map_err(Failed::for_good)?;
-        let taken = self.in_time_left(self.pool.take_h2(self.host, &limits).await)?;
+        let taken = self.in_time_left(self.watched(self.pool.take_h2(self.host, &limits)).await)?;
         self.count(taken.reused);
         let sent = pin!(taken.conn.send(self.request()));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
-            Ok((response, stream)) => {
-                Ok(Answered::Response(response.map(|body| Flow::stream(body, stream, self.call.timeouts.idle))))
-            }
+            Ok((response, stream)) => Ok(Answered::Response(
+                response.map(|body| Flow::stream(body, stream, self.call.timeouts.idle).watched(self.call.shadow.clone())),
+            )),
             Err(refused) => {
                 let unsent = (refused.unsent && taken.reused) || refused.unprocessed;
                 Err(Failed { error: self.blame(refused.error.into()), again: unsent && !self.call.upload.is_touched() })
@@ -159,6 +166,16 @@ impl Attempt<'_> {
         *request.headers_mut() = self.call.headers.clone();
         *request.version_mut() = Version::HTTP_2;
         request
+    }
+
+    /// Waits for a connection, and tells the limits in Shadow how long that took.
+    async fn watched<T>(&self, taken: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let taken = taken.await;
+        if let Some(shadow) = &self.call.shadow {
+            shadow.connected(began.elapsed());
+        }
+        taken
     }
 
     /// A connection that was waited for; nothing is to be sent on it once the whole request's time is up.

@@ -25,6 +25,7 @@ use crate::{
     exchange::Guards,
     h1::{BadBody, server::RequestBody},
     io::Silence,
+    shadow::Shadow,
     upstream::{self, UpstreamError},
 };
 
@@ -143,6 +144,12 @@ impl Flow {
 
     fn new(source: Source, limit: Duration) -> Self {
         Self { source, rest: Bytes::new(), silence: Silence::new(limit), limit, passed: 0, trailed: false, guards: None }
+    }
+
+    /// Has a limit beside its own that only watches.
+    pub(crate) fn watched(mut self, shadow: Option<Rc<Shadow>>) -> Self {
+        self.silence = Silence::watched(self.limit, shadow);
+        self
     }
 
     /// Hands over what ends with the body.
@@ -300,12 +307,12 @@ pub(crate) enum Failure {
 }
 
 impl Upload {
-    /// An upload that may pause for `idle`. With `expects`, it waits for the upstream to ask for it.
-    pub(crate) fn new(body: ClientBody, idle: Duration, expects: bool) -> Self {
+    /// An upload that may pause for `idle`, and is watched by another limit. With `expects`, it waits for the upstream to ask for it.
+    pub(crate) fn new(body: ClientBody, idle: Duration, expects: bool, shadow: Option<Rc<Shadow>>) -> Self {
         let done = body.is_end_stream();
         Self(Rc::new(Shared {
             body: RefCell::new(body),
-            silence: RefCell::new(Silence::new(idle)),
+            silence: RefCell::new(Silence::watched(idle, shadow)),
             limit: idle,
             gate: (expects && !done).then(Gate::new),
             touched: Cell::new(false),

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
@@ -17,6 +18,8 @@ use tokio::{
     sync::Notify,
     time::{Instant, Sleep, sleep},
 };
+
+use crate::shadow::Shadow;
 
 /// How long a closing connection waits for what its peer still sends. Closing earlier would reset the connection, and a reset
 /// takes away an answer that the peer has not read yet.
@@ -143,26 +146,44 @@ impl AsyncWrite for ClientIo {
 pub(crate) struct Silence {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    /// Since when nothing moves, while that is so.
+    waiting: Option<Instant>,
+    shadow: Option<Rc<Shadow>>,
 }
 
 impl Silence {
     pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit, timer: None, waiting: false }
+        Self::watched(limit, None)
+    }
+
+    /// A limit beside which another one only watches.
+    pub(crate) fn watched(limit: Duration, shadow: Option<Rc<Shadow>>) -> Self {
+        Self { limit, timer: None, waiting: None, shadow }
     }
 
     /// Something moved.
     pub(crate) fn broken(&mut self) {
-        self.waiting = false;
+        if let Some(since) = self.waiting.take()
+            && let Some(shadow) = &self.shadow
+        {
+            shadow.paused(since.elapsed());
+        }
     }
 
     /// Ready when nothing moved for the whole limit, counted from the first poll of this wait.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
-        if !self.waiting {
-            self.waiting = true;
-            timer.as_mut().reset(Instant::now() + self.limit);
+        if self.waiting.is_none() {
+            let now = Instant::now();
+            self.waiting = Some(now);
+            timer.as_mut().reset(now + self.limit);
         }
         timer.as_mut().poll(cx)
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        self.broken();
     }
 }

@@ -26,6 +26,7 @@ mod reply;
 pub mod route;
 pub mod run;
 pub mod server;
+mod shadow;
 pub mod source;
 mod timer;
 mod tunnel;

@@ -186,7 +186,8 @@ fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody) -> Result<Call,
     let connection = &ex.connection;
     let upgrade = fields::upgrade(&headers).filter(|_| key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11);
     let expects = fields::expects_continue(&headers) && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
-    let upload = Upload::new(body, timeouts.idle, expects);
+    let shadow = ex.route.shadow_timeouts().map(Rc::new);
+    let upload = Upload::new(body, timeouts.idle, expects, shadow.clone());
     fields::remove_hop_by_hop(&mut headers);
     fields::remove_own(&mut headers);
     if upload.permission().is_none() {
@@ -210,7 +211,7 @@ fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody) -> Result<Call,
     let settings = &ex.config.settings().upstream;
     let max_connections = usize::try_from(settings.max_connections_per_host).unwrap_or(1);
     let keep = settings.idle_timeout.0;
-    Ok(Call { key, method, uri, headers, upload, timeouts, max_connections, keep, started: ex.started })
+    Ok(Call { key, method, uri, headers, upload, timeouts, shadow, max_connections, keep, started: ex.started })
 }
 
 /// The target as the protocol of the upstream writes it: with the host in `Host`, or in `:authority`.

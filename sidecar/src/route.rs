@@ -26,7 +26,7 @@ use self::{
     condition::{Conditions, HostPattern, Miss},
     path::{Index, Pattern},
 };
-use crate::{edit::headers::HeaderEdits, facts::Facts, limit::Limit};
+use crate::{edit::headers::HeaderEdits, facts::Facts, limit::Limit, shadow::Shadow};
 
 /// Evaluations of CEL conditions that ended in an error; such a match does not hold.
 static CEL_ERRORS: LazyLock<Counter> = LazyLock::new(Counter::default);
@@ -34,6 +34,7 @@ static CEL_ERRORS: LazyLock<Counter> = LazyLock::new(Counter::default);
 /// Adds the table's figures to a registry.
 pub fn register(registry: &mut prometheus_client::registry::Registry) {
     crate::edit::headers::register(registry);
+    crate::shadow::register(registry);
     registry.register("fetchr_cel_errors", "CEL conditions that ended in an error and so did not match", CEL_ERRORS.clone());
 }
 
@@ -334,6 +335,13 @@ impl Route {
     pub fn timeouts(&self) -> Timeouts {
         let won = self.timeouts.and_then(|rule| self.table.rules[rule as usize].timeouts);
         won.filter(|timeouts| timeouts.mode == Mode::Enforce).unwrap_or_default()
+    }
+
+    /// Time limits that only watch.
+    pub(crate) fn shadow_timeouts(&self) -> Option<Shadow> {
+        let rule = &self.table.rules[self.timeouts? as usize];
+        let limits = rule.timeouts.filter(|timeouts| timeouts.mode == Mode::Shadow)?;
+        Some(Shadow::new(Arc::clone(&rule.label), limits))
     }
 
     /// Whether any limit holds.

@@ -81,6 +81,25 @@ async fn upstream_that_does_not_answer_is_504() {
 }
 
 #[tokio::test]
+async fn time_limits_in_shadow_count_and_end_nothing() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        sleep(Duration::from_millis(20)).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").await.unwrap();
+        sleep(Duration::from_millis(20)).await;
+        stream.write_all(b"half").await.unwrap();
+        let _ = stream.read_u8().await;
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    proxy.metrics.register(sidecar::route::register);
+    proxy.apply(r#"[{"name": "watch", "timeouts": {"mode": "Shadow", "connect": "1h", "request": "1ms", "idle": "1ms"}}]"#);
+    assert_eq!(proxy.ask(GET).await.text(), "halfhalf");
+    let counted = |limit| proxy.metric(&format!("fetchr_timeouts_shadow_total{{route=\"shop/test/watch\",limit=\"{limit}\"}}"));
+    assert_eq!([counted("connect"), counted("request"), counted("idle")], [0.0, 1.0, 1.0]);
+}
+
+#[tokio::test]
 async fn body_that_pauses_for_too_long_is_cut_off() {
     let origin = Origin::scripted(|mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
