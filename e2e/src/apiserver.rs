@@ -306,6 +306,6 @@ pub(crate) fn kube_apiserver(pki: &Folder, store: &str) -> anyhow::Result<Comman
     Ok(command)
 }
 
-pub(crate) fn free_port() -> anyhow::Result<u16> {
+fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

@@ -2,6 +2,7 @@
 //! and relays wherever a network can break.
 
 mod operator;
+mod port;
 mod sidecar;
 
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 use wire::v1;
 
-use crate::apiserver::{ApiServer, free_port};
+use crate::apiserver::ApiServer;
 use crate::origin;
 use crate::origin::load::Load;
 use crate::stream::{self, ScriptedSidecar};
@@ -70,7 +71,7 @@ impl Loopback {
         });
         let server = ApiServer::start_noting_requests().await?;
         let client = server.client().await?;
-        let (folder, stream_port, web_port) = (tempfile::tempdir()?, free_port()?, free_port()?);
+        let (folder, stream_port, web_port) = (tempfile::tempdir()?, port::free()?, port::free()?);
         let _origin = AbortOnDropHandle::new(serving);
         let loopback = Self { server, client, folder, origin, stream_port, web_port, _origin };
         loopback.define().await?;

@@ -66,9 +66,9 @@ async fn watched(loopback: &Loopback, operators: &[Operator], time: Duration) ->
     .await?;
     let after_kill = killed.elapsed();
     first.come_back().await?;
+    // An operator that is an hour ahead takes tokens of an hour for expired, so its status says nothing of use; the others serve.
     loopback.header(HEADER, "last").await?;
     loopback.until_sets(HEADER, "last").await?;
-    loopback.until_programmed(HEADER, "Programmed").await?;
     Ok(after_kill)
 }
 

@@ -14,8 +14,7 @@ use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Loopback, OPERATOR_NAMESPACE, SOON};
-use crate::apiserver::free_port;
+use super::{Loopback, OPERATOR_NAMESPACE, SOON, port};
 use crate::origin::get::{Answer, get};
 use crate::process::Process;
 use crate::testkit::relay::Relay;
@@ -65,7 +64,7 @@ impl Loopback {
     /// # Errors
     /// It was not ready in time.
     pub async fn operator(&self, index: u8, user: User<'_>) -> anyhow::Result<Operator> {
-        let ports = [free_port()?, free_port()?, free_port()?, free_port()?];
+        let ports = [port::free()?, port::free()?, port::free()?, port::free()?];
         let api = Relay::start((Ipv4Addr::LOCALHOST, self.server.port()).into()).await?;
         let listen = SocketAddr::from((stream_address(index), self.stream_port));
         let streams = Relay::listen(listen, (Ipv4Addr::LOCALHOST, ports[1]).into()).await?;

@@ -10,8 +10,7 @@ use http::HeaderMap;
 use wire::env;
 
 use super::operator::{stream_address, sum};
-use super::{Loopback, NAME, NAMESPACE, OPERATOR_NAMESPACE, SOON};
-use crate::apiserver::free_port;
+use super::{Loopback, NAME, NAMESPACE, OPERATOR_NAMESPACE, SOON, port};
 use crate::origin::get::get;
 use crate::process::{Process, tail};
 use crate::stream::token_of;
@@ -41,7 +40,7 @@ impl Loopback {
             fs::write(self.folder().join("uid"), self.pod(POD).await?.metadata.uid.unwrap_or_default())?;
             fs::write(self.folder().join("hosts"), hosts(operators))?;
         }
-        let metrics_port = free_port()?;
+        let metrics_port = port::free()?;
         let log = self.folder().join(format!("sidecar-{metrics_port}.log"));
         let process = Process::spawn("fetchr-proxy", self.proxy_command(metrics_port)?, &log)?;
         Ok(Sidecar { process, log, metrics_port })
