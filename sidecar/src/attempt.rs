@@ -2,22 +2,25 @@
 //! process.
 
 use std::{
-    future::Future,
+    cell::RefCell,
+    future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
+    task::{Poll, ready},
     time::{Duration, Instant as StdInstant},
 };
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::{
     error::ForwardError,
     exchange::Timeouts,
     fields,
     flow::{Failure, Flow, Upload},
-    metrics::{Metrics, RequestLabels},
+    metrics::{Meter, Metrics, RequestLabels},
     shadow::Shadow,
+    timer::Timer,
     upstream::{
         Key, Limits, Protocol, UpstreamError,
         h1::{self, Answer, Broken, Head, Switched},
@@ -38,6 +41,8 @@ pub(crate) struct Call {
     pub(crate) max_connections: usize,
     /// How long its connection may be idle afterwards.
     pub(crate) keep: Duration,
+    /// What limits it.
+    pub(crate) timer: Rc<RefCell<Timer>>,
     /// When the client's request began.
     pub(crate) started: StdInstant,
 }
@@ -66,6 +71,7 @@ impl Failed {
 pub(crate) async fn send(
     pool: &Pool,
     metrics: &Metrics,
+    meter: &Meter,
     mut labels: RequestLabels,
     call: Call,
 ) -> Result<Answered, ForwardError> {
@@ -80,7 +86,7 @@ pub(crate) async fn send(
         Ok(Answered::Switched(response, _)) => labels = labels.answered(response.status()),
         Err(error) => labels.error_type = Some(error.reason()),
     }
-    metrics.attempt_ended(&labels, started.elapsed());
+    meter.attempt_ended(&labels, started.elapsed());
     outcome
 }
 
@@ -110,7 +116,9 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     async fn try_once(&self, fresh: bool) -> Result<Answered, Failed> {
-        self.call.upload.restart();
+        if fresh {
+            self.call.upload.restart();
+        }
         match self.call.key.protocol {
             Protocol::Http1 => self.over_h1(fresh).await,
             Protocol::Http2 => Box::pin(self.over_h2()).await,
@@ -224,14 +232,15 @@ impl Attempt<'_> {
     /// Waits until the head is late: the whole request has a limit of its own, an upload may pause for `idle`, and once it is
     /// sent the head has to come.
     async fn in_time<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, ForwardError> {
-        loop {
-            let (deadline, limit) = self.deadline();
-            match timeout_at(deadline, work.as_mut()).await {
-                Ok(done) => return Ok(done),
-                Err(_) if self.deadline().0 > Instant::now() => {}
-                Err(_) => return Err(ForwardError::ResponseTimeout(limit)),
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
             }
-        }
+            let (deadline, limit) = self.deadline();
+            ready!(self.call.timer.borrow_mut().poll(cx, deadline));
+            Poll::Ready(Err(ForwardError::ResponseTimeout(limit)))
+        })
+        .await
     }
 
     fn deadline(&self) -> (Instant, Duration) {

@@ -1,6 +1,7 @@
 //! One connection of a client: which protocol it speaks, and its requests.
 
 use std::{
+    cell::RefCell,
     convert::Infallible,
     future::Future,
     io,
@@ -23,12 +24,14 @@ use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 use crate::{
     contain::contained,
     drain::Open,
-    fields::Via,
+    exchange::LastAuthority,
+    fields::{Forwarding, Via},
     flow::ClientBody,
     h1::{self, MAX_HEAD},
     io::{ClientIo, Progress},
     listen::Counted,
     pipeline,
+    timer::Timer,
     tunnel::{self, Switch},
     upstream::{Endpoint, Key},
     worker::Worker,
@@ -78,6 +81,12 @@ pub(crate) struct Connection {
     pub(crate) direction: Direction,
     pub(crate) entry: Entry,
     pub(crate) progress: Arc<Progress>,
+    /// The host that its requests are for.
+    pub(crate) authority: LastAuthority,
+    /// What tells upstreams where its requests come from.
+    pub(crate) forwarding: Forwarding,
+    /// A limit on the request under way; on HTTP/1 there is one at a time.
+    pub(crate) timer: Rc<RefCell<Timer>>,
     /// What counts it as open; a tunnel that it becomes keeps it.
     _held: (Open, Counted),
 }
@@ -100,7 +109,17 @@ impl Connection {
 /// Serves a connection to its end. A panic ends this connection only.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
     let Arrival { peer, direction, entry, held } = arrival;
-    let connection = Rc::new(Connection { worker, peer, direction, entry, progress: Arc::default(), _held: held });
+    let connection = Rc::new(Connection {
+        worker,
+        peer,
+        direction,
+        entry,
+        progress: Arc::default(),
+        authority: LastAuthority::default(),
+        forwarding: Forwarding::default(),
+        timer: Rc::default(),
+        _held: held,
+    });
     let served = detect_and_serve(Rc::clone(&connection), stream);
     contained(&connection.worker.metrics.panics, served).await;
 }

@@ -1,6 +1,7 @@
 //! One request: what is known of it, and what must happen when it ends.
 
 use std::{
+    cell::RefCell,
     net::IpAddr,
     rc::Rc,
     sync::Arc,
@@ -20,7 +21,7 @@ use crate::{
     h1::MAX_FIELDS,
     io::Progress,
     limit,
-    metrics::{ByteLabels, DirectionLabels, Metrics, Raised, RequestLabels},
+    metrics::{Meter, Raised, RequestLabels},
     route::Route,
 };
 
@@ -40,7 +41,7 @@ pub(crate) struct Exchange {
     /// Version that the client speaks.
     pub(crate) version: Version,
     /// Host that it is for, as the client wrote it, with the port.
-    pub(crate) authority: String,
+    pub(crate) authority: Rc<str>,
     /// Who sent it.
     pub(crate) client: IpAddr,
     /// Whether only the head of an answer is wanted.
@@ -57,9 +58,9 @@ impl Exchange {
     pub(crate) fn begin(connection: Rc<Connection>, parts: &Parts) -> (Self, Result<(), ForwardError>) {
         let started = Instant::now();
         let config = connection.worker.config.load();
-        let (authority, checked) = match authority(parts) {
+        let (authority, checked) = match connection.authority.of(parts) {
             Ok(authority) => (authority, Ok(())),
-            Err(error) => (String::new(), Err(error)),
+            Err(error) => (Rc::default(), Err(error)),
         };
         let checked = checked.and_then(|()| check(parts, &connection));
         let client = fields::client(&parts.headers, connection.peer.ip(), |address| config.trusts(address));
@@ -116,7 +117,7 @@ impl Exchange {
 
 /// What acts when an exchange ends, however that happens.
 pub(crate) struct Guards {
-    metrics: Arc<Metrics>,
+    meter: Rc<Meter>,
     progress: Arc<Progress>,
     direction: Direction,
     labels: RequestLabels,
@@ -128,12 +129,12 @@ pub(crate) struct Guards {
 
 impl Guards {
     fn begin(connection: &Connection, labels: RequestLabels, started: Instant) -> Self {
-        let metrics = Arc::clone(&connection.worker.metrics);
+        let meter = Rc::clone(&connection.worker.meter);
         let progress = Arc::clone(&connection.progress);
         progress.request_started();
         let direction = connection.direction;
-        let active = metrics.active.get_or_create_owned(&DirectionLabels { direction: direction.into() });
-        Self { metrics, progress, direction, labels, started, upload: None, ended: false, _active: Raised::new(active) }
+        let active = Raised::new(meter.active(direction));
+        Self { meter, progress, direction, labels, started, upload: None, ended: false, _active: active }
     }
 
     fn answered(&mut self, response: &Response<Flow>) {
@@ -160,18 +161,12 @@ impl Guards {
     }
 
     fn count(&self, received: u64) {
-        let direction = self.direction.into();
-        let bytes = |part, count| {
-            if count > 0 {
-                self.metrics.bytes.get_or_create(&ByteLabels { direction, part }).inc_by(count);
-            }
-        };
-        bytes("request", self.upload.as_ref().map_or(0, Upload::sent));
-        bytes("response", received);
+        let sent = self.upload.as_ref().map_or(0, Upload::sent);
+        self.meter.bytes(self.direction, sent, received);
         if let Some(reason) = self.labels.error_type {
-            self.metrics.error(self.direction, reason);
+            self.meter.error(self.direction, reason);
         }
-        self.metrics.request_ended(&self.labels, self.started.elapsed());
+        self.meter.request_ended(&self.labels, self.started.elapsed());
     }
 }
 
@@ -224,26 +219,38 @@ fn facts<'a>(parts: &'a Parts, host: &'a str, client: IpAddr) -> Facts<'a> {
     }
 }
 
-/// The authority that a request is for: from its target if that has one, else from `Host` (RFC 9112, section 3.3).
-fn authority(parts: &Parts) -> Result<String, ForwardError> {
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(ForwardError::BadRequest("the request has more than one Host field"));
-    }
-    if let Some(authority) = parts.uri.authority() {
-        return checked(authority.as_str());
-    }
-    match host {
-        Some(host) => checked(host.to_str().map_err(|_| ForwardError::BadRequest("the Host field is not ASCII"))?),
-        None if parts.version == Version::HTTP_11 => Err(ForwardError::BadRequest("the request has no Host field")),
-        None => Ok(String::new()),
-    }
-}
+/// The authority of a connection's requests. It is the same for most of them, and so checked once.
+#[derive(Default)]
+pub(crate) struct LastAuthority(RefCell<Rc<str>>);
 
-fn checked(authority: &str) -> Result<String, ForwardError> {
-    let valid = authority.is_empty() || (!authority.contains('@') && authority.parse::<Authority>().is_ok());
-    if valid { Ok(authority.to_owned()) } else { Err(ForwardError::BadRequest("the host is not one")) }
+impl LastAuthority {
+    /// The authority that a request is for: from its target if that has one, else from `Host` (RFC 9112, section 3.3).
+    fn of(&self, parts: &Parts) -> Result<Rc<str>, ForwardError> {
+        let mut hosts = parts.headers.get_all(header::HOST).iter();
+        let host = hosts.next();
+        if hosts.next().is_some() {
+            return Err(ForwardError::BadRequest("the request has more than one Host field"));
+        }
+        if let Some(authority) = parts.uri.authority() {
+            return self.checked(authority.as_str());
+        }
+        match host {
+            Some(host) => self.checked(host.to_str().map_err(|_| ForwardError::BadRequest("the Host field is not ASCII"))?),
+            None if parts.version == Version::HTTP_11 => Err(ForwardError::BadRequest("the request has no Host field")),
+            None => Ok(Rc::default()),
+        }
+    }
+
+    fn checked(&self, authority: &str) -> Result<Rc<str>, ForwardError> {
+        let mut last = self.0.borrow_mut();
+        if **last != *authority {
+            if authority.contains('@') || authority.parse::<Authority>().is_err() {
+                return Err(ForwardError::BadRequest("the host is not one"));
+            }
+            *last = authority.into();
+        }
+        Ok(Rc::clone(&last))
+    }
 }
 
 fn check(parts: &Parts, connection: &Connection) -> Result<(), ForwardError> {
@@ -263,6 +270,10 @@ fn check(parts: &Parts, connection: &Connection) -> Result<(), ForwardError> {
 mod tests {
     use super::*;
 
+    fn authority(parts: &Parts) -> Result<Rc<str>, ForwardError> {
+        LastAuthority::default().of(parts)
+    }
+
     fn parts(uri: &str, hosts: &[&str]) -> Parts {
         let request = hosts.iter().fold(http::Request::get(uri), |request, host| request.header("host", *host));
         request.body(()).unwrap().into_parts().0
@@ -270,7 +281,7 @@ mod tests {
 
     #[test]
     fn absolute_target_wins_over_host() {
-        assert_eq!(authority(&parts("http://a.example:81/x", &["b.example"])).unwrap(), "a.example:81");
+        assert_eq!(&*authority(&parts("http://a.example:81/x", &["b.example"])).unwrap(), "a.example:81");
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::{
     borrow::Cow,
-    cell::Cell,
-    fmt::Write as _,
+    cell::{Cell, RefCell},
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     time::SystemTime,
 };
 
@@ -75,7 +75,10 @@ pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 
 /// Removes the fields that are for this hop only, and those that `Connection` names. `TE: trailers` stays, for gRPC needs it.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
+    let options = headers.get(header::CONNECTION).map(HeaderValue::as_bytes);
+    if options.is_some_and(|options| matches!(options, b"keep-alive" | b"close")) && is_single(headers, header::CONNECTION) {
+        headers.remove(header::CONNECTION); // most of them name nothing else
+    } else if options.is_some() {
         let named: Vec<HeaderName> =
             list(headers, header::CONNECTION).filter_map(|token| token.parse().ok()).filter(|name| !is_protected(name)).collect();
         let trailers = trailers_wanted(headers);
@@ -87,8 +90,11 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::TRANSFER_ENCODING, header::UPGRADE] {
-        headers.remove(name);
+    // A look at the names is cheaper than looking each one up.
+    if headers.keys().any(is_hop_by_hop) {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::TRANSFER_ENCODING, header::UPGRADE] {
+            headers.remove(name);
+        }
     }
     if headers.contains_key(header::TE) {
         if trailers_wanted(headers) {
@@ -97,6 +103,15 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(header::TE);
         }
     }
+}
+
+fn is_single(headers: &HeaderMap, name: HeaderName) -> bool {
+    headers.get_all(name).iter().nth(1).is_none()
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(*name, header::TRANSFER_ENCODING | header::UPGRADE)
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
 }
 
 fn trailers_wanted(headers: &HeaderMap) -> bool {
@@ -196,44 +211,71 @@ fn address(hop: &str) -> Option<IpAddr> {
     hop.parse().ok().or_else(bare).or_else(with_port).map(|address: IpAddr| address.to_canonical())
 }
 
-/// Tells the application where a request came from. What a trusted peer said is extended; what others said is replaced.
-pub(crate) fn set_forwarded(headers: &mut HeaderMap, peer: IpAddr, host: &str, trusted: bool) {
-    if !trusted {
-        remove_forwarded(headers);
+/// What tells the application where a connection's requests come from, made once for each host that they name in turn.
+#[derive(Default)]
+pub(crate) struct Forwarding(RefCell<Option<Rc<Hop>>>);
+
+/// The values of one hop.
+struct Hop {
+    host: String,
+    forwarded_for: HeaderValue,
+    forwarded: HeaderValue,
+    forwarded_host: Option<HeaderValue>,
+}
+
+impl Forwarding {
+    /// Sets the fields. What a trusted peer said is extended; what others said is replaced.
+    pub(crate) fn set(&self, headers: &mut HeaderMap, peer: IpAddr, host: &str, trusted: bool) {
+        if !trusted {
+            remove_forwarded(headers);
+        }
+        let hop = self.hop(peer, host);
+        append_to_list(headers, FORWARDED_FOR, &hop.forwarded_for);
+        append_to_list(headers, header::FORWARDED, &hop.forwarded);
+        headers.entry(FORWARDED_PROTO).or_insert_with(|| HeaderValue::from_static("http"));
+        if let Some(host) = &hop.forwarded_host {
+            headers.entry(FORWARDED_HOST).or_insert_with(|| host.clone());
+        }
     }
-    let peer = peer.to_canonical();
-    let hop = ascii(peer.to_string());
-    let mut value = String::with_capacity(64);
-    let quoted = host.replace(['"', '\\'], "");
-    // Writing to a string can't fail.
-    let _ = match peer {
-        IpAddr::V4(_) => write!(value, "for={peer};host=\"{quoted}\";proto=http"),
-        IpAddr::V6(_) => write!(value, "for=\"[{peer}]\";host=\"{quoted}\";proto=http"),
-    };
-    append_to_list(headers, FORWARDED_FOR, hop);
-    append_to_list(headers, header::FORWARDED, ascii(value));
-    if !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+
+    fn hop(&self, peer: IpAddr, host: &str) -> Rc<Hop> {
+        let mut last = self.0.borrow_mut();
+        match &*last {
+            Some(hop) if hop.host == host => Rc::clone(hop),
+            _ => Rc::clone(last.insert(Rc::new(Hop::new(peer.to_canonical(), host)))),
+        }
     }
-    if !headers.contains_key(FORWARDED_HOST)
-        && let Ok(host) = HeaderValue::from_str(host)
-    {
-        headers.insert(FORWARDED_HOST, host);
+}
+
+impl Hop {
+    fn new(peer: IpAddr, host: &str) -> Self {
+        let quoted = host.replace(['"', '\\'], "");
+        let forwarded = match peer {
+            IpAddr::V4(_) => format!("for={peer};host=\"{quoted}\";proto=http"),
+            IpAddr::V6(_) => format!("for=\"[{peer}]\";host=\"{quoted}\";proto=http"),
+        };
+        Self {
+            host: host.to_owned(),
+            forwarded_for: ascii(peer.to_string()),
+            forwarded: ascii(forwarded),
+            forwarded_host: HeaderValue::from_str(host).ok(),
+        }
     }
 }
 
 fn remove_forwarded(headers: &mut HeaderMap) {
-    headers.remove(header::FORWARDED);
-    if headers.keys().any(|name| name.as_str().starts_with("x-forwarded-")) {
+    let is_forwarded = |name: &HeaderName| *name == header::FORWARDED || name.as_str().starts_with("x-forwarded-");
+    if headers.keys().any(is_forwarded) {
+        headers.remove(header::FORWARDED);
         let names: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
         names.into_iter().for_each(|name| drop(headers.remove(name)));
     }
 }
 
 /// Adds a member at the end of a list that may stand on several lines.
-fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: HeaderValue) {
+fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: &HeaderValue) {
     match headers.entry(name) {
-        Entry::Vacant(vacant) => drop(vacant.insert(member)),
+        Entry::Vacant(vacant) => drop(vacant.insert(member.clone())),
         Entry::Occupied(mut occupied) => {
             let mut joined = Vec::new();
             for line in occupied.iter() {
@@ -241,7 +283,7 @@ fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: HeaderValue
                 joined.extend_from_slice(b", ");
             }
             joined.extend_from_slice(member.as_bytes());
-            occupied.insert(HeaderValue::from_bytes(&joined).unwrap_or(member));
+            occupied.insert(HeaderValue::from_bytes(&joined).unwrap_or_else(|_| member.clone()));
         }
     }
 }
@@ -380,7 +422,7 @@ mod tests {
     #[test]
     fn strangers_forwarded_fields_are_replaced() {
         let mut request = headers(&[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-port", "1"), ("forwarded", "for=6.6.6.6")]);
-        set_forwarded(&mut request, ip("9.9.9.9"), "shop.example", false);
+        Forwarding::default().set(&mut request, ip("9.9.9.9"), "shop.example", false);
         assert_eq!(request["x-forwarded-for"], "9.9.9.9");
         assert_eq!(request["forwarded"], "for=9.9.9.9;host=\"shop.example\";proto=http");
         assert_eq!(request["x-forwarded-host"], "shop.example");
@@ -390,7 +432,7 @@ mod tests {
     #[test]
     fn trusted_forwarded_fields_are_extended() {
         let mut request = headers(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")]);
-        set_forwarded(&mut request, ip("10.0.0.1"), "shop.example", true);
+        Forwarding::default().set(&mut request, ip("10.0.0.1"), "shop.example", true);
         assert_eq!(request["x-forwarded-for"], "1.2.3.4, 10.0.0.1");
         assert_eq!(request["x-forwarded-proto"], "https");
     }

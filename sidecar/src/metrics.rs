@@ -3,11 +3,7 @@
 
 use std::{
     fmt::{self, Write as _},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
 };
 
 use crds::policy::Direction;
@@ -18,7 +14,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
+mod meter;
 mod process;
+
+pub(crate) use meter::Meter;
 
 /// Seconds; the buckets that OpenTelemetry advises for HTTP durations, with three finer ones below.
 const SECONDS: [f64; 17] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0];
@@ -135,28 +134,6 @@ impl Metrics {
             text.clear();
         }
         text
-    }
-
-    /// Counts a request that has ended.
-    pub fn request_ended(&self, labels: &RequestLabels, took: Duration) {
-        self.observe(&self.server, labels, took);
-    }
-
-    /// Counts an attempt whose response has begun, or that failed.
-    pub fn attempt_ended(&self, labels: &RequestLabels, took: Duration) {
-        self.observe(&self.client, labels, took);
-    }
-
-    /// Label sets beyond the bound fall into one series, so that hostile methods or long lives never grow the page without end.
-    fn observe(&self, durations: &Durations, labels: &RequestLabels, took: Duration) {
-        if let Some(series) = durations.get(labels) {
-            series.observe(took.as_secs_f64());
-        } else if self.series.fetch_add(1, Ordering::Relaxed) < MAX_SERIES {
-            durations.get_or_create(labels).observe(took.as_secs_f64());
-        } else {
-            let other = RequestLabels { http_route: OTHER.into(), error_type: None, ..labels.clone() };
-            durations.get_or_create(&other).observe(took.as_secs_f64());
-        }
     }
 
     /// Counts a failure.
@@ -303,6 +280,8 @@ impl Drop for Raised {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn labels(route: &str) -> RequestLabels {
@@ -312,7 +291,8 @@ mod tests {
     #[test]
     fn page_names_what_a_dashboard_reads() {
         let metrics = Metrics::new();
-        metrics.request_ended(&labels("shop/catalogue/products").answered(StatusCode::OK), Duration::from_millis(3));
+        let meter = Meter::new(Arc::clone(&metrics));
+        meter.request_ended(&labels("shop/catalogue/products").answered(StatusCode::OK), Duration::from_millis(3));
         metrics.error(Direction::Inbound, "connection_refused");
         metrics.drop_counted(Direction::Inbound, "connection_limit");
         let page = metrics.encode();
@@ -335,8 +315,9 @@ mod tests {
     #[test]
     fn series_beyond_the_bound_share_one() {
         let metrics = Metrics::new();
+        let meter = Meter::new(Arc::clone(&metrics));
         for n in 0..MAX_SERIES + 50 {
-            metrics.request_ended(&labels(&format!("route-{n}")).answered(StatusCode::OK), Duration::ZERO);
+            meter.request_ended(&labels(&format!("route-{n}")).answered(StatusCode::OK), Duration::ZERO);
         }
         let page = metrics.encode();
         assert!(page.contains("http_route=\"_OTHER\""));

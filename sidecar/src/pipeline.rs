@@ -1,6 +1,6 @@
 //! The order of stages; the only place that knows it.
 
-use std::rc::Rc;
+use std::{borrow::Cow, rc::Rc};
 
 use crds::policy::Direction;
 use http::{
@@ -96,7 +96,7 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Resul
     ex.uploads(call.upload.clone());
     let version = if call.key.protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     let labels = RequestLabels::new(ex.connection.direction, &call.method, version, ex.route.label());
-    match attempt::send(&worker.pool, &worker.metrics, labels, call).await? {
+    match attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, call).await? {
         Answered::Response(response) => {
             if ex.version == Version::HTTP_2 {
                 response.body().upload_apart();
@@ -195,7 +195,7 @@ fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody) -> Result<Call,
     }
     if connection.direction == Direction::Inbound {
         let peer = connection.peer.ip();
-        fields::set_forwarded(&mut headers, peer, &ex.authority, ex.config.trusts(peer));
+        connection.forwarding.set(&mut headers, peer, &ex.authority, ex.config.trusts(peer));
     }
     if connection.entry.is_forward_proxy() {
         headers.remove(header::PROXY_AUTHORIZATION);
@@ -207,26 +207,30 @@ fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody) -> Result<Call,
     if let Some(protocol) = upgrade {
         fields::set_upgrade(&mut headers, protocol);
     }
-    let uri = addressed(&key, &method, uri, &mut headers, &ex.authority)?;
+    let uri = addressed(&key, uri, &mut headers, &ex.authority)?;
     let settings = &ex.config.settings().upstream;
+    // Streams of HTTP/2 are tasks of their own, and so need timers of their own.
+    let timer = if ex.version == Version::HTTP_2 { Rc::default() } else { Rc::clone(&connection.timer) };
     let max_connections = usize::try_from(settings.max_connections_per_host).unwrap_or(1);
     let keep = settings.idle_timeout.0;
-    Ok(Call { key, method, uri, headers, upload, timeouts, shadow, max_connections, keep, started: ex.started })
+    Ok(Call { key, method, uri, headers, upload, timeouts, shadow, max_connections, timer, keep, started: ex.started })
 }
 
 /// The target as the protocol of the upstream writes it: with the host in `Host`, or in `:authority`.
-fn addressed(key: &Key, method: &Method, uri: Uri, headers: &mut http::HeaderMap, authority: &str) -> Result<Uri, ForwardError> {
+fn addressed(key: &Key, uri: Uri, headers: &mut http::HeaderMap, authority: &str) -> Result<Uri, ForwardError> {
     let wrong = || ForwardError::BadRequest("the host is not one");
-    let authority = if authority.is_empty() { key.endpoint.to_string() } else { authority.to_owned() };
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let authority = if authority.is_empty() { Cow::Owned(key.endpoint.to_string()) } else { Cow::Borrowed(authority) };
     match key.protocol {
         Protocol::Http1 => {
             fields::join_cookies(headers);
-            headers.insert(header::HOST, HeaderValue::from_str(&authority).map_err(|_| wrong())?);
-            if *method == Method::CONNECT { Ok(uri) } else { Ok(Uri::from(path)) }
+            if headers.get(header::HOST).is_none_or(|host| host.as_bytes() != authority.as_bytes()) {
+                headers.insert(header::HOST, HeaderValue::from_str(&authority).map_err(|_| wrong())?);
+            }
+            Ok(uri) // of which only the part for this hop is written
         }
         Protocol::Http2 => {
             headers.remove(header::HOST);
+            let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
             let authority: Authority = authority.parse().map_err(|_| wrong())?;
             Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build().map_err(|_| wrong())
         }

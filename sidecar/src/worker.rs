@@ -23,7 +23,7 @@ use crate::{
     drain,
     fields::{Date, Via},
     limit::Limiter,
-    metrics::{ByteLabels, ConnectionLabels, Metrics, Raised},
+    metrics::{ByteLabels, ConnectionLabels, Meter, Metrics, Raised},
     own::Own,
     tunnel,
     upstream::{
@@ -70,6 +70,8 @@ pub(crate) struct Worker {
     pub(crate) connector: Arc<Connector>,
     pub(crate) via: Arc<Vias>,
     pub(crate) pool: Rc<Pool>,
+    /// What its requests are counted by.
+    pub(crate) meter: Rc<Meter>,
     /// The time of day for `Date` fields.
     pub(crate) date: Date,
 }
@@ -156,7 +158,8 @@ async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, A
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
     let Pod { config, metrics, limiter, drain, connector, via, .. } = pod;
-    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, via, pool, date: Date::default() });
+    let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
+    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, via, pool, meter, date });
     while let Some((stream, arrival, busy)) = incoming.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => {

@@ -15,6 +15,9 @@ use super::framing::Framing;
 /// A chunk of at most this is copied behind what is to be written already: one buffer is cheaper to write than two.
 const COPIED: usize = 4 << 10;
 
+/// Room for a head; most are smaller.
+const HEAD: usize = 2 << 10;
+
 /// What the buffer for heads and small chunks may keep between messages.
 const KEPT: usize = 4 << 10;
 
@@ -96,6 +99,7 @@ impl Outbox {
     /// Where heads are appended.
     pub(crate) fn head(&mut self) -> &mut Vec<u8> {
         debug_assert!(self.large.is_empty() && self.end.is_empty(), "a head comes before the chunks of its message");
+        self.buf.reserve(HEAD);
         &mut self.buf
     }
 

@@ -1,9 +1,14 @@
 //! Heads of messages, strictly: lines end in CR LF, nothing is folded, and there is no white space before a colon.
 
+use std::ops::Range;
+
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 
 use super::{MAX_FIELDS, MAX_HEAD, MAX_TARGET};
+
+/// Fields for which there is room from the start: those of usual messages, and what the proxy adds.
+const USUAL_FIELDS: usize = 12;
 
 /// Why a head was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -105,12 +110,13 @@ pub(crate) fn skip_empty_lines(buf: &mut BytesMut) -> bool {
 /// Reads the head of a request; `head` ends in its empty line.
 pub(crate) fn request(head: Bytes) -> Result<RequestHead, BadHead> {
     let mut lines = Lines::new(head);
-    let line = lines.next()?;
-    let first = memchr::memchr(b' ', &line).ok_or(BadHead::StartLine)?;
-    let last = memchr::memrchr(b' ', &line).filter(|last| *last > first).ok_or(BadHead::StartLine)?;
+    let range = lines.next()?;
+    let line = &lines.head[range.clone()];
+    let first = memchr::memchr(b' ', line).ok_or(BadHead::StartLine)?;
+    let last = memchr::memrchr(b' ', line).filter(|last| *last > first).ok_or(BadHead::StartLine)?;
     let version = version(&line[last + 1..])?;
     let method = Method::from_bytes(&line[..first]).map_err(|_| BadHead::StartLine)?;
-    let target = line.slice(first + 1..last);
+    let target = lines.head.slice(range.start + first + 1..range.start + last);
     if target.len() > MAX_TARGET {
         return Err(BadHead::TargetTooLong);
     }
@@ -124,7 +130,8 @@ pub(crate) fn request(head: Bytes) -> Result<RequestHead, BadHead> {
 /// Reads the head of a response; `head` ends in its empty line.
 pub(crate) fn response(head: Bytes) -> Result<ResponseHead, BadHead> {
     let mut lines = Lines::new(head);
-    let line = lines.next()?;
+    let range = lines.next()?;
+    let line = &lines.head[range];
     let version = version(line.get(..8).ok_or(BadHead::StartLine)?)?;
     let status = line.get(8..12).filter(|status| status[0] == b' ').ok_or(BadHead::StartLine)?;
     if !matches!(line.get(12), None | Some(b' ')) {
@@ -152,51 +159,62 @@ fn version(text: &[u8]) -> Result<Version, BadHead> {
 
 /// The lines of a head that has been found whole.
 struct Lines {
-    rest: Bytes,
+    head: Bytes,
+    at: usize,
 }
 
 impl Lines {
     fn new(head: Bytes) -> Self {
-        Self { rest: head }
+        Self { head, at: 0 }
     }
 
-    fn next(&mut self) -> Result<Bytes, BadHead> {
-        let end = memchr::memchr(b'\n', &self.rest).ok_or(BadHead::LineEnd)?;
-        if end == 0 || self.rest[end - 1] != b'\r' {
+    /// Where the next line begins and ends, without its CR LF.
+    fn next(&mut self) -> Result<Range<usize>, BadHead> {
+        let start = self.at;
+        let end = start + memchr::memchr(b'\n', &self.head[start..]).ok_or(BadHead::LineEnd)?;
+        if end == start || self.head[end - 1] != b'\r' {
             return Err(BadHead::LineEnd);
         }
-        let line = self.rest.slice(..end - 1);
-        self.rest.advance(end + 1);
-        Ok(line)
+        self.at = end + 1;
+        Ok(start..end - 1)
     }
 
     fn fields(mut self) -> Result<HeaderMap, BadHead> {
-        let mut headers = HeaderMap::with_capacity(16);
+        let mut headers = HeaderMap::with_capacity(USUAL_FIELDS);
         loop {
             let line = self.next()?;
             if line.is_empty() {
                 return Ok(headers);
             }
-            let (name, value) = field(&line)?;
+            let (name, value) = self.field(line)?;
             if headers.len() == MAX_FIELDS {
                 return Err(BadHead::TooManyFields);
             }
             headers.try_append(name, value).map_err(|_| BadHead::TooManyFields)?;
         }
     }
+
+    fn field(&self, line: Range<usize>) -> Result<(HeaderName, HeaderValue), BadHead> {
+        let bytes = &self.head[line.clone()];
+        if is_space(bytes[0]) {
+            return Err(BadHead::Folded);
+        }
+        let colon = bytes.iter().position(|byte| *byte == b':').ok_or(BadHead::Name)?;
+        let name = HeaderName::from_bytes(&bytes[..colon]).map_err(|_| BadHead::Name)?;
+        let (mut start, mut end) = (colon + 1, bytes.len());
+        while start < end && is_space(bytes[start]) {
+            start += 1;
+        }
+        while start < end && is_space(bytes[end - 1]) {
+            end -= 1;
+        }
+        let value = self.head.slice(line.start + start..line.start + end);
+        Ok((name, HeaderValue::from_maybe_shared(value).map_err(|_| BadHead::Value)?))
+    }
 }
 
-fn field(line: &Bytes) -> Result<(HeaderName, HeaderValue), BadHead> {
-    if matches!(line[0], b' ' | b'\t') {
-        return Err(BadHead::Folded);
-    }
-    let colon = memchr::memchr(b':', line).ok_or(BadHead::Name)?;
-    let name = HeaderName::from_bytes(&line[..colon]).map_err(|_| BadHead::Name)?;
-    let is_space = |byte: &u8| matches!(*byte, b' ' | b'\t');
-    let start = line[colon + 1..].iter().position(|byte| !is_space(byte)).map_or(line.len(), |at| colon + 1 + at);
-    let end = line.iter().rposition(|byte| !is_space(byte)).map_or(start, |at| (at + 1).max(start));
-    let value = HeaderValue::from_maybe_shared(line.slice(start..end)).map_err(|_| BadHead::Value)?;
-    Ok((name, value))
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t')
 }
 
 #[cfg(test)]

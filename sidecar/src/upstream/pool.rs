@@ -108,6 +108,8 @@ impl Drop for Waiting<'_> {
 /// The connections of one worker.
 pub(crate) struct Pool {
     hosts: RefCell<HashMap<Key, Rc<Host>>>,
+    /// The host that was asked for last: mostly there is only one.
+    last: RefCell<std::rc::Weak<Host>>,
     caps: Arc<Caps>,
     connector: Arc<Connector>,
     watch: Arc<Watch>,
@@ -119,6 +121,8 @@ pub(crate) struct Host {
     key: Key,
     cap: Arc<Cap>,
     idle: RefCell<Vec<Idle>>,
+    /// The cap as this worker last set it.
+    size: Cell<usize>,
     idle_limit: Cell<Duration>,
     /// Requests of this worker that take a connection as soon as one is idle.
     waiting: RefCell<VecDeque<oneshot::Sender<Box<H1>>>>,
@@ -148,11 +152,21 @@ impl Pool {
     pub(crate) fn new(caps: Arc<Caps>, connector: Arc<Connector>, open: Gauge) -> Rc<Self> {
         let watch = Arc::new(Watch::default());
         caps.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&watch));
-        Rc::new(Self { hosts: RefCell::default(), caps, connector, watch, open })
+        Rc::new(Self { hosts: RefCell::default(), last: RefCell::default(), caps, connector, watch, open })
     }
 
     /// The host of a key.
     pub(crate) fn host(&self, key: &Key, limits: &Limits) -> Rc<Host> {
+        let last = self.last.borrow().upgrade().filter(|host| host.key == *key);
+        let host = last.unwrap_or_else(|| self.look_up(key));
+        if host.size.replace(limits.connections) != limits.connections {
+            host.cap.resize(limits.connections);
+        }
+        host.idle_limit.set(limits.idle);
+        host
+    }
+
+    fn look_up(&self, key: &Key) -> Rc<Host> {
         let mut hosts = self.hosts.borrow_mut();
         let host = hosts.entry(key.clone()).or_insert_with(|| {
             self.watch.task.wake(); // there is something to sweep from now on
@@ -160,14 +174,14 @@ impl Pool {
                 key: key.clone(),
                 cap: self.caps.cap(key),
                 idle: RefCell::default(),
-                idle_limit: Cell::new(limits.idle),
+                size: Cell::new(0),
+                idle_limit: Cell::default(),
                 waiting: RefCell::default(),
                 h2: Group::default(),
                 watch: Arc::clone(&self.watch),
             })
         });
-        host.cap.resize(limits.connections);
-        host.idle_limit.set(limits.idle);
+        *self.last.borrow_mut() = Rc::downgrade(host);
         Rc::clone(host)
     }
 
