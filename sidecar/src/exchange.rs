@@ -58,7 +58,7 @@ impl Exchange {
     pub(crate) fn begin(connection: Rc<Connection>, parts: &Parts) -> (Self, Result<(), ForwardError>) {
         let started = Instant::now();
         let config = connection.worker.config.load();
-        let (authority, checked) = match connection.authority.of(parts) {
+        let (authority, checked) = match connection.authority.of(parts, connection.entry.is_forward_proxy()) {
             Ok(authority) => (authority, Ok(())),
             Err(error) => (Rc::default(), Err(error)),
         };
@@ -225,13 +225,18 @@ pub(crate) struct LastAuthority(RefCell<Rc<str>>);
 
 impl LastAuthority {
     /// The authority that a request is for: from its target if that has one, else from `Host` (RFC 9112, section 3.3).
-    fn of(&self, parts: &Parts) -> Result<Rc<str>, ForwardError> {
+    fn of(&self, parts: &Parts, forward: bool) -> Result<Rc<str>, ForwardError> {
         let mut hosts = parts.headers.get_all(header::HOST).iter();
         let host = hosts.next();
         if hosts.next().is_some() {
             return Err(ForwardError::BadRequest("the request has more than one Host field"));
         }
         if let Some(authority) = parts.uri.authority() {
+            // A forward proxy ignores Host then (RFC 9112, section 3.2.2). Elsewhere that both are there is odd enough, and that they differ an
+            // attempt to be one site for policies and another for the application (RFC 9113, section 8.3.1).
+            if !forward && host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())) {
+                return Err(ForwardError::BadRequest("the target and the Host field name different hosts"));
+            }
             return self.checked(authority.as_str());
         }
         match host {
@@ -271,7 +276,7 @@ mod tests {
     use super::*;
 
     fn authority(parts: &Parts) -> Result<Rc<str>, ForwardError> {
-        LastAuthority::default().of(parts)
+        LastAuthority::default().of(parts, false)
     }
 
     fn parts(uri: &str, hosts: &[&str]) -> Parts {
@@ -280,8 +285,12 @@ mod tests {
     }
 
     #[test]
-    fn absolute_target_wins_over_host() {
-        assert_eq!(&*authority(&parts("http://a.example:81/x", &["b.example"])).unwrap(), "a.example:81");
+    fn absolute_target_and_host_must_agree() {
+        assert_eq!(&*authority(&parts("http://a.example:81/x", &["A.example:81"])).unwrap(), "a.example:81");
+        assert_eq!(&*authority(&parts("http://a.example:81/x", &[])).unwrap(), "a.example:81");
+        let differ = parts("http://a.example:81/x", &["b.example"]);
+        assert!(authority(&differ).is_err());
+        assert_eq!(&*LastAuthority::default().of(&differ, true).unwrap(), "a.example:81");
     }
 
     #[test]

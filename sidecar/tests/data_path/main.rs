@@ -6,5 +6,6 @@ mod failures;
 mod forward;
 mod http2;
 mod pool;
+mod strict;
 mod support;
 mod tunnel;
