@@ -32,8 +32,8 @@ pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
         let process = Process::start(&peers::fetchr_command(binaries, &documents), &folder.path().join("fetchr.log"))?;
         wait_until_ready(peers::METRICS, started)?;
         ready.push(started.elapsed().as_secs_f64() * 1000.0);
-        // Idle means that start-up's own garbage is gone; a second is what a pod has before its first request.
-        thread::sleep(Duration::from_secs(1));
+        // Idle means that the proxy has let go of what only its start needed, which it does after 5 s.
+        thread::sleep(Duration::from_secs(8));
         memory.push(process.rss_kib() as f64 / 1024.0);
     }
     let row = |name: &str, values: &[f64], unit: &str| {

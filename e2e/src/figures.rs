@@ -5,7 +5,7 @@ mod changes;
 mod readiness;
 mod size;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::anyhow;
 
@@ -51,6 +51,8 @@ async fn measure(cluster: &Cluster, namespace: &Namespace) -> anyhow::Result<Fig
     let images = size::images().await?;
     let readiness = readiness::measure(namespace).await?;
     let pods = changes::pods(namespace).await?;
+    // A sidecar lets go of what only its start needed after 5 s.
+    tokio::time::sleep(Duration::from_secs(10)).await;
     let idle = size::sidecars(&pods).await?;
     let changes = changes::measure(namespace, &pods).await?;
     let memory = Memory { idle, changed: size::sidecars(&pods).await?, operators: size::operators(cluster).await? };

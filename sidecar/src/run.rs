@@ -39,6 +39,7 @@ use crate::{
     },
 };
 
+mod footprint;
 mod logging;
 
 pub use logging::init as init_logging;
@@ -161,6 +162,7 @@ async fn serve(options: Options, descriptors: u64) -> anyhow::Result<()> {
             tokio::spawn(stream::run(stream_settings(*pod, state), shared.clone(), health, source_metrics, stop.clone()));
         }
     }
+    tokio::spawn(footprint::drop_startup_code());
     tokio::spawn(logging::follow(shared.clone(), options.set_level));
     end(signals, &drain, in_pod, &shared).await;
     stop.cancel();
