@@ -15,6 +15,8 @@ use crate::tools::repository;
 
 /// Where the tests and the demonstration install fetchr.
 pub const NAMESPACE: &str = "fetchr-system";
+/// Labels of the operator's pods.
+pub const OPERATOR_LABELS: &str = "app.kubernetes.io/name=fetchr-operator";
 /// The release's name.
 pub const RELEASE: &str = "fetchr";
 /// The operator's Deployment.

@@ -12,7 +12,6 @@ use crate::install;
 use crate::namespace::{Namespace, Pod};
 use crate::wait::eventually;
 
-const OPERATOR_LABELS: &str = "app.kubernetes.io/name=fetchr-operator";
 const METRICS_PORT: u16 = 4632;
 /// How long the operator is watched when nothing changes any more.
 const IDLE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -27,7 +26,7 @@ const DEEP: usize = 200;
 /// A step failed, an answer was not what is promised, or the operator suffered: which one is said.
 pub async fn objects(namespace: &Namespace, count: u32, seed: u64) -> anyhow::Result<Row> {
     let operators = Namespace::named(namespace.cluster(), install::NAMESPACE).await?;
-    let before = operators.ready_pods(OPERATOR_LABELS, 2).await?;
+    let before = operators.ready_pods(install::OPERATOR_LABELS, 2).await?;
     let kinds = [Kind::of(&FetchrPolicy::crd())?, Kind::of(&FetchrProxy::crd())?];
     let (mut random, mut answers) = (Random(seed), BTreeMap::new());
     for number in 0..count {
@@ -75,7 +74,7 @@ async fn suffered(operators: &Namespace, before: &[Pod]) -> anyhow::Result<f64> 
 
 async fn runs(operators: &Namespace) -> anyhow::Result<f64> {
     let mut sum = 0.0;
-    for pod in operators.pods(OPERATOR_LABELS).await? {
+    for pod in operators.pods(install::OPERATOR_LABELS).await? {
         let page = pod.get(METRICS_PORT, "/metrics").await?;
         sum += crate::loopback::sum(&page.text(), "fetchr_reconcile_total");
     }

@@ -2,6 +2,8 @@
 
 use anyhow::{Context, ensure};
 use crds::FetchrProxy;
+use k8s_openapi::api::core::v1 as core;
+use kube::api::ListParams;
 
 use super::Row;
 use crate::namespace::{Namespace, Pod, SIDECAR};
@@ -38,6 +40,7 @@ async fn change(namespace: &Namespace, old: &[Pod]) -> anyhow::Result<()> {
     install::chart(namespace.cluster(), "upgraded", &settings).await.context("upgrade")?;
     policy(namespace, old, "upgraded").await?;
     outdated(namespace, 2).await?;
+    only_new_operators(namespace).await?;
     namespace.apply(&application("new", 1, INJECT)).await?;
     let new = namespace.ready_pods("app=new", 1).await?.remove(0);
     ensure!(image(&new).as_deref() == Some(NEXT_SIDECAR), "a new pod's sidecar is {:?}", image(&new));
@@ -47,6 +50,17 @@ async fn change(namespace: &Namespace, old: &[Pod]) -> anyhow::Result<()> {
     policy(namespace, old, "rolled-back").await?;
     // Now it is the new one that does not fit.
     outdated(namespace, 1).await
+}
+
+/// Waits until the replicas of before have ended: while they drain, they admit pods as they always did.
+async fn only_new_operators(namespace: &Namespace) -> anyhow::Result<()> {
+    let operators = Namespace::named(namespace.cluster(), install::NAMESPACE).await?.api::<core::Pod>();
+    eventually("the operators of before have ended", DEADLINE, async || {
+        let pods = operators.list(&ListParams::default().labels(install::OPERATOR_LABELS)).await?.items;
+        ensure!(pods.len() == 2, "there are {} operators", pods.len());
+        Ok(())
+    })
+    .await
 }
 
 /// Applies a policy and waits until all of these pods follow it.

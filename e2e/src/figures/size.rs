@@ -12,7 +12,6 @@ use crate::namespace::{Namespace, Pod, SIDECAR};
 use crate::report::percentile;
 use crate::{images, install};
 
-const OPERATOR_LABELS: &str = "app.kubernetes.io/name=fetchr-operator";
 const OPERATOR_CONTAINER: &str = "operator";
 
 /// Resident memory in bytes, of each pod.
@@ -48,8 +47,8 @@ pub(super) async fn sidecars(pods: &[Pod]) -> anyhow::Result<Vec<f64>> {
 
 /// Resident memory of the operator's pods.
 pub(super) async fn operators(cluster: &Cluster) -> anyhow::Result<Vec<f64>> {
-    let pods = Namespace::named(cluster, install::NAMESPACE).await?.pods(OPERATOR_LABELS).await?;
-    ensure!(!pods.is_empty(), "no pod in {} has the label {OPERATOR_LABELS}", install::NAMESPACE);
+    let pods = Namespace::named(cluster, install::NAMESPACE).await?.pods(install::OPERATOR_LABELS).await?;
+    ensure!(!pods.is_empty(), "no pod in {} has the label {}", install::NAMESPACE, install::OPERATOR_LABELS);
     futures::future::try_join_all(pods.iter().map(|pod| resident(pod, OPERATOR_CONTAINER))).await
 }
 
