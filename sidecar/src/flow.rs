@@ -172,7 +172,8 @@ impl Flow {
         }
     }
 
-    fn end(&mut self, end: End) {
+    /// Tells how it ended, if nobody has told before.
+    pub(crate) fn end(&mut self, end: End) {
         if let Some(guards) = self.guards.take() {
             guards.end(end, self.passed);
         }

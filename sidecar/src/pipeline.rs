@@ -87,7 +87,7 @@ async fn admit_and_forward(ex: &mut Exchange, parts: Parts, body: ClientBody, cl
     if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
         return Box::pin(connect_tunnel(ex, target, client)).await;
     }
-    let call = call(ex, target, parts, body)?;
+    let call = call(ex, target, parts, body, client.is_some())?;
     forward(ex, call, client).await
 }
 
@@ -180,11 +180,12 @@ fn forward_target(parts: &Parts) -> Result<Key, ForwardError> {
 }
 
 /// The request as the upstream gets it.
-fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody) -> Result<Call, ForwardError> {
+fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody, switches: bool) -> Result<Call, ForwardError> {
     let Parts { method, uri, mut headers, .. } = parts;
     let timeouts = Timeouts::of(&ex.config, &ex.route);
     let connection = &ex.connection;
-    let upgrade = fields::upgrade(&headers).filter(|_| key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11);
+    let upgrade =
+        fields::upgrade(&headers).filter(|_| switches && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11);
     let expects = fields::expects_continue(&headers) && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
     let shadow = ex.route.shadow_timeouts().map(Rc::new);
     let upload = Upload::new(body, timeouts.idle, expects, shadow.clone());

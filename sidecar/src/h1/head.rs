@@ -123,8 +123,21 @@ pub(crate) fn request(head: Bytes) -> Result<RequestHead, BadHead> {
     if !target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#') {
         return Err(BadHead::Target);
     }
+    let is_path = target.starts_with(b"/");
     let uri = Uri::from_maybe_shared(target).map_err(|_| BadHead::Target)?;
+    if !is_path && !is_form_of(&method, &uri) {
+        return Err(BadHead::Target);
+    }
     Ok(RequestHead { method, uri, version, headers: lines.fields()? })
+}
+
+/// Whether a target that is no path has the form that its method allows (RFC 9112, section 3.2).
+fn is_form_of(method: &Method, uri: &Uri) -> bool {
+    match *method {
+        Method::CONNECT => uri.scheme().is_none() && uri.authority().is_some() && uri.path_and_query().is_none(),
+        Method::OPTIONS if uri.path() == "*" => true,
+        _ => uri.scheme().is_some() && uri.authority().is_some(),
+    }
 }
 
 /// Reads the head of a response; `head` ends in its empty line.
@@ -260,6 +273,11 @@ mod tests {
             ("GET / a HTTP/1.1\r\n\r\n", BadHead::Target),
             ("GET /#a HTTP/1.1\r\n\r\n", BadHead::Target),
             ("GET /\u{fc} HTTP/1.1\r\n\r\n", BadHead::Target),
+            ("GET a HTTP/1.1\r\n\r\n", BadHead::Target),
+            ("GET a/b HTTP/1.1\r\n\r\n", BadHead::Target),
+            ("GET a:80 HTTP/1.1\r\n\r\n", BadHead::Target),
+            ("GET * HTTP/1.1\r\n\r\n", BadHead::Target),
+            ("CONNECT http://a/ HTTP/1.1\r\n\r\n", BadHead::Target),
             ("GET /\tHTTP/1.1\r\n\r\n", BadHead::StartLine),
             ("GET /\r\n\r\n", BadHead::StartLine),
             ("G(T / HTTP/1.1\r\n\r\n", BadHead::StartLine),
@@ -269,6 +287,18 @@ mod tests {
             ("GET / HTTP/1.2\r\n\r\n", BadHead::Version),
         ] {
             assert_eq!(parse(text).unwrap_err(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn targets_of_every_form_are_read() {
+        for (line, target) in [
+            ("OPTIONS *", "*"),
+            ("CONNECT a.example:443", "a.example:443"),
+            ("GET http://a.example/b?c", "http://a.example/b?c"),
+            ("GET //a/b", "//a/b"),
+        ] {
+            assert_eq!(parse(&format!("{line} HTTP/1.1\r\n\r\n")).unwrap().uri.to_string(), target);
         }
     }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures::future::{Fuse, FusedFuture as _, FutureExt as _};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::{net::TcpStream, sync::oneshot, time::Instant};
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     connection::Connection,
     fields,
-    flow::{ClientBody, Flow},
+    flow::{ClientBody, End, Flow},
     pipeline, reply,
     tunnel::{ReadAhead, Switch},
 };
@@ -71,7 +72,7 @@ enum Fill {
 pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream, ahead: BytesMut) {
     let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
     let client = Rc::new(Client { socket: RefCell::new(Socket::new(stream, ahead)) });
-    let mut closing = pin!(connection.worker.drain.closing(connection.direction));
+    let mut closing = pin!(connection.worker.drain.closing(connection.direction).fuse());
     loop {
         let head = match client.next(closing.as_mut()).await {
             Ok(Some(head)) => head::request(head).map_err(NoHead::Bad),
@@ -120,26 +121,19 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Reques
     match client.answer(connection, response, asked, stall).await {
         Ok(After::Next) if !client.finish_body().await => After::Close,
         Ok(after) => after,
-        Err(error) => {
-            if error.kind() == io::ErrorKind::TimedOut {
-                connection.error("client_timeout");
-            }
-            After::Gone
-        }
+        Err(_) => After::Gone, // whose body has told
     }
 }
 
 impl Client {
     /// The head of the next request. Nothing if there is none: the client closed, was idle for too long, or the drain wants it gone.
-    async fn next(&self, mut closing: Pin<&mut impl Future<Output = ()>>) -> Result<Option<Bytes>, NoHead> {
+    async fn next(&self, mut closing: Pin<&mut Fuse<impl Future<Output = ()>>>) -> Result<Option<Bytes>, NoHead> {
         let mut since = Instant::now();
         poll_fn(|cx| {
             let mut socket = self.socket.borrow_mut();
             let head = socket.poll_head(cx, &mut since);
-            if head.is_pending() && closing.as_mut().poll(cx).is_ready() && socket.is_idle() {
-                return Poll::Ready(Ok(None));
-            }
-            head
+            let closes = closing.is_terminated() || closing.as_mut().poll(cx).is_ready();
+            if head.is_pending() && closes && socket.is_idle() { Poll::Ready(Ok(None)) } else { head }
         })
         .await
     }
@@ -187,8 +181,11 @@ impl Client {
         if bodiless {
             drop(body);
             self.flush(stall).await?;
-        } else {
-            self.write_body(&mut body, framing, stall).await?;
+        } else if let Err(error) = self.write_body(&mut body, framing, stall).await {
+            if error.kind() == io::ErrorKind::TimedOut {
+                body.end(End::Untaken);
+            }
+            return Err(error);
         }
         Ok(if closes { After::Close } else { After::Next })
     }
@@ -200,7 +197,10 @@ impl Client {
         if !headers.contains_key(header::DATE) && !status.is_informational() {
             encode::field(out, "date", &connection.worker.date.now());
         }
-        if bodiless && let Some(length) = headers.get(header::CONTENT_LENGTH) {
+        if bodiless
+            && status != StatusCode::NO_CONTENT
+            && let Some(length) = headers.get(header::CONTENT_LENGTH)
+        {
             // What a GET would have had.
             encode::field(out, "content-length", length.as_bytes());
         }

@@ -121,3 +121,30 @@ async fn connection_that_said_nothing_does_not_delay_the_drain() {
     assert_eq!(tokio::time::timeout(Duration::from_secs(5), drained).await.expect("an end at once"), 0);
     assert!(silent.rest().await.is_empty());
 }
+
+#[tokio::test]
+async fn head_that_has_begun_when_connections_are_closed_is_read_to_its_end_and_answered() {
+    let proxy = Proxy::before(Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.address);
+    let mut client = proxy.client().await;
+    client.send(GET).await;
+    assert_eq!(client.response().await.status, 200);
+    let (begin, end) = GET.split_at(9);
+    client.send(begin).await;
+    let mut other = proxy.client().await;
+    other.send(GET).await;
+    // The worker serves one connection after the other, so by now it has seen the beginning.
+    assert_eq!(other.response().await.status, 200);
+    let drain = tokio::spawn({
+        let drain = proxy.drain.clone();
+        async move { drain.drain_inbound(Duration::ZERO, Duration::from_secs(5)).await }
+    });
+    assert!(other.rest().await.is_empty(), "an idle connection is closed");
+    for byte in end.as_bytes() {
+        client.send([*byte]).await;
+    }
+    let response = client.response().await;
+    assert_eq!((response.status, response.field("connection")), (200, "close"));
+    drop(client);
+    assert_eq!(drain.await.unwrap(), 0);
+    assert_eq!(proxy.metric("fetchr_panics_total"), 0.0);
+}
