@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
 
 use crate::{
@@ -116,9 +116,6 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     async fn try_once(&self, fresh: bool) -> Result<Answered, Failed> {
-        if fresh {
-            self.call.upload.restart();
-        }
         match self.call.key.protocol {
             Protocol::Http1 => self.over_h1(fresh).await,
             Protocol::Http2 => Box::pin(self.over_h2()).await,
@@ -133,19 +130,17 @@ impl Attempt<'_> {
             None => self.in_time_left(self.watched(Box::pin(self.pool.open(self.host, &limits))).await)?,
         };
         self.count(taken.reused);
+        if !taken.reused {
+            self.call.upload.restart(); // opening it took the time of another limit
+        }
         let Call { method, uri, headers, upload, .. } = self.call;
         let asked = headers.get(header::UPGRADE);
         let sent = pin!(h1::send(taken.conn, Rc::clone(self.host), Head { method, uri, headers }, upload.clone()));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
-            Ok(Answer::Response(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Err(Failed::for_good(ForwardError::Switched))
-            }
             Ok(Answer::Response(response)) => Ok(Answered::Response(
                 response.map(|reply| Flow::reply(reply, self.call.timeouts.idle).watched(self.call.shadow.clone())),
             )),
-            Ok(Answer::Switched(response, _)) if !fields::switches_as_asked(response.headers(), asked) => {
-                Err(Failed::for_good(ForwardError::Switched))
-            }
+            Ok(Answer::Switched(response, _)) if !switches(&response, asked) => Err(Failed::for_good(ForwardError::Switched)),
             Ok(Answer::Switched(response, switched)) => Ok(Answered::Switched(response, switched)),
             Err(broken) => Err(self.broken(broken, taken.reused)),
         }
@@ -155,6 +150,7 @@ impl Attempt<'_> {
         let limits = self.limits().map_err(Failed::for_good)?;
         let taken = self.in_time_left(self.watched(self.pool.take_h2(self.host, &limits)).await)?;
         self.count(taken.reused);
+        self.call.upload.restart();
         let sent = pin!(taken.conn.send(self.request()));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
             Ok((response, stream)) => Ok(Answered::Response(
@@ -251,4 +247,9 @@ impl Attempt<'_> {
             _ => (head, limit),
         }
     }
+}
+
+/// Whether an upstream switches to nothing but what it was asked for. A tunnel that CONNECT opens is no such switch.
+fn switches(answer: &Response<()>, asked: Option<&HeaderValue>) -> bool {
+    answer.status() != StatusCode::SWITCHING_PROTOCOLS || (asked.is_some() && fields::switches_as_asked(answer.headers(), asked))
 }

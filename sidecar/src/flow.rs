@@ -166,17 +166,20 @@ impl Flow {
     }
 
     /// Leaves that to a task of its own, for a client whose reading says nothing about its sending.
-    pub(crate) fn upload_apart(&self) {
-        if let Source::Reply(reply) = &self.source {
+    pub(crate) fn upload_apart(&mut self) {
+        if let Source::Reply(reply) = &mut self.source {
             reply.upload_apart();
         }
     }
 
-    /// Tells how it ended, if nobody has told before.
-    pub(crate) fn end(&mut self, end: End) {
-        if let Some(guards) = self.guards.take() {
+    /// Tells how it ended; false if that was told before, or there is nobody to tell.
+    pub(crate) fn end(&mut self, end: End) -> bool {
+        let guards = self.guards.take();
+        let told = guards.is_some();
+        if let Some(guards) = guards {
             guards.end(end, self.passed);
         }
+        told
     }
 
     fn hand_out(&mut self, mut data: Bytes) -> Frame<Bytes> {
@@ -332,6 +335,16 @@ impl Upload {
     /// Whether the upstream's connection has taken all of it.
     pub(crate) fn is_done(&self) -> bool {
         self.0.done.get()
+    }
+
+    /// The connection has taken as much as was announced; the end may follow by itself.
+    pub(crate) fn taken(&self) {
+        self.0.done.set(true);
+    }
+
+    /// Whether it still waits to be asked for.
+    pub(crate) fn is_held(&self) -> bool {
+        self.0.gate.as_ref().is_some_and(|gate| !gate.asked.open.load(Ordering::Acquire))
     }
 
     /// Whether a part of it was taken, so that another try can't have it whole.

@@ -97,9 +97,9 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Resul
     let version = if call.key.protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     let labels = RequestLabels::new(ex.connection.direction, &call.method, version, ex.route.label());
     match attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, call).await? {
-        Answered::Response(response) => {
+        Answered::Response(mut response) => {
             if ex.version == Version::HTTP_2 {
-                response.body().upload_apart();
+                response.body_mut().upload_apart();
             }
             Ok(Forwarded::Response(response))
         }

@@ -6,7 +6,7 @@ use std::{
     io,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -141,12 +141,16 @@ impl Client {
     fn begin(self: &Rc<Self>, head: RequestHead, framing: Framing) -> (pipeline::Request, Asked) {
         let RequestHead { method, uri, version, headers } = head;
         let expects = version == Version::HTTP_11 && fields::expects_continue(&headers);
-        self.socket.borrow_mut().begin(framing, expects);
+        let number = self.socket.borrow_mut().begin(framing, expects);
         let bodiless = framing == Framing::Length(0);
         let switches = bodiless && (method == Method::CONNECT || fields::upgrade(&headers).is_some());
         let (switch, switched) = if switches { Some(oneshot::channel()) } else { None }.unzip();
         let asked = Asked { method: method.clone(), version, persists: fields::persists(version, &headers), switch };
-        let body = if bodiless { ClientBody::Empty } else { ClientBody::Http1(RequestBody { client: Rc::clone(self) }) };
+        let body = if bodiless {
+            ClientBody::Empty
+        } else {
+            ClientBody::Http1(RequestBody { client: Rc::clone(self), number, ended: false })
+        };
         let parts = parts(method, uri, version, headers);
         (pipeline::Request { parts, body, switch: switched.map(Switch::Http1) }, asked)
     }
@@ -164,11 +168,15 @@ impl Client {
         let left_waiting = self.socket.borrow_mut().refuse_continue();
         if status == StatusCode::SWITCHING_PROTOCOLS || (asked.method == Method::CONNECT && status.is_success()) {
             let Some(switch) = asked.switch else { return Ok(After::Gone) };
-            self.write_head(connection, status, &parts.headers, Framing::Length(0), false);
+            parts.headers.remove(header::CONTENT_LENGTH); // nothing has a length here (RFC 9110, section 9.3.6)
+            self.write_head(connection, status, &parts.headers, Framing::Length(0), true);
             self.flush(stall).await?;
             return Ok(After::Switched(switch));
         }
         let bodiless = asked.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if status == StatusCode::NO_CONTENT {
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
         let framing = framing_of(&body, bodiless, asked.version);
         let closes = !asked.persists || left_waiting || framing == Framing::Close || fields::closes(&parts.headers);
         parts.headers.remove(header::CONNECTION);
@@ -178,12 +186,16 @@ impl Client {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
         }
         self.write_head(connection, status, &parts.headers, framing, bodiless);
-        if bodiless {
-            drop(body);
-            self.flush(stall).await?;
-        } else if let Err(error) = self.write_body(&mut body, framing, stall).await {
-            if error.kind() == io::ErrorKind::TimedOut {
-                body.end(End::Untaken);
+        let written = if bodiless {
+            drop(std::mem::replace(&mut body, Flow::bytes("")));
+            self.flush(stall).await
+        } else {
+            self.write_body(&mut body, framing, stall).await
+        };
+        if let Err(error) = written {
+            let stalled = error.kind() == io::ErrorKind::TimedOut;
+            if stalled && !body.end(End::Untaken) {
+                connection.error("client_timeout");
             }
             return Err(error);
         }
@@ -197,15 +209,11 @@ impl Client {
         if !headers.contains_key(header::DATE) && !status.is_informational() {
             encode::field(out, "date", &connection.worker.date.now());
         }
-        if bodiless
-            && status != StatusCode::NO_CONTENT
-            && let Some(length) = headers.get(header::CONTENT_LENGTH)
-        {
+        if bodiless && let Some(length) = headers.get(header::CONTENT_LENGTH) {
             // What a GET would have had.
             encode::field(out, "content-length", length.as_bytes());
         }
-        let has_body = !bodiless && !status.is_informational();
-        encode::framing(out, framing, has_body);
+        encode::framing(out, framing, !bodiless);
     }
 
     async fn flush(&self, stall: Duration) -> io::Result<()> {
@@ -267,6 +275,8 @@ impl Client {
         if self.socket.borrow().has_body_ended() {
             return true;
         }
+        // An upstream over HTTP/2 may still hold the body, in a task of its own.
+        self.socket.borrow_mut().disown();
         let mut unwanted = Unwanted::new();
         poll_fn(|cx| self.socket.borrow_mut().poll_discard(cx, &mut unwanted)).await
     }
@@ -319,24 +329,40 @@ fn framing_of(body: &Flow, bodiless: bool, version: Version) -> Framing {
     }
 }
 
-/// The body of a request, as it is read from the connection.
+/// The body of a request, as it is read from the connection for as long as that request is under way.
 pub(crate) struct RequestBody {
     client: Rc<Client>,
+    number: u64,
+    ended: bool,
 }
 
 impl RequestBody {
     /// The next piece.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BadBody>>> {
-        self.client.socket.borrow_mut().poll_body(cx)
+        let mut socket = self.client.socket.borrow_mut();
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if !socket.serves(self.number) {
+            return Poll::Ready(Some(Err(BadBody::Left)));
+        }
+        let frame = ready!(socket.poll_body(cx));
+        self.ended = socket.has_body_ended();
+        Poll::Ready(frame)
     }
 
     /// Whether all of it was read.
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.client.socket.borrow().has_body_ended()
+        self.ended
     }
 
     /// What is known of the length of what is left.
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.client.socket.borrow().body_left().map_or_else(SizeHint::default, SizeHint::with_exact)
+        let socket = self.client.socket.borrow();
+        match socket.body_left() {
+            _ if self.ended => SizeHint::with_exact(0),
+            Some(left) if socket.serves(self.number) => SizeHint::with_exact(left),
+            _ => SizeHint::default(),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -84,8 +84,14 @@ pub(crate) struct Socket {
     pub(super) outbox: Outbox,
     scan: Scan,
     rest: Rest,
+    /// Number of the request that the rest belongs to.
+    request: u64,
     /// The client waits for a `100 (Continue)` before it sends the body.
     owes_continue: bool,
+    /// A `100 (Continue)` is in the outbox.
+    continues: bool,
+    /// Who waits for the end of the body to watch the client.
+    watcher: Option<Waker>,
     /// The client's FIN has come.
     closed: bool,
     timer: Timer,
@@ -100,7 +106,10 @@ impl Socket {
             outbox: Outbox::default(),
             scan: Scan::default(),
             rest: Rest::Ended,
+            request: 0,
             owes_continue: false,
+            continues: false,
+            watcher: None,
             closed: false,
             timer: Timer::default(),
         }
@@ -133,7 +142,8 @@ impl Socket {
             }
             let first = self.inbox.is_empty();
             match self.poll_read(cx, HEAD_ROOM) {
-                Poll::Ready(Ok(true)) if first => *since = Instant::now(),
+                // Empty lines are no beginning.
+                Poll::Ready(Ok(true)) if first && skip_empty_lines(&mut self.inbox) => *since = Instant::now(),
                 Poll::Ready(Ok(true)) => {}
                 Poll::Ready(_) if self.inbox.is_empty() => return Poll::Ready(Ok(None)),
                 Poll::Ready(_) => return Poll::Ready(Err(NoHead::Left)),
@@ -152,14 +162,26 @@ impl Socket {
         self.inbox.is_empty()
     }
 
-    /// Begins a request with that framing.
-    pub(super) fn begin(&mut self, framing: Framing, expects_continue: bool) {
+    /// Begins a request with that framing, and returns its number.
+    pub(super) fn begin(&mut self, framing: Framing, expects_continue: bool) -> u64 {
         self.rest = match framing {
             Framing::Length(0) | Framing::Close => Rest::Ended,
             Framing::Length(length) => Rest::Length(length),
             Framing::Chunked => Rest::Chunked(Decoder::default()),
         };
         self.owes_continue = expects_continue && !self.has_body_ended();
+        self.disown()
+    }
+
+    /// From now on nobody who has read the body before may go on; returns the number that may.
+    pub(super) fn disown(&mut self) -> u64 {
+        self.request += 1;
+        self.request
+    }
+
+    /// Whether a request of that number is under way.
+    pub(super) fn serves(&self, request: u64) -> bool {
+        self.request == request
     }
 
     /// Whether all of the request's body was read.
@@ -180,14 +202,22 @@ impl Socket {
     pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BadBody>>> {
         if std::mem::take(&mut self.owes_continue) {
             self.outbox.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.continues = true;
         }
-        if !self.outbox.is_empty() {
-            // A failure shows when the client is read from.
-            let _ = self.outbox.poll_flush(cx, &mut self.stream, &mut 0);
+        // Not what belongs to an answer: whoever writes that has to be woken for it. A failure shows when the client is read from.
+        if self.continues && self.outbox.poll_flush(cx, &mut self.stream, &mut 0).is_ready() {
+            self.continues = false;
         }
         loop {
             match self.take_body() {
-                Ok(Some(frame)) => return Poll::Ready(frame.map(Ok)),
+                Ok(Some(frame)) => {
+                    if self.has_body_ended()
+                        && let Some(watcher) = self.watcher.take()
+                    {
+                        watcher.wake();
+                    }
+                    return Poll::Ready(frame.map(Ok));
+                }
                 Ok(None) => {}
                 Err(broken) => {
                     self.rest = Rest::Broken(broken);
@@ -228,6 +258,9 @@ impl Socket {
 
     /// Ready when the client leaves while its request, which is whole, is under way. What it sends ahead is kept, within bounds.
     pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.has_body_ended() {
+            self.watcher = Some(cx.waker().clone()); // the body may be read by another task
+        }
         while self.has_body_ended() && self.inbox.len() < AHEAD {
             match ready!(self.poll_read(cx, HEAD_ROOM)) {
                 Ok(true) => {}
@@ -239,6 +272,7 @@ impl Socket {
 
     /// The answer begins: whoever still waits for a `100 (Continue)` will not get one. True if the client was left waiting.
     pub(super) fn refuse_continue(&mut self) -> bool {
+        self.continues = false;
         std::mem::take(&mut self.owes_continue)
     }
 

@@ -17,7 +17,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, StatusCode, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::AbortHandle};
 use tokio_util::io::poll_read_buf;
 
 use super::{
@@ -112,11 +112,6 @@ pub(crate) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Whether the upstream may switch protocols.
-    fn may_switch(&self) -> bool {
-        *self.method == Method::CONNECT || self.headers.contains_key(header::UPGRADE)
-    }
-
     /// Writes it, and says how the body is framed.
     fn write(&self, out: &mut Vec<u8>, upload: &Upload) -> Framing {
         encode::request(out, self.method, self.uri, self.headers);
@@ -160,7 +155,8 @@ pub(crate) async fn send(mut conn: Box<H1>, host: Rc<Host>, request: Head<'_>, u
     (conn.read, conn.written) = (0, 0);
     let framing = request.write(conn.outbox.head(), &upload);
     let sending = (framing != Framing::Length(0)).then_some(framing);
-    let mut lease = Lease { conn, host, upload, sending, sent: false, deaf: false, persists: true, interim: 0 };
+    let mut lease =
+        Lease { conn, host, upload, sending, sent: false, deaf: false, persists: true, interim: 0, failed: None, reader: None };
     let head = poll_fn(|cx| {
         if let Poll::Ready(Err(error)) = lease.poll_send(cx) {
             return Poll::Ready(Err(error));
@@ -177,8 +173,11 @@ pub(crate) async fn send(mut conn: Box<H1>, host: Rc<Host>, request: Head<'_>, u
         Ok(framing) => framing,
         Err(bad) => return Err(broken(&lease, bad.into())),
     };
+    if lease.upload.is_held() {
+        lease.give_up_sending(); // its answer came first, so nobody will ask for it
+    }
     let tunnels = *request.method == Method::CONNECT && head.status.is_success();
-    if request.may_switch() && (tunnels || head.status == StatusCode::SWITCHING_PROTOCOLS) {
+    if tunnels || head.status == StatusCode::SWITCHING_PROTOCOLS {
         let H1 { stream, inbox, permit, .. } = *lease.conn;
         let switched = Switched { stream, read_ahead: inbox.freeze(), permit };
         return Ok(Answer::Switched(response(head, ()), Box::new(switched)));
@@ -208,6 +207,9 @@ struct Lease {
     /// The upstream takes another request on this connection.
     persists: bool,
     interim: u32,
+    /// Why sending failed, where it is done apart from reading, and who reads.
+    failed: Option<UpstreamError>,
+    reader: Option<Waker>,
 }
 
 impl Lease {
@@ -219,14 +221,17 @@ impl Lease {
                 Ok(()) if self.sending.is_none() => self.sent = true,
                 Ok(()) if waits => return Poll::Pending,
                 Ok(()) => {}
-                Err(_) => {
-                    self.conn.outbox.clear();
-                    self.sending = None;
-                    (self.sent, self.deaf) = (true, true);
-                }
+                Err(_) => self.give_up_sending(),
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Nothing more is sent, and so the connection can't carry another request.
+    fn give_up_sending(&mut self) {
+        self.conn.outbox.clear();
+        self.sending = None;
+        (self.sent, self.deaf) = (true, true);
     }
 
     /// Moves pieces of the request's body to the outbox; true if it stopped because nothing comes.
@@ -245,10 +250,22 @@ impl Lease {
                 },
             };
             if ended.map_err(|_| UpstreamError::Upload)? {
+                self.upload.taken();
                 self.sending = None;
             }
         }
         Ok(false)
+    }
+
+    /// Ready when sending, which is done apart, has failed.
+    fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        if !self.sent {
+            self.reader = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// The head of the final response, or of one that switches protocols.
@@ -292,6 +309,17 @@ impl Lease {
 pub(crate) struct Reply {
     lease: Option<Rc<RefCell<Lease>>>,
     rest: Rest,
+    /// Sends what the client still sends.
+    apart: Option<Apart>,
+}
+
+/// A task that ends with its owner.
+struct Apart(AbortHandle);
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What is left of a response.
@@ -312,9 +340,9 @@ impl Reply {
         };
         if matches!(rest, Rest::Ended) {
             lease.finish();
-            return Self { lease: None, rest };
+            return Self { lease: None, rest, apart: None };
         }
-        Self { lease: Some(Rc::new(RefCell::new(lease))), rest }
+        Self { lease: Some(Rc::new(RefCell::new(lease))), rest, apart: None }
     }
 
     /// The next piece. What the client still sends goes on meanwhile.
@@ -322,16 +350,14 @@ impl Reply {
         let Some(lease) = &self.lease else { return Poll::Ready(None) };
         let polled = {
             let mut lease = lease.borrow_mut();
-            if let Poll::Ready(Err(error)) = lease.poll_send(cx) {
-                Poll::Ready(Err(error))
-            } else {
-                self.rest.poll_frame(cx, &mut lease.conn)
-            }
+            // Only one of the two may send: an upload wakes whoever has asked it last.
+            let sent = if self.apart.is_some() { lease.poll_failed(cx) } else { lease.poll_send(cx) };
+            if let Poll::Ready(Err(error)) = sent { Poll::Ready(Err(error)) } else { self.rest.poll_frame(cx, &mut lease.conn) }
         };
         let frame = match ready!(polled) {
             Ok(frame) => frame,
             Err(error) => {
-                self.lease = None;
+                (self.lease, self.apart) = (None, None);
                 return Poll::Ready(Some(Err(error)));
             }
         };
@@ -350,16 +376,25 @@ impl Reply {
     }
 
     /// Leaves sending to a task of its own, for a client whose reading says nothing about its sending.
-    pub(crate) fn upload_apart(&self) {
+    pub(crate) fn upload_apart(&mut self) {
         let Some(lease) = self.lease.as_ref().filter(|lease| !lease.borrow().sent) else { return };
         let lease: Weak<RefCell<Lease>> = Rc::downgrade(lease);
-        tokio::task::spawn_local(poll_fn(move |cx| match lease.upgrade() {
-            Some(lease) => lease.borrow_mut().poll_send(cx).map(drop),
-            None => Poll::Ready(()),
+        let task = tokio::task::spawn_local(poll_fn(move |cx| {
+            let Some(lease) = lease.upgrade() else { return Poll::Ready(()) };
+            let lease = &mut *lease.borrow_mut();
+            if let Err(error) = ready!(lease.poll_send(cx)) {
+                lease.failed = Some(error);
+                if let Some(reader) = lease.reader.take() {
+                    reader.wake();
+                }
+            }
+            Poll::Ready(())
         }));
+        self.apart = Some(Apart(task.abort_handle()));
     }
 
     fn finish(&mut self) {
+        self.apart = None;
         if let Some(lease) = self.lease.take().and_then(Rc::into_inner) {
             lease.into_inner().finish();
         }

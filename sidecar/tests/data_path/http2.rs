@@ -328,3 +328,85 @@ async fn refused_request_whose_body_is_gone_is_not_sent_again() {
     let answer = proxy.ask("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody").await;
     assert_eq!((answer.status, proxy.metric("fetchr_upstream_retries_total")), (502, 0.0));
 }
+
+/// A body that the test feeds.
+type Fed = StreamBody<tokio_stream::wrappers::UnboundedReceiverStream<Result<Frame<Bytes>, Infallible>>>;
+
+#[tokio::test]
+async fn upload_of_a_stream_goes_on_while_its_download_pauses() {
+    const LEN: usize = 4 << 20;
+    let (whole, uploaded) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let told = (Arc::clone(&whole), Arc::clone(&uploaded));
+    let origin = Origin::scripted(move |stream, _| {
+        let (whole, uploaded) = (Arc::clone(&told.0), Arc::clone(&told.1));
+        async move {
+            let (mut read, mut write) = stream.into_split();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(read.read_u8().await.unwrap());
+            }
+            let download = tokio::spawn(async move {
+                write.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {LEN}\r\n\r\n").as_bytes()).await.unwrap();
+                write.write_all(&vec![b'd'; LEN]).await.unwrap();
+                write
+            });
+            let mut upload = vec![0; LEN];
+            read.read_exact(&mut upload).await.unwrap();
+            uploaded.notify_one();
+            whole.notified().await;
+            download.await.unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake::<_, _, Fed>(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let (feed, fed) = tokio::sync::mpsc::unbounded_channel();
+    let body = StreamBody::new(tokio_stream::wrappers::UnboundedReceiverStream::new(fed));
+    let request = Request::post("http://a/").header("content-length", LEN).body(body).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    // The download has begun and fills its window; only now the upload comes.
+    for _ in 0..LEN / 65536 {
+        feed.send(Ok(Frame::data(Bytes::from(vec![b'u'; 65536])))).unwrap();
+    }
+    drop(feed);
+    tokio::time::timeout(crate::support::LONG, uploaded.notified()).await.expect("the upload to pass while nothing is read");
+    whole.notify_one();
+    let body = tokio::time::timeout(crate::support::LONG, response.into_body().collect()).await.expect("all of it in time");
+    assert_eq!(body.unwrap().to_bytes().len(), LEN);
+}
+
+#[tokio::test]
+async fn upload_that_its_upstream_left_unread_takes_nothing_of_the_next_request() {
+    // It answers the first request of a connection at once, leaves its body alone, and echoes the others.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let unread = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let unread = Arc::clone(&unread);
+            async move {
+                if request.uri().path() == "/early" {
+                    unread.lock().unwrap().push(request); // dropped, it would reset the stream
+                    return Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("early")));
+                }
+                unread.lock().unwrap().clear();
+                Ok(Response::new(Full::from(request.into_body().collect().await.unwrap().to_bytes())))
+            }
+        });
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = builder.initial_stream_window_size(1000).serve_connection(TokioIo::new(stream), service).await;
+    });
+    let proxy = Proxy::with(&format!("h2c://{address}"), |_| {});
+    let mut client = proxy.client().await;
+    client.send(format!("POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 40000\r\n\r\n{}", "x".repeat(40000))).await;
+    assert_eq!(client.response().await.text(), "early");
+    client.send("POST /next HTTP/1.1\r\nhost: a\r\ncontent-length: 3000\r\n\r\n").await;
+    for _ in 0..3 {
+        client.send("y".repeat(1000)).await;
+    }
+    assert_eq!(client.response().await.text(), "y".repeat(3000));
+}

@@ -102,7 +102,11 @@ async fn refused_upgrade_is_an_ordinary_answer() {
 #[tokio::test]
 async fn switch_that_nobody_asked_for_is_502() {
     let origin = Origin::answering("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
-    assert_eq!(Proxy::before(origin.address).ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 502);
+    let proxy = Proxy::before(origin.address);
+    for connections in 1..=2 {
+        assert_eq!(proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 502);
+        assert_eq!(origin.connections(), connections, "nothing more is sent on a connection that speaks something else");
+    }
 }
 
 #[tokio::test]
