@@ -5,6 +5,7 @@ mod drain;
 mod failures;
 mod forward;
 mod http2;
+mod mixed;
 mod pool;
 mod strict;
 mod support;
