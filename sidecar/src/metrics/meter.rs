@@ -1,11 +1,15 @@
 //! What one worker's requests are counted by, with the series at hand.
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use crds::policy::Direction;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
-use super::{ByteLabels, DirectionLabels, Durations, Metrics, RequestLabels};
+use super::{ByteLabels, DirectionLabels, Durations, MAX_SERIES, Metrics, OTHER, RequestLabels};
 
 /// Series that are kept at hand, at most.
 const RECENT: usize = 16;
@@ -96,13 +100,12 @@ impl Metrics {
     /// The series of these labels. Label sets beyond the bound fall into one, so that hostile methods or long lives never grow the
     /// page without end.
     fn series(&self, durations: &Durations, labels: &RequestLabels) -> Histogram {
-        use std::sync::atomic::Ordering::Relaxed;
         if let Some(series) = durations.get(labels) {
             series.clone()
-        } else if self.series.fetch_add(1, Relaxed) < super::MAX_SERIES {
+        } else if self.series.fetch_add(1, Ordering::Relaxed) < MAX_SERIES {
             durations.get_or_create_owned(labels)
         } else {
-            let other = RequestLabels { http_route: super::OTHER.into(), error_type: None, ..labels.clone() };
+            let other = RequestLabels { http_route: OTHER.into(), error_type: None, ..labels.clone() };
             durations.get_or_create_owned(&other)
         }
     }
