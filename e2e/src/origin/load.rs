@@ -257,8 +257,14 @@ impl Target {
             }
             match sender.try_send_request(request).await {
                 Ok(response) => return whole(response).await,
-                // It has not left, because the other side is about to close the connection: every client uses another one then.
-                Err(mut unsent) => request = unsent.take_message().ok_or(Failure::Send)?,
+                // The other side is about to close the connection and has not looked at it: every client uses another one then.
+                Err(mut failed) => {
+                    request = match failed.take_message() {
+                        Some(unsent) => unsent,
+                        None if of_goaway(failed.error()) => self.numbered(number, true),
+                        None => return Err(Failure::Send),
+                    }
+                }
             }
         }
     }
@@ -312,6 +318,13 @@ impl Target {
         headers.insert(REQUEST_NUMBER, number.into());
         request
     }
+}
+
+/// Whether the request is one that the other side says in its GOAWAY not to have processed (RFC 9113, section 6.8). hyper keeps
+/// the message when the GOAWAY arrives while it is handed over.
+fn of_goaway(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote())
 }
 
 /// A body whose pieces come at a pace, for this long.
@@ -417,6 +430,39 @@ mod tests {
         assert_eq!(load("/fail?how=half", false).await.failed, BTreeMap::from([("body".to_owned(), 20)]));
         assert_eq!(load("/fail?how=never", false).await.failed, BTreeMap::from([("deadline".to_owned(), 20)]));
         assert_eq!(load("/fail?how=close", false).await.failed, BTreeMap::from([("send".to_owned(), 20)]));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_request_is_lost_when_http2_connections_are_drained() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/bytes/100", listener.local_addr().unwrap()).parse().unwrap();
+        let origin = tokio::spawn(drains_often(listener));
+        let load = Load { http2: true, duration: Duration::from_secs(1), ..Load::get(url, 2000) };
+        let report = run(load).await.unwrap();
+        origin.abort();
+        report.check().unwrap();
+    }
+
+    /// Serves HTTP/2 and drains each connection after a few milliseconds.
+    async fn drains_often(listener: TcpListener) {
+        loop {
+            let (io, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let service = hyper::service::service_fn(async |_| {
+                    Ok::<_, std::convert::Infallible>(http::Response::new(Empty::<Bytes>::new()))
+                });
+                let connection =
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service);
+                tokio::pin!(connection);
+                tokio::select! {
+                    _ = connection.as_mut() => {}
+                    () = sleep(Duration::from_millis(5)) => {
+                        connection.as_mut().graceful_shutdown();
+                        let _ = connection.await;
+                    }
+                }
+            });
+        }
     }
 
     #[test]
