@@ -28,7 +28,7 @@ use crate::{
     fields::{Forwarding, Via},
     flow::ClientBody,
     h1::{self, MAX_HEAD},
-    io::{ClientIo, Progress},
+    io::{ClientIo, Progress, ReadAhead},
     listen::Counted,
     pipeline,
     timer::Timer,
@@ -253,13 +253,13 @@ async fn read_more(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<bool,
 
 async fn serve_http1(connection: Rc<Connection>, stream: TcpStream, ahead: BytesMut) {
     let _open = connection.worker.connection_gauge(connection.direction, "http1");
-    h1::server::serve(connection, stream, ahead).await;
+    h1::server::serve(connection, stream.into(), ahead).await;
 }
 
 async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes) {
     let _open = connection.worker.connection_gauge(connection.direction, "http2");
     let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
-    let io = TokioIo::new(ClientIo::new(stream, ahead, stall));
+    let io = TokioIo::new(ClientIo::new(stream.into(), ahead, stall));
     let service = {
         let connection = Rc::clone(&connection);
         service_fn(move |request| pipeline::serve(Rc::clone(&connection), of_http2(request)).map(Ok::<_, Infallible>))
@@ -346,7 +346,7 @@ async fn pass_through(connection: Rc<Connection>, stream: TcpStream, ahead: Byte
     match upstream {
         Ok(upstream) => {
             let bytes = connection.worker.tunnel_bytes(connection.direction);
-            let client = tunnel::ReadAhead::new(ahead, stream);
+            let client = ReadAhead::new(ahead, stream);
             // Either side may break off; it has nobody else to tell.
             let _ = tunnel::run(client, upstream, &bytes, tunnel::IDLE).await;
         }

@@ -14,12 +14,15 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::Notify,
     time::{Instant, Sleep, sleep},
 };
 
 use crate::shadow::Shadow;
+
+mod stream;
+
+pub(crate) use stream::{ReadAhead, Stream};
 
 /// How long a closing connection waits for what its peer still sends. Closing earlier would reset the connection, and a reset
 /// takes away an answer that the peer has not read yet.
@@ -30,7 +33,7 @@ const FLOOD: u64 = 500;
 
 /// The client's side of a connection.
 pub(crate) struct ClientIo {
-    stream: TcpStream,
+    stream: Stream,
     /// Bytes that protocol detection has read; they come first.
     read_ahead: Bytes,
     /// How long a write may wait for a peer that does not read.
@@ -75,7 +78,7 @@ struct Closing {
 }
 
 impl ClientIo {
-    pub(crate) fn new(stream: TcpStream, read_ahead: Bytes, stall_limit: Duration) -> Self {
+    pub(crate) fn new(stream: Stream, read_ahead: Bytes, stall_limit: Duration) -> Self {
         Self { stream, read_ahead, stall_limit, stall: None, closing: None }
     }
 
@@ -117,8 +120,12 @@ impl AsyncWrite for ClientIo {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(())) // a socket has nothing to flush
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.stream.is_tls() {
+            return Poll::Ready(Ok(())); // a socket has nothing to flush, and so says nothing about a stall
+        }
+        let poll = Pin::new(&mut self.stream).poll_flush(cx);
+        self.limited(cx, poll)
     }
 
     /// Closes the write side, then reads on until the peer closes too, or time is up.

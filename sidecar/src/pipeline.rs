@@ -17,9 +17,10 @@ use crate::{
     exchange::{Exchange, Timeouts},
     fields,
     flow::{ClientBody, Flow, Upload},
+    io::ReadAhead,
     metrics::RequestLabels,
     reply::{self, Stop},
-    tunnel::{self, ReadAhead, Switch},
+    tunnel::{self, Switch},
     upstream::{Endpoint, Key, Protocol},
 };
 

@@ -13,11 +13,12 @@ use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
-    net::TcpStream,
     sync::oneshot,
     time::{Instant, sleep_until},
 };
 use tokio_util::either::Either;
+
+use crate::io::{ReadAhead, Stream};
 
 /// Bytes of the buffer of one direction.
 const BUFFER: usize = 16 << 10;
@@ -37,14 +38,14 @@ pub(crate) struct Bytes {
 /// What becomes of a client's connection that will speak another protocol once the head of the answer is written.
 pub(crate) enum Switch {
     /// The whole connection.
-    Http1(oneshot::Receiver<ReadAhead<TcpStream>>),
+    Http1(oneshot::Receiver<ReadAhead<Stream>>),
     /// One stream.
     Http2(OnUpgrade),
 }
 
 impl Switch {
     /// Waits for the switch. Nothing if the client left before.
-    pub(crate) async fn switched(self) -> Option<Either<ReadAhead<TcpStream>, TokioIo<Upgraded>>> {
+    pub(crate) async fn switched(self) -> Option<Either<ReadAhead<Stream>, TokioIo<Upgraded>>> {
         match self {
             Self::Http1(switch) => switch.await.ok().map(Either::Left),
             Self::Http2(switch) => switch.await.ok().map(|stream| Either::Right(TokioIo::new(stream))),
@@ -96,43 +97,6 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<'_, T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<'_, T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
-
-/// A stream with bytes that were read from it before, which come first.
-pub(crate) struct ReadAhead<T> {
-    ahead: bytes::Bytes,
-    inner: T,
-}
-
-impl<T> ReadAhead<T> {
-    pub(crate) fn new(ahead: bytes::Bytes, inner: T) -> Self {
-        Self { ahead, inner }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(cx, buf);
-        }
-        let len = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead.split_to(len));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for ReadAhead<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }

@@ -56,7 +56,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         let Some(place) = peers.enter(peer.ip().to_canonical()) else { continue };
         let (service, stop) = (TowerToHyperService::new(router.clone()), stop.clone());
         connections.spawn(async move {
-            let socket = ClientIo::new(socket, Bytes::new(), STALL_LIMIT);
+            let socket = ClientIo::new(socket.into(), Bytes::new(), STALL_LIMIT);
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)

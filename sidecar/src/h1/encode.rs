@@ -8,9 +8,10 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, StatusCode, Uri, header};
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::io::AsyncWrite;
 
 use super::framing::Framing;
+use crate::io::Stream;
 
 /// A chunk of at most this is copied behind what is to be written already: one buffer is cheaper to write than two.
 const COPIED: usize = 4 << 10;
@@ -166,7 +167,7 @@ impl Outbox {
     }
 
     /// Writes until all is written; the number of bytes that this call wrote is added to `count`.
-    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream, count: &mut u64) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, stream: &mut Stream, count: &mut u64) -> Poll<io::Result<()>> {
         while !self.is_empty() {
             let head = &self.buf[self.written..];
             let written = if self.large.is_empty() && self.end.is_empty() {
@@ -181,7 +182,7 @@ impl Outbox {
             *count += written as u64;
             self.advance(written);
         }
-        Poll::Ready(Ok(()))
+        Pin::new(stream).poll_flush(cx)
     }
 
     fn advance(&mut self, mut written: usize) {
@@ -283,8 +284,9 @@ mod tests {
     async fn all_arrives_however_the_socket_takes_it() {
         use tokio::io::AsyncReadExt as _;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (mut peer, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        let (mut stream, _) = accepted.unwrap();
+        let (mut peer, accepted) =
+            tokio::join!(tokio::net::TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let mut stream = Stream::Plain(accepted.unwrap().0);
         let mut outbox = Outbox::default();
         outbox.head().extend_from_slice(b"head");
         outbox.chunk(Bytes::from(vec![b'x'; 8 << 20]), &mut Framing::Close).unwrap();

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{Fuse, FusedFuture as _, FutureExt as _};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::{net::TcpStream, sync::oneshot, time::Instant};
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     encode,
@@ -26,8 +26,9 @@ use crate::{
     connection::Connection,
     fields,
     flow::{ClientBody, End, Flow},
+    io::{ReadAhead, Stream},
     pipeline, reply,
-    tunnel::{ReadAhead, Switch},
+    tunnel::Switch,
 };
 
 /// The connection, as its requests' bodies share it.
@@ -42,7 +43,7 @@ struct Asked {
     /// Whether the client wants to send another request.
     persists: bool,
     /// Who gets the socket if the answer switches protocols.
-    switch: Option<oneshot::Sender<ReadAhead<TcpStream>>>,
+    switch: Option<oneshot::Sender<ReadAhead<Stream>>>,
 }
 
 /// What happens to a connection after an answer.
@@ -54,7 +55,7 @@ enum After {
     /// It has failed, or its client has left.
     Gone,
     /// It speaks another protocol.
-    Switched(oneshot::Sender<ReadAhead<TcpStream>>),
+    Switched(oneshot::Sender<ReadAhead<Stream>>),
 }
 
 /// Why no more of a body was moved to the outbox.
@@ -69,7 +70,7 @@ enum Fill {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(connection: Rc<Connection>, stream: TcpStream, ahead: BytesMut) {
+pub(crate) async fn serve(connection: Rc<Connection>, stream: Stream, ahead: BytesMut) {
     let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
     let client = Rc::new(Client { socket: RefCell::new(Socket::new(stream, ahead)) });
     let mut closing = pin!(connection.worker.drain.closing(connection.direction).fuse());

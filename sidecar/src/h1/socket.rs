@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
-use tokio::{io::AsyncWrite as _, net::TcpStream, time::Instant};
+use tokio::{io::AsyncWrite as _, time::Instant};
 use tokio_util::io::poll_read_buf;
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
     framing::Framing,
     head::{BadHead, Scan, skip_empty_lines},
 };
-use crate::timer::Timer;
+use crate::{io::Stream, timer::Timer};
 
 /// Room for what comes while a head is awaited; most heads are smaller.
 const HEAD_ROOM: usize = 4 << 10;
@@ -79,7 +79,7 @@ enum Rest {
 
 /// One client's socket.
 pub(crate) struct Socket {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     inbox: BytesMut,
     pub(super) outbox: Outbox,
     scan: Scan,
@@ -99,7 +99,7 @@ pub(crate) struct Socket {
 
 impl Socket {
     /// A socket, and the bytes that protocol detection has read.
-    pub(super) fn new(stream: TcpStream, ahead: BytesMut) -> Self {
+    pub(super) fn new(stream: Stream, ahead: BytesMut) -> Self {
         Self {
             stream,
             inbox: ahead,
@@ -116,7 +116,7 @@ impl Socket {
     }
 
     /// The bare socket, and what was read ahead.
-    pub(super) fn into_parts(self) -> (TcpStream, Bytes) {
+    pub(super) fn into_parts(self) -> (Stream, Bytes) {
         (self.stream, self.inbox.freeze())
     }
 

@@ -17,7 +17,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, StatusCode, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::{net::TcpStream, task::AbortHandle};
+use tokio::task::AbortHandle;
 use tokio_util::io::poll_read_buf;
 
 use super::{
@@ -33,6 +33,7 @@ use crate::{
         framing::{self, Framing},
         head::{self, ResponseHead, Scan},
     },
+    io::Stream,
 };
 
 /// Room for what comes while a head is awaited.
@@ -43,7 +44,7 @@ const BODY_ROOM: usize = 64 << 10;
 
 /// An open connection with nothing or one request on it.
 pub(crate) struct H1 {
-    stream: TcpStream,
+    stream: Stream,
     inbox: BytesMut,
     outbox: Outbox,
     scan: Scan,
@@ -62,7 +63,7 @@ pub(super) struct Watcher {
 
 impl H1 {
     /// Makes a connection of a socket.
-    pub(crate) fn new(stream: TcpStream, permit: Permit) -> Box<Self> {
+    pub(crate) fn new(stream: Stream, permit: Permit) -> Box<Self> {
         Box::new(Self {
             stream,
             inbox: BytesMut::new(),
@@ -82,16 +83,7 @@ impl H1 {
         }
         self.inbox = BytesMut::new();
         self.outbox.release();
-        loop {
-            match ready!(self.stream.poll_read_ready(cx)) {
-                // It may be an old event: only reading tells.
-                Ok(()) => match self.stream.try_read(&mut [0]) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    _ => return Poll::Ready(()),
-                },
-                Err(_) => return Poll::Ready(()),
-            }
-        }
+        self.stream.poll_disturbed(cx)
     }
 
     /// Reads more; false at the end of the stream.
@@ -135,7 +127,7 @@ pub(crate) enum Answer {
 
 /// A connection that speaks another protocol now.
 pub(crate) struct Switched {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     /// What the upstream said already.
     pub(crate) read_ahead: Bytes,
     pub(crate) permit: Permit,

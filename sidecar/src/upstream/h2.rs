@@ -19,10 +19,10 @@ use hyper::{
     },
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, sync::Notify, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 use super::pool::Permit;
-use crate::{flow::Upload, worker::LocalExecutor};
+use crate::{flow::Upload, io, worker::LocalExecutor};
 
 /// Window of one stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -31,7 +31,7 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Streams that an upstream allows before it has said how many. hyper holds the first back until then.
 const UNKNOWN: usize = 0;
 
-type Driven = Connection<TokioIo<TcpStream>, Upload, LocalExecutor>;
+type Driven = Connection<TokioIo<io::Stream>, Upload, LocalExecutor>;
 
 /// The connections of one worker to one upstream.
 #[derive(Default)]
@@ -98,7 +98,7 @@ struct Used {
 
 impl H2 {
     /// Makes a connection of a socket. `freed` is told when a stream ends.
-    pub(super) async fn open(stream: TcpStream, permit: Permit, freed: Rc<Notify>) -> Result<Self, hyper::Error> {
+    pub(super) async fn open(stream: io::Stream, permit: Permit, freed: Rc<Notify>) -> Result<Self, hyper::Error> {
         let (sender, connection) = Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)

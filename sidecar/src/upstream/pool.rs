@@ -198,7 +198,7 @@ impl Pool {
             Place::Free(permit) => {
                 let stream =
                     self.connector.connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
-                Ok(Taken { conn: H1::new(stream, permit), reused: false })
+                Ok(Taken { conn: H1::new(stream.into(), permit), reused: false })
             }
         }
     }
@@ -232,7 +232,7 @@ impl Pool {
                 Err(conn) => return Ok(Taken { conn, reused: true }),
             };
             let stream = self.connector.connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
-            let opened = H2::open(stream, permit, Rc::clone(&host.h2.freed));
+            let opened = H2::open(stream.into(), permit, Rc::clone(&host.h2.freed));
             let opened = timeout_at(deadline, opened)
                 .await
                 .map_err(|_| too_late())?
