@@ -208,11 +208,8 @@ impl Attempt<'_> {
         };
     }
 
-    /// Rule (b). Only a pooled connection may have been closed before it could know of the request. The request may go again if
-    /// nothing of it left, or if a repetition does no harm and no answer has begun.
     fn broken(&self, broken: Broken, reused: bool) -> Failed {
-        let harmless = broken.written == 0 || self.call.method.is_idempotent();
-        let again = reused && harmless && broken.read == 0 && !self.call.upload.is_touched();
+        let again = reused && !self.call.upload.is_touched() && may_go_again(&broken, &self.call.method);
         Failed { error: self.blame(broken.error), again }
     }
 
@@ -249,7 +246,32 @@ impl Attempt<'_> {
     }
 }
 
+/// Rule (b), for a pooled connection, which alone may have been closed before it could know of the request: the request may go again if
+/// nothing of it left, or if no answer has begun and it asks for no effect (RFC 9110, section 9.2.1).
+fn may_go_again(broken: &Broken, method: &Method) -> bool {
+    broken.read == 0 && (broken.written == 0 || method.is_safe())
+}
+
 /// Whether an upstream switches to nothing but what it was asked for. A tunnel that CONNECT opens is no such switch.
 fn switches(answer: &Response<()>, asked: Option<&HeaderValue>) -> bool {
     answer.status() != StatusCode::SWITCHING_PROTOCOLS || (asked.is_some() && fields::switches_as_asked(answer.headers(), asked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_left_or_was_answered_goes_again_only_if_that_is_harmless() {
+        let again =
+            |method: Method, written, read| may_go_again(&Broken { error: UpstreamError::Closed, written, read }, &method);
+        for safe in [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE] {
+            assert!(again(safe.clone(), 0, 0) && again(safe.clone(), 100, 0), "{safe}");
+            assert!(!again(safe.clone(), 100, 1), "{safe}: an answer has begun");
+        }
+        for unsafe_one in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::CONNECT] {
+            assert!(again(unsafe_one.clone(), 0, 0), "{unsafe_one}: nothing of it left");
+            assert!(!again(unsafe_one.clone(), 1, 0), "{unsafe_one}");
+        }
+    }
 }

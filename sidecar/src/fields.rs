@@ -67,6 +67,16 @@ pub(crate) fn persists(version: http::Version, headers: &HeaderMap) -> bool {
     !closes(headers) && (version == http::Version::HTTP_11 || keeps())
 }
 
+/// How long the sender keeps the connection while it is idle, in seconds: `Keep-Alive: timeout=5` (RFC 2068, section 19.7.1.1, which
+/// servers have kept to).
+pub(crate) fn keep_alive(headers: &HeaderMap) -> Option<u64> {
+    list(headers, KEEP_ALIVE).find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        let seconds = || value.trim().trim_matches('"').parse().ok();
+        name.trim().eq_ignore_ascii_case("timeout").then(seconds).flatten()
+    })
+}
+
 /// Sets the fields that carry a switch of protocols to the next hop.
 pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -456,6 +466,17 @@ mod tests {
     fn host_is_the_same_however_it_is_written() {
         for written in ["a.example", "A.example.", "a.example.:80"] {
             assert_eq!(host(written), "a.example");
+        }
+    }
+
+    #[test]
+    fn keep_alive_says_seconds_or_nothing() {
+        let says = |value: &'static str| keep_alive(&headers(&[("keep-alive", value)]));
+        for (value, seconds) in [("timeout=5", 5), ("Timeout = 7, max=3", 7), ("max=3, timeout=0", 0), ("timeout=\"9\"", 9)] {
+            assert_eq!(says(value), Some(seconds), "{value}");
+        }
+        for value in ["", "5", "max=3", "timeout", "timeout=", "timeout=-1", "timeout=soon", "timeout=99999999999999999999"] {
+            assert_eq!(says(value), None, "{value}");
         }
     }
 

@@ -51,6 +51,10 @@ pub struct Metrics {
     pub panics: Counter,
     /// Attempts that were made again on a fresh connection.
     pub retries: Counter,
+    /// Names that were asked for, by what came of it.
+    pub lookups: Family<OutcomeLabels, Counter>,
+    /// Addresses that were too old when a connection needed them.
+    pub dns_stale: Counter,
     /// Upstream connections that are open, idle ones included.
     pub upstream_open: Gauge,
     /// Upstream connections that were opened.
@@ -81,6 +85,8 @@ impl Metrics {
             dropped: Family::default(),
             panics: Counter::default(),
             retries: Counter::default(),
+            lookups: Family::default(),
+            dns_stale: Counter::default(),
             upstream_open: Gauge::default(),
             opened: Counter::default(),
             reused: Counter::default(),
@@ -109,6 +115,12 @@ impl Metrics {
         registry.register("fetchr_dropped", "What was refused for want of room, by reason", self.dropped.clone());
         registry.register("fetchr_panics", "Panics that were caught; each cost one connection", self.panics.clone());
         registry.register("fetchr_upstream_retries", "Attempts made again on a fresh connection", self.retries.clone());
+        registry.register("fetchr_dns_lookups", "Names that were looked up, by what came of it", self.lookups.clone());
+        registry.register(
+            "fetchr_dns_stale",
+            "Times that a name's addresses were too old and had to be looked up first",
+            self.dns_stale.clone(),
+        );
         registry.register(
             "fetchr_upstream_connections_open",
             "Open upstream connections, idle ones included",
@@ -139,6 +151,11 @@ impl Metrics {
     /// Counts a failure.
     pub fn error(&self, direction: Direction, reason: &'static str) {
         self.errors.get_or_create(&ReasonLabels { direction: direction.into(), reason }).inc();
+    }
+
+    /// Counts a name that was looked up.
+    pub fn looked_up(&self, outcome: &'static str) {
+        self.lookups.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
     /// Counts something that was refused for want of room.
@@ -258,6 +275,13 @@ pub struct ReasonLabels {
     pub direction: DirectionLabel,
     /// A word from the code, never from a peer.
     pub reason: &'static str,
+}
+
+/// Labels of a count by outcome.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct OutcomeLabels {
+    /// A word from the code.
+    pub outcome: &'static str,
 }
 
 /// Keeps a gauge one higher while it lives.

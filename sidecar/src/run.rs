@@ -29,7 +29,7 @@ use crate::{
     limit::Limiter,
     metrics::Metrics,
     route,
-    server::{Interception, Server, Setup},
+    server::{Interception, NameServers, Server, Setup},
     source::{
         self,
         coldstart::ColdStart,
@@ -206,6 +206,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         own,
         max_connections: clients.clamp(1, MAX_CONNECTIONS),
         unique,
+        name_servers: NameServers::System,
     }
 }
 

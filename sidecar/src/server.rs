@@ -21,6 +21,8 @@ use crate::{
     worker::{Pod, Vias, Workers},
 };
 
+pub use crate::upstream::resolve::dns::NameServers;
+
 /// Port of the explicit forward proxy in a pod.
 pub const FORWARD_PORT: u16 = 4612;
 
@@ -49,6 +51,8 @@ pub struct Setup {
     pub max_connections: usize,
     /// What tells this sidecar from all others in `Via`; token characters only.
     pub unique: String,
+    /// Whom to ask for the addresses of names.
+    pub name_servers: NameServers,
 }
 
 /// A running data path. It stops when its drain does; dropping this drops nothing that is served.
@@ -70,11 +74,14 @@ impl Server {
         setup.own.iter().for_each(|address| own.add(*address));
         let pod = Pod {
             config: config.clone(),
-            metrics,
             limiter,
             drain,
             caps: Arc::new(Caps::default()),
-            connector: Arc::new(Connector::new(Resolver::default(), Arc::clone(&own))),
+            connector: Arc::new(Connector::new(
+                Resolver::new(setup.name_servers.clone(), Arc::clone(&metrics)),
+                Arc::clone(&own),
+            )),
+            metrics,
             own,
             via: Arc::new(Vias::new(&setup.unique)),
         };

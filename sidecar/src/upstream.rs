@@ -8,6 +8,7 @@ pub(crate) mod connect;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod pool;
+mod race;
 pub(crate) mod resolve;
 
 /// Interim responses to one request, at most.

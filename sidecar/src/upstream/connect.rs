@@ -1,63 +1,94 @@
 //! Opens connections.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-
-use socket2::{SockRef, TcpKeepalive};
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout_at},
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use super::{Endpoint, resolve::Resolver};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    Endpoint,
+    race::{ordered, race},
+    resolve::Resolver,
+};
 use crate::{error::ForwardError, own::Own};
 
 /// A peer that is gone without a word is found within 30 s: 15 s of silence, then three probes.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3);
 
+/// How long IPv4 comes first after it won, since IPv6 had been tried before.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
 /// Opens connections for all workers, but none to the sidecar itself.
 #[derive(Debug)]
 pub(crate) struct Connector {
     resolver: Resolver,
     own: Arc<Own>,
+    /// Connections that were opened to names.
+    turn: AtomicUsize,
+    /// Until when IPv4 comes first.
+    v4_first: Mutex<Option<Instant>>,
 }
 
 impl Connector {
     /// A connector that refuses the addresses of `own`.
     pub(crate) fn new(resolver: Resolver, own: Arc<Own>) -> Self {
-        Self { resolver, own }
+        Self { resolver, own, turn: AtomicUsize::new(0), v4_first: Mutex::default() }
     }
 
-    /// Opens a connection within `limit`. A name's addresses are tried in turn, each with an equal share of the time left.
+    /// Opens a connection within `limit`. The addresses of a name race.
     pub(crate) async fn connect(&self, endpoint: &Endpoint, limit: Duration) -> Result<TcpStream, ForwardError> {
         let deadline = Instant::now() + limit;
         let too_late = || ForwardError::ConnectTimeout { upstream: endpoint.to_string(), limit };
         let addresses = match endpoint {
             Endpoint::Address(address) => vec![*address],
-            Endpoint::Name(host, port) => self.resolver.resolve(host, *port, limit).await?,
+            Endpoint::Name(host, port) => self.addresses(host, *port, limit).await?,
         };
-        let mut last = too_late();
-        for (tried, address) in addresses.iter().enumerate() {
-            // Only an address tells: a name may mean anything, and something else by now.
-            if self.own.has(*address) {
-                last = ForwardError::OwnPort(endpoint.to_string());
-                continue;
-            }
-            let now = Instant::now();
-            let share = deadline.saturating_duration_since(now) / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-            last = match timeout_at(now + share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return prepared(stream, *address),
-                Ok(Err(source)) => ForwardError::Connect { address: *address, source },
-                Err(_) => too_late(),
-            };
+        // Only an address tells: a name may mean anything, and something else by now.
+        let allowed: Vec<SocketAddr> = addresses.iter().copied().filter(|address| !self.own.has(*address)).collect();
+        if allowed.is_empty() {
+            return Err(ForwardError::OwnPort(endpoint.to_string()));
         }
-        Err(last)
+        let attempt = async |address| {
+            let stream = TcpStream::connect(address).await.and_then(prepared);
+            stream.map_err(|source| ForwardError::Connect { address, source })
+        };
+        match race(allowed, deadline, attempt).await {
+            Ok(stream) => {
+                self.remember(&addresses, &stream);
+                Ok(stream)
+            }
+            Err(error) => Err(error.unwrap_or_else(too_late)),
+        }
+    }
+
+    /// The addresses of a name in the order in which they are tried.
+    async fn addresses(&self, host: &Arc<str>, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, ForwardError> {
+        let known = self.resolver.resolve(host, limit).await?;
+        let known: Vec<SocketAddr> = known.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        let v4_first = self.v4_first.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until);
+        Ok(ordered(&known, self.turn.fetch_add(1, Ordering::Relaxed), v4_first))
+    }
+
+    /// Remembers that IPv6 was tried first and IPv4 won.
+    fn remember(&self, tried: &[SocketAddr], stream: &TcpStream) {
+        if tried.first().is_some_and(SocketAddr::is_ipv6) && stream.peer_addr().is_ok_and(|peer| peer.is_ipv4()) {
+            *self.v4_first.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + REMEMBERED);
+        }
     }
 }
 
-fn prepared(stream: TcpStream, address: SocketAddr) -> Result<TcpStream, ForwardError> {
-    let set = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE));
-    set.map_err(|source| ForwardError::Connect { address, source })?;
+fn prepared(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE)?;
     Ok(stream)
 }
 
@@ -70,7 +101,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let own = Arc::new(Own::default());
-        let resolver = Resolver::new(1, |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]));
+        let resolver = Resolver::knowing("innocent.example", &[[127, 0, 0, 1].into()]);
         let connector = Connector::new(resolver, Arc::clone(&own));
         let endpoint = Endpoint::Name("innocent.example".into(), address.port());
         let limit = Duration::from_secs(10);

@@ -12,6 +12,7 @@ use std::{
     pin::Pin,
     rc::{Rc, Weak},
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -42,6 +43,9 @@ const HEAD_ROOM: usize = 4 << 10;
 /// Room for a piece of a body, at most.
 const BODY_ROOM: usize = 64 << 10;
 
+/// How much sooner than its origin a connection gives up being idle.
+const KEEP_MARGIN: Duration = Duration::from_secs(1);
+
 /// An open connection with nothing or one request on it.
 pub(crate) struct H1 {
     stream: Stream,
@@ -50,6 +54,10 @@ pub(crate) struct H1 {
     scan: Scan,
     read: u64,
     written: u64,
+    /// How long it may be idle, by the origin's own word.
+    pub(super) keep: Option<Duration>,
+    /// Nothing has been read from it.
+    new: bool,
     /// What the pool watches it with while it is idle.
     pub(super) watcher: Option<Watcher>,
     permit: Permit,
@@ -71,9 +79,20 @@ impl H1 {
             scan: Scan::default(),
             read: 0,
             written: 0,
+            keep: None,
+            new: true,
             watcher: None,
             permit,
         })
+    }
+
+    /// Learns from the first response how long the origin keeps an idle connection. It is given up [`KEEP_MARGIN`] sooner, so that no
+    /// request meets an origin that closes; of very short times, after half.
+    fn learn(&mut self, headers: &HeaderMap) {
+        if std::mem::take(&mut self.new) {
+            let kept = fields::keep_alive(headers).map(Duration::from_secs);
+            self.keep = kept.map(|kept| kept.saturating_sub(KEEP_MARGIN).max(kept / 2));
+        }
     }
 
     /// Watches an idle connection. Ready when it is of no use any more: it was closed, or the upstream speaks unasked.
@@ -161,6 +180,7 @@ pub(crate) async fn send(mut conn: Box<H1>, host: Rc<Host>, request: Head<'_>, u
         Err(error) => return Err(broken(&lease, error)),
     };
     lease.persists = fields::persists(head.version, &head.headers);
+    lease.conn.learn(&head.headers);
     let framing = match framing::response(request.method, head.status, head.version, &head.headers) {
         Ok(framing) => framing,
         Err(bad) => return Err(broken(&lease, bad.into())),

@@ -56,6 +56,11 @@ impl Group {
         self.open.borrow().iter().any(|conn| conn.allowed() == Some(UNKNOWN))
     }
 
+    /// Whether there is no connection.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.borrow().is_empty()
+    }
+
     /// Adds a connection, and takes a stream of it.
     pub(super) fn add(&self, conn: H2) -> Option<Reserved> {
         let reserved = conn.reserve();

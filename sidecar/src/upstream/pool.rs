@@ -39,7 +39,8 @@ const SWEEP: Duration = Duration::from_secs(2);
 pub(crate) struct Permit {
     // Dropped first: the count of open connections is lowered before another worker can take the place.
     _open: Raised,
-    _place: OwnedSemaphorePermit,
+    /// None for a connection beyond the cap.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 /// The caps of all hosts; shared by the workers.
@@ -136,6 +137,13 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    /// Whether its origin is about to close it, by its own word.
+    fn is_due(&self, now: impl FnOnce() -> Instant) -> bool {
+        self.conn.keep.is_some_and(|keep| now().duration_since(self.since) >= keep)
+    }
+}
+
 /// A connection for a request, and whether it has carried one before.
 pub(crate) struct Taken<C> {
     pub(crate) conn: C,
@@ -219,7 +227,11 @@ impl Pool {
                 if host.h2.is_learning() {
                     std::future::pending::<()>().await; // `freed` ends this
                 }
-                Ok(Ok((opening, self.place(host, limits, deadline).await?)))
+                let place = match self.only(host) {
+                    Some(permit) => Place::Free(permit),
+                    None => self.place(host, limits, deadline).await?,
+                };
+                Ok(Ok((opening, place)))
             };
             let place = tokio::select! {
                 biased;
@@ -243,6 +255,13 @@ impl Pool {
         }
     }
 
+    /// A place for the only HTTP/2 connection of this worker, beyond the cap if it must be: streams of other workers may last for ever,
+    /// and connections can't be shared with them. So there are as many as the cap or the workers allow, whichever is more.
+    fn only(&self, host: &Host) -> Option<Permit> {
+        let beyond = host.h2.is_empty() && host.cap.places.available_permits() == 0;
+        beyond.then(|| self.permit(None))
+    }
+
     /// A place under the cap: at once, or from a bounded queue.
     async fn place(&self, host: &Host, limits: &Limits, deadline: Instant) -> Result<Place, ForwardError> {
         if let Ok(permit) = Arc::clone(&host.cap.places).try_acquire_owned() {
@@ -263,8 +282,8 @@ impl Pool {
         timeout_at(deadline, either).await.ok().flatten().ok_or_else(full)
     }
 
-    fn permit(&self, place: OwnedSemaphorePermit) -> Permit {
-        Permit { _place: place, _open: Raised::new(self.open.clone()) }
+    fn permit(&self, place: impl Into<Option<OwnedSemaphorePermit>>) -> Permit {
+        Permit { _place: place.into(), _open: Raised::new(self.open.clone()) }
     }
 
     /// Watches idle connections for ever: rule (d).
@@ -314,7 +333,7 @@ impl Pool {
     fn sweep(&self, now: Instant) {
         self.hosts.borrow_mut().retain(|_, host| {
             let limit = host.idle_limit.get();
-            host.idle.borrow_mut().retain(|idle| now.duration_since(idle.since) < limit);
+            host.idle.borrow_mut().retain(|idle| now.duration_since(idle.since) < limit && !idle.is_due(|| now));
             host.waiting.borrow_mut().retain(|waiting| !waiting.is_closed());
             let unused = host.h2.sweep(now, limit) && host.idle.borrow().is_empty();
             !unused || Rc::strong_count(host) > 1
@@ -326,9 +345,9 @@ impl Host {
     /// The connection that was idle for the shortest time and still stands.
     fn pop(&self, cx: &mut Context<'_>) -> Option<Box<H1>> {
         loop {
-            let mut conn = self.idle.borrow_mut().pop()?.conn;
-            if conn.poll_idle(cx).is_pending() {
-                return Some(conn);
+            let mut idle = self.idle.borrow_mut().pop()?;
+            if !idle.is_due(Instant::now) && idle.conn.poll_idle(cx).is_pending() {
+                return Some(idle.conn);
             }
         }
     }

@@ -266,6 +266,36 @@ enum Does {
     Leave,
 }
 
+/// Each worker has a connection of its own, for connections can't be shared; streams of one must not keep the other from serving.
+#[tokio::test]
+async fn worker_without_a_connection_opens_one_though_the_cap_is_lower() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let both = Arc::new(tokio::sync::Barrier::new(2));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let both = Arc::clone(&both);
+            let service = service_fn(move |_: Request<Incoming>| {
+                let both = Arc::clone(&both);
+                async move {
+                    both.wait().await;
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("ok"))))
+                }
+            });
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    let proxy = Proxy::with_workers(2, &format!("h2c://{address}"), |settings| settings.upstream.max_connections_per_host = 1);
+    let (mut first, mut second) = (proxy.client().await, proxy.client().await);
+    for client in [&mut first, &mut second] {
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    }
+    assert_eq!((first.response().await.text(), second.response().await.text()), ("ok", "ok"));
+}
+
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()

@@ -82,7 +82,7 @@ async fn forgetful_origin() -> (Origin, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn idempotent_request_is_repeated_once_when_its_pooled_connection_was_closed() {
+async fn safe_request_is_repeated_once_when_its_pooled_connection_was_closed() {
     let (origin, _) = forgetful_origin().await;
     let proxy = Proxy::before(origin.address);
     for _ in 0..4 {
@@ -102,6 +102,79 @@ async fn request_that_may_have_had_an_effect_is_not_repeated() {
     assert!(broken.field("proxy-status").starts_with("fetchr; error="), "{}", broken.head);
     assert_eq!(heads.load(Ordering::SeqCst), 2);
     assert_eq!(proxy.metric("fetchr_upstream_retries_total"), 0.0);
+}
+
+#[tokio::test]
+async fn method_that_has_an_effect_is_not_repeated_though_it_is_idempotent() {
+    let (origin, heads) = forgetful_origin().await;
+    let proxy = Proxy::before(origin.address);
+    assert_eq!(proxy.ask(GET).await.status, 200);
+    assert_eq!(proxy.ask("DELETE / HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 502);
+    assert_eq!(heads.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn request_is_never_repeated_twice() {
+    let heads = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&heads);
+    let origin = Origin::scripted(move |mut stream, number| {
+        let count = Arc::clone(&count);
+        async move {
+            while read_head(&mut stream).await.is_some() {
+                if count.fetch_add(1, Ordering::SeqCst) > 0 {
+                    return;
+                }
+                assert_eq!(number, 0);
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    assert_eq!(proxy.ask(GET).await.status, 200);
+    assert_eq!(proxy.ask(GET).await.status, 502);
+    assert_eq!((heads.load(Ordering::SeqCst), origin.connections()), (3, 2));
+}
+
+#[tokio::test]
+async fn new_connection_that_dies_is_not_repeated() {
+    let origin = Origin::scripted(|mut stream, _| async move { drop(read_head(&mut stream).await) }).await;
+    let proxy = Proxy::before(origin.address);
+    assert_eq!(proxy.ask(GET).await.status, 502);
+    assert_eq!(origin.connections(), 1);
+}
+
+/// Closes connections that are idle for as long as it says, and counts the requests that come too late.
+async fn punctual_origin(keep_alive: &'static str, keeps: Duration) -> Origin {
+    Origin::scripted(move |mut stream, _| async move {
+        while let Ok(Some(_)) = timeout(keeps, read_head(&mut stream)).await {
+            let answer = format!("HTTP/1.1 200 OK\r\nkeep-alive: {keep_alive}\r\ncontent-length: 2\r\n\r\nok");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn origin_says_how_long_an_idle_connection_may_be_used() {
+    let origin = punctual_origin("timeout=1, max=100", LONG).await;
+    let proxy = Proxy::before(origin.address);
+    assert_eq!(proxy.ask(GET).await.text(), "ok");
+    assert_eq!(proxy.ask(GET).await.text(), "ok");
+    assert_eq!(origin.connections(), 1);
+    sleep(Duration::from_millis(600)).await; // half of it is the margin
+    assert_eq!(proxy.ask(GET).await.text(), "ok");
+    assert_eq!(origin.connections(), 2, "what the origin may close at any moment is not used");
+}
+
+#[tokio::test]
+async fn connection_of_an_origin_that_keeps_none_is_not_used_again() {
+    let origin = punctual_origin("timeout=0", LONG).await;
+    let proxy = Proxy::before(origin.address);
+    for _ in 0..3 {
+        assert_eq!(proxy.ask(GET).await.text(), "ok");
+    }
+    assert_eq!(origin.connections(), 3);
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use sidecar::{
     drain,
     limit::Limiter,
     metrics::Metrics,
-    server::{Server, Setup},
+    server::{NameServers, Server, Setup},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -50,20 +50,36 @@ impl Proxy {
 
     /// In front of an upstream, with other settings.
     pub(crate) fn with(upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
-        Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, change)
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, NameServers::System, change)
     }
 
     /// A forward proxy.
     pub(crate) fn forward() -> Self {
-        Self::start(None, Direction::Outbound, 1, |_| {})
+        Self::forward_by(NameServers::System)
+    }
+
+    /// A forward proxy that asks other name servers.
+    pub(crate) fn forward_by(name_servers: NameServers) -> Self {
+        Self::start(None, Direction::Outbound, 1, name_servers, |_| {})
+    }
+
+    /// In front of a name, for requests from the application, with other settings.
+    pub(crate) fn to_name(upstream: &str, name_servers: NameServers, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, name_servers, change)
     }
 
     /// With several workers.
     pub(crate) fn with_workers(workers: usize, upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
-        Self::start(Some(upstream.to_owned()), Direction::Inbound, workers, change)
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, workers, NameServers::System, change)
     }
 
-    fn start(upstream: Option<String>, direction: Direction, workers: usize, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+    fn start(
+        upstream: Option<String>,
+        direction: Direction,
+        workers: usize,
+        name_servers: NameServers,
+        change: impl FnOnce(&mut FetchrProxySpec),
+    ) -> Self {
         let mut settings = FetchrProxySpec::default();
         settings.interception.mode = InterceptionMode::Explicit;
         let listener = Listener { name: "test".to_owned(), address: "127.0.0.1".to_owned(), port: 0, direction, upstream };
@@ -71,7 +87,8 @@ impl Proxy {
         change(&mut settings);
         let config = Shared::new(config(&settings, Vec::new()));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
-        let setup = Setup { workers, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned() };
+        let setup =
+            Setup { workers, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned(), name_servers };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
