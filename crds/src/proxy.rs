@@ -1,5 +1,7 @@
 //! `FetchrProxy`: how sidecars run.
 
+mod http;
+
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use k8s_openapi::{
@@ -10,6 +12,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::http::{DotSegments, EncodedSlashes, Http, HttpPath, PathForward, Slashes, Trace};
 use crate::{
     check::{
         CIDR_PATTERN, HOST_PATTERN, NAME, UPSTREAM_PATTERN, check_address, check_at_most, check_cidrs, check_host_patterns,
@@ -83,6 +86,9 @@ pub struct FetchrProxySpec {
     /// Connections to upstreams.
     #[serde(default)]
     pub upstream: Upstream,
+    /// How requests are read before a policy looks at them.
+    #[serde(default)]
+    pub http: Http,
     /// Which peers may say who the client is.
     #[serde(default)]
     pub client_address: ClientAddress,
@@ -109,6 +115,7 @@ impl Default for FetchrProxySpec {
             workers: None,
             resources: default_resources(),
             upstream: Upstream::default(),
+            http: Http::default(),
             client_address: ClientAddress::default(),
             telemetry: Telemetry::default(),
             logging: Logging::default(),

@@ -6,14 +6,14 @@ use arc_swap::ArcSwap;
 use crds::{
     plan::{Identity, Plan, Position},
     policy::Direction,
-    proxy::{FetchrProxySpec, OnNoConfig},
+    proxy::{FetchrProxySpec, OnNoConfig, PathForward},
 };
 use ipnet::IpNet;
 use serde::Serialize;
 use tokio::sync::watch;
 
 pub use crate::route::ConfigError;
-use crate::route::Routes;
+use crate::route::{Routes, Spelling};
 
 /// Where a plan came from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -77,6 +77,7 @@ pub struct Config {
     pub standing: Standing,
     settings: Arc<FetchrProxySpec>,
     trusted: Vec<IpNet>,
+    spelling: Spelling,
 }
 
 impl Config {
@@ -89,6 +90,7 @@ impl Config {
             outbound: Routes::build(plan, &identity, Direction::Outbound)?,
             standing: Standing::Planned,
             trusted: trusted(&settings)?,
+            spelling: Spelling::new(settings.http.path),
             settings,
             identity,
             planned: Some(planned),
@@ -123,6 +125,7 @@ impl Config {
             outbound: Routes::empty(Direction::Outbound),
             standing,
             trusted: trusted(&settings).unwrap_or_default(),
+            spelling: Spelling::new(settings.http.path),
             settings: Arc::new(settings),
         }
     }
@@ -143,6 +146,19 @@ impl Config {
     /// Settings of the FetchrProxy, defaults filled in.
     pub fn settings(&self) -> &Arc<FetchrProxySpec> {
         &self.settings
+    }
+
+    /// How paths are spelled before policies look at them (`http.path`).
+    pub fn spelling(&self) -> &Spelling {
+        &self.spelling
+    }
+
+    /// Whether the path goes on in the spelling that policies looked at (`http.path.forward`).
+    pub fn forwards_normalized(&self, direction: Direction) -> bool {
+        match self.settings.http.path.forward {
+            Some(forward) => forward == PathForward::Normalized,
+            None => direction == Direction::Inbound,
+        }
     }
 
     /// Whether a peer may say who the client is (`clientAddress.trustedCIDRs`).

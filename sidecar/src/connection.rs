@@ -28,6 +28,7 @@ use crate::{
     fields::{Forwarding, Via},
     flow::ClientBody,
     h1::{self, MAX_HEAD},
+    h2::{self, guard::Guarded},
     io::{ClientIo, Progress, ReadAhead},
     listen::Counted,
     pipeline,
@@ -259,7 +260,11 @@ async fn serve_http1(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes
 async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes) {
     let _open = connection.worker.connection_gauge(connection.direction, "http2");
     let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
-    let io = TokioIo::new(ClientIo::new(stream.into(), ahead, stall));
+    let refused = {
+        let connection = Rc::clone(&connection);
+        move |reason| connection.error(reason)
+    };
+    let io = TokioIo::new(Guarded::of_client(ClientIo::new(stream.into(), ahead, stall), refused));
     let service = {
         let connection = Rc::clone(&connection);
         service_fn(move |request| pipeline::serve(Rc::clone(&connection), of_http2(request)).map(Ok::<_, Infallible>))
@@ -312,20 +317,13 @@ where
     served.await
 }
 
+/// Counts a client that does not read. What else ended the connection was counted when it was seen.
 fn report(connection: &Connection, served: hyper::Result<()>) {
     let Err(error) = served else { return };
-    let timed_out = || {
-        let source = std::error::Error::source(&error)?.downcast_ref::<io::Error>()?;
-        Some(source.kind() == io::ErrorKind::TimedOut)
-    };
-    let reason = match () {
-        () if error.is_parse_too_large() => "header_too_large",
-        () if error.is_parse() => "malformed_request",
-        () if timed_out() == Some(true) => "client_timeout",
-        () => return, // the exchange that it broke has been counted
-    };
-    tracing::debug!(%error, peer = %connection.peer, reason, "A client's connection was closed.");
-    connection.error(reason);
+    tracing::debug!(%error, peer = %connection.peer, "A client's connection was closed.");
+    if h2::io_kind(&error) == Some(io::ErrorKind::TimedOut) {
+        connection.error("client_timeout");
+    }
 }
 
 async fn pass_through(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes, upstream: Option<TcpStream>) {

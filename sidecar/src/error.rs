@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use http::StatusCode;
 
-use crate::upstream::UpstreamError;
+use crate::{route::BadPath, upstream::UpstreamError};
 
 /// Why a request got no answer from its upstream, with the name that RFC 9209 gives it.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +12,9 @@ pub(crate) enum ForwardError {
     /// The request itself is wrong.
     #[error("{0}")]
     BadRequest(&'static str),
+    /// A path that policies could not be sure about.
+    #[error(transparent)]
+    Path(BadPath),
     /// More header fields than we take.
     #[error("the request has more than {0} header fields")]
     TooManyFields(usize),
@@ -27,6 +30,9 @@ pub(crate) enum ForwardError {
     /// The request asks for a port of ours.
     #[error("{0} is a port of the proxy itself")]
     OwnPort(String),
+    /// TRACE, whose answer would repeat what the client may not see.
+    #[error("TRACE is not allowed")]
+    Trace,
     /// CONNECT where there is no forward proxy.
     #[error("this listener is not a forward proxy")]
     NotForwardProxy,
@@ -91,11 +97,11 @@ impl ForwardError {
     /// The status for the client.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::BadRequest(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::Path(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyIdle => StatusCode::REQUEST_TIMEOUT,
             Self::OwnPort(_) => StatusCode::FORBIDDEN,
-            Self::NotForwardProxy => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotForwardProxy | Self::Trace => StatusCode::METHOD_NOT_ALLOWED,
             Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched => {
                 StatusCode::BAD_GATEWAY
             }
@@ -108,10 +114,10 @@ impl ForwardError {
     /// The error type of RFC 9209, section 2.3; also the reason in metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::TooManyFields(_) | Self::NotForwardProxy => "http_request_error",
+            Self::BadRequest(_) | Self::Path(_) | Self::TooManyFields(_) | Self::NotForwardProxy => "http_request_error",
             Self::BodyBroken => "http_request_body_broken",
             Self::BodyIdle => "http_request_body_timeout",
-            Self::OwnPort(_) => "http_request_denied",
+            Self::OwnPort(_) | Self::Trace => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
             Self::Resolve { .. } => "dns_error",
             Self::ResolveTimeout { .. } => "dns_timeout",

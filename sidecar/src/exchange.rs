@@ -1,6 +1,7 @@
 //! One request: what is known of it, and what must happen when it ends.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     net::IpAddr,
     rc::Rc,
@@ -8,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crds::policy::Direction;
-use http::{Method, Response, Version, header, request::Parts, uri::Authority};
+use crds::{policy::Direction, proxy::Trace};
+use http::{Method, Response, Uri, Version, header, request::Parts, uri::Authority};
 
 use crate::{
     config::Config,
@@ -19,6 +20,7 @@ use crate::{
     fields,
     flow::{End, Flow, Upload},
     h1::MAX_FIELDS,
+    h2::strict,
     io::Progress,
     limit,
     metrics::{Meter, Raised, RequestLabels},
@@ -55,14 +57,14 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Reads the head of a request and chooses its route. The error leaves an exchange that can still be answered.
-    pub(crate) fn begin(connection: Rc<Connection>, parts: &Parts) -> (Self, Result<(), ForwardError>) {
+    pub(crate) fn begin(connection: Rc<Connection>, parts: &mut Parts) -> (Self, Result<(), ForwardError>) {
         let started = Instant::now();
         let config = connection.worker.config.load();
         let (authority, checked) = match connection.authority.of(parts, connection.entry.is_forward_proxy()) {
             Ok(authority) => (authority, Ok(())),
             Err(error) => (Rc::default(), Err(error)),
         };
-        let checked = checked.and_then(|()| check(parts, &connection));
+        let checked = checked.and_then(|()| check(parts, &config, &connection)).and_then(|()| spell(parts, &config, &connection));
         let client = fields::client(&parts.headers, connection.peer.ip(), |address| config.trusts(address));
         let host = fields::host(&authority);
         let route = config.routes(connection.direction).select(&facts(parts, &host, client));
@@ -258,7 +260,13 @@ impl LastAuthority {
     }
 }
 
-fn check(parts: &Parts, connection: &Connection) -> Result<(), ForwardError> {
+fn check(parts: &Parts, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
+    if parts.version == Version::HTTP_2 {
+        strict::check(parts).map_err(ForwardError::BadRequest)?;
+    }
+    if parts.method == Method::TRACE && config.settings().http.trace == Trace::Refuse {
+        return Err(ForwardError::Trace);
+    }
     if parts.headers.len() > MAX_FIELDS {
         return Err(ForwardError::TooManyFields(MAX_FIELDS));
     }
@@ -269,6 +277,29 @@ fn check(parts: &Parts, connection: &Connection) -> Result<(), ForwardError> {
         return Err(ForwardError::BadRequest("CONNECT needs a host and a port"));
     }
     Ok(())
+}
+
+/// Spells the path as policies look at it, so that no other spelling is a way around them.
+fn spell(parts: &mut Parts, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
+    let path = parts.uri.path();
+    config.spelling().check(path).map_err(ForwardError::Path)?;
+    if config.forwards_normalized(connection.direction)
+        && let Cow::Owned(path) = config.spelling().normal(path)
+        && path != parts.uri.path()
+    {
+        parts.uri = with_path(&parts.uri, path).ok_or(ForwardError::BadRequest("the path is malformed"))?;
+    }
+    Ok(())
+}
+
+fn with_path(uri: &Uri, mut path: String) -> Option<Uri> {
+    if let Some(query) = uri.query() {
+        path.push('?');
+        path.push_str(query);
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(path.try_into().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 #[cfg(test)]

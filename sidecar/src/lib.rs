@@ -14,6 +14,7 @@ pub mod facts;
 mod fields;
 mod flow;
 mod h1;
+mod h2;
 pub mod health;
 pub mod init;
 mod io;

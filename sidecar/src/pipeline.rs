@@ -34,8 +34,8 @@ pub(crate) struct Request {
 
 /// Serves one request.
 pub(crate) async fn serve(connection: Rc<Connection>, request: Request) -> Response<Flow> {
-    let Request { parts, body, switch } = request;
-    let (mut ex, checked) = Exchange::begin(connection, &parts);
+    let Request { mut parts, body, switch } = request;
+    let (mut ex, checked) = Exchange::begin(connection, &mut parts);
     let outcome = match checked {
         Ok(()) => {
             let worker = Rc::clone(&ex.connection.worker);

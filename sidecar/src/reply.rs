@@ -101,6 +101,9 @@ fn failed(error: &ForwardError, ex: &mut Exchange) -> Response<Flow> {
     let mut response = own(error.status(), &error.to_string(), ex);
     let headers = response.headers_mut();
     headers.insert(PROXY_STATUS, proxy_status(error));
+    if error.status() == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    }
     if error.status() == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }

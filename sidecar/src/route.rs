@@ -7,6 +7,7 @@ mod cel;
 mod condition;
 mod explain;
 mod path;
+mod spelling;
 
 use std::{
     collections::HashMap,
@@ -21,10 +22,13 @@ use crds::{
 use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
 
-pub use self::explain::{Explanation, LimitNamed, RuleVerdict, SectionVerdict};
 use self::{
     condition::{Conditions, HostPattern, Miss},
     path::{Index, Pattern},
+};
+pub use self::{
+    explain::{Explanation, LimitNamed, RuleVerdict, SectionVerdict},
+    spelling::{BadPath, Spelling},
 };
 use crate::{edit::headers::HeaderEdits, facts::Facts, limit::Limit, shadow::Shadow};
 
@@ -70,6 +74,8 @@ pub struct Routes {
 #[derive(Debug)]
 struct Table {
     direction: Direction,
+    /// The spelling in which paths are compared.
+    spelling: Spelling,
     rules: Vec<Rule>,
     /// Every match of every rule: the most specific policy first, within it the best match first.
     entries: Vec<Entry>,
@@ -108,7 +114,7 @@ struct Entry {
 impl Routes {
     /// Compiles the policies of a plan that are for this pod and this direction.
     pub fn build(plan: &Plan, identity: &Identity, direction: Direction) -> Result<Self, ConfigError> {
-        let mut build = Build::default();
+        let mut build = Build { spelling: Spelling::new(plan.settings.http.path), ..Build::default() };
         for policy in plan.policies.iter().filter(|policy| policy.direction == direction) {
             if identity.has(&policy.attachment) {
                 build.add(policy)?;
@@ -120,6 +126,7 @@ impl Routes {
         let skipped = &plan.settings.interception.outbound.skip_hosts;
         let table = Table {
             direction,
+            spelling: build.spelling,
             rules: build.rules,
             entries: build.entries,
             index,
@@ -145,10 +152,14 @@ impl Routes {
         if table.entries.is_empty() || table.skips(facts) {
             return route;
         }
-        let path = path::normalise(facts.path);
+        let path = table.spelling.normal(facts.path);
         let request = cel::Request::new(facts, &path);
         let mut candidates: SmallVec<[u64; 8]> = smallvec![0; table.entries.len().div_ceil(64)];
-        table.index.find(&path, |entry| candidates[entry as usize / 64] |= 1 << (entry % 64));
+        let mut found = |entry: u32| candidates[entry as usize / 64] |= 1 << (entry % 64);
+        table.index.find(&path, &mut found);
+        for other in table.spelling.others(&path) {
+            table.index.find(&other, &mut found);
+        }
         for entry in ones(&candidates) {
             let entry = &table.entries[entry];
             if route.needs(entry.rule) && entry.meets(facts, &request).is_ok() {
@@ -199,6 +210,7 @@ fn ones(words: &[u64]) -> impl Iterator<Item = usize> {
 
 #[derive(Default)]
 struct Build {
+    spelling: Spelling,
     rules: Vec<Rule>,
     entries: Vec<Entry>,
     others: Vec<(ObjectRef, Attachment)>,
@@ -229,7 +241,7 @@ impl Build {
             }
         };
         for (rule, matched) in ordered_matches(&attached.rules) {
-            self.entries.push(Entry::build(attached, host.clone(), first, rule, matched)?);
+            self.entries.push(Entry::build(attached, host.clone(), first, rule, matched, &self.spelling)?);
         }
         Ok(())
     }
@@ -260,6 +272,7 @@ impl Entry {
         first: u32,
         rule: usize,
         matched: Option<usize>,
+        spelling: &Spelling,
     ) -> Result<Self, ConfigError> {
         let name = &attached.rules[rule].name;
         let wrong = |message: String| {
@@ -273,7 +286,7 @@ impl Entry {
             matched,
             attachment: attached.attachment.clone(),
             host,
-            path: Pattern::build(one.and_then(|one| one.path.as_ref())).map_err(wrong)?,
+            path: Pattern::build(one.and_then(|one| one.path.as_ref()), spelling).map_err(wrong)?,
             conditions: one.map(Conditions::build).transpose().map_err(wrong)?,
         })
     }

@@ -2,6 +2,8 @@
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use ::h2::Reason;
+
 use crate::h1::{chunked::BadChunk, framing::BadFraming, head::BadHead};
 
 pub(crate) mod connect;
@@ -50,11 +52,22 @@ impl UpstreamError {
             Self::Framing(BadFraming::Coding) => "http_response_transfer_coding",
             Self::Head(_) | Self::Framing(_) | Self::Chunk(_) | Self::Interim => "http_protocol_error",
             Self::Closed => "http_response_incomplete",
-            Self::Http2(error) if error.is_parse() => "http_protocol_error",
+            Self::Http2(error) if breaks_rules(error) => "http_protocol_error",
             Self::Http2(error) if error.is_incomplete_message() => "http_response_incomplete",
             Self::Io(_) | Self::Upload | Self::Http2(_) => "connection_terminated",
         }
     }
+}
+
+/// Whether an upstream broke the rules of HTTP/2, as the library or our guard saw.
+fn breaks_rules(error: &hyper::Error) -> bool {
+    if let Some(kind) = crate::h2::io_kind(error) {
+        return kind == io::ErrorKind::InvalidData;
+    }
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<::h2::Error>());
+    let Some(cause) = cause else { return false };
+    let harmless = [Reason::NO_ERROR, Reason::CANCEL, Reason::INTERNAL_ERROR];
+    !cause.is_remote() && cause.reason().is_some_and(|reason| !harmless.contains(&reason))
 }
 
 /// Where a connection goes.

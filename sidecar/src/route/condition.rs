@@ -12,7 +12,7 @@ use crds::{
 use http::{HeaderMap, HeaderName, Method};
 use regex_automata::meta;
 
-use super::{cel, path::triplet};
+use super::{cel, spelling::triplet};
 use crate::facts::Facts;
 
 /// All conditions of a match but the path.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Entry, Rule, Table, cel,
     condition::{Conditions, Miss},
-    path::{self, Pattern},
+    path::Pattern,
 };
 use crate::{ask::redact, facts::Facts};
 
@@ -26,6 +26,9 @@ pub struct Explanation {
     pub host: String,
     /// Its path, in the spelling that is matched on.
     pub path: String,
+    /// Other readings of it, by applications that take more for a slash or less for a part of a segment. Rules match them too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_paths: Vec<String>,
     /// Address of its client.
     pub client: IpAddr,
     /// Set if the request passes without policy, because its host is one of `skipHosts`.
@@ -89,9 +92,10 @@ pub struct LimitNamed {
 }
 
 pub(super) fn explain(table: &Table, facts: &Facts<'_>) -> Explanation {
-    let path = path::normalise(facts.path);
+    let path = table.spelling.normal(facts.path);
+    let others = table.spelling.others(&path);
     let skipped = table.skips(facts);
-    let (best, mut rules) = if skipped { (None, Vec::new()) } else { verdicts(table, facts, &path) };
+    let (best, mut rules) = if skipped { (None, Vec::new()) } else { verdicts(table, facts, &path, &others) };
     rules.extend(table.others.iter().map(|(policy, attachment)| RuleVerdict {
         policy: policy.to_string(),
         attached_to: attachment.to_string(),
@@ -105,6 +109,7 @@ pub(super) fn explain(table: &Table, facts: &Facts<'_>) -> Explanation {
         method: facts.method.to_string(),
         host: facts.host.to_owned(),
         path: path.into_owned(),
+        other_paths: others.into_vec(),
         client: facts.client,
         skipped,
         route: best.map(|rule| rule.label.to_string()),
@@ -126,7 +131,7 @@ fn not_of(table: &Table) -> String {
 
 /// The rule of the best match, and one verdict for each rule at each place where its policy is attached, in the order in which
 /// they are tried.
-fn verdicts<'a>(table: &'a Table, facts: &Facts<'_>, path: &str) -> (Option<&'a Rule>, Vec<RuleVerdict>) {
+fn verdicts<'a>(table: &'a Table, facts: &Facts<'_>, path: &str, others: &[String]) -> (Option<&'a Rule>, Vec<RuleVerdict>) {
     let request = cel::Request::new(facts, path);
     let mut found: Vec<(u32, &Entry, RuleVerdict)> = Vec::new();
     let (mut best, mut headers, mut timeouts) = (None, None, None);
@@ -143,7 +148,8 @@ fn verdicts<'a>(table: &'a Table, facts: &Facts<'_>, path: &str) -> (Option<&'a 
         if verdict.matched.is_some() {
             continue;
         }
-        if let Err(why) = meets(entry, facts, path, &request) {
+        let paths = std::iter::once(path).chain(others.iter().map(String::as_str));
+        if let Err(why) = meets(entry, facts, paths, &request) {
             verdict.why_not.push(why);
             continue;
         }
@@ -191,9 +197,15 @@ fn sections(rule: &Rule, headers: Option<&Rule>, timeouts: Option<&Rule>) -> Vec
     sections
 }
 
-fn meets(entry: &Entry, facts: &Facts<'_>, path: &str, request: &cel::Request<'_>) -> Result<(), String> {
+fn meets<'a>(
+    entry: &Entry,
+    facts: &Facts<'_>,
+    mut paths: impl Iterator<Item = &'a str> + Clone,
+    request: &cel::Request<'_>,
+) -> Result<(), String> {
     let at = entry.matched.map(|at| format!("matches[{at}]: ")).unwrap_or_default();
-    if !entry.path.matches(path) {
+    if !paths.clone().any(|path| entry.path.matches(path)) {
+        let path = paths.next().unwrap_or_default();
         return Err(format!("{at}path {path} {}", differs(&entry.path)));
     }
     entry.meets(facts, request).map_err(|miss| format!("{at}{}", describe(&miss, facts, entry.conditions.as_ref())))

@@ -1,10 +1,6 @@
-//! Paths: one spelling to match on, patterns, and the index that finds the patterns of a path.
-//!
-//! Matching looks at a path in one spelling: dot segments are resolved (RFC 3986 5.2.4), unreserved characters are decoded and
-//! the digits of other triplets upper-cased (RFC 3986 6.2.2), and runs of slashes count as one. So `/a/../admin`, `//admin` and
-//! `/%61dmin` all meet a rule for `/admin`. `%2F` stays what it is, no separator. The request itself goes on as it came.
+//! Patterns of paths, and the index that finds those of a path.
 
-use std::{borrow::Cow, collections::HashMap, fmt};
+use std::{collections::HashMap, fmt};
 
 use crds::{
     check::{Segment, compile_pattern, parse_template},
@@ -12,76 +8,10 @@ use crds::{
 };
 use regex_automata::{Input, MatchKind, PatternSet, meta};
 
+use super::spelling::Spelling;
+
 /// Memory that all path expressions of one table may take when compiled, in bytes.
 const REGEX_SIZE: usize = 8 << 20;
-
-/// The spelling of a path that is matched on. Borrowed when it is spelled like that already.
-pub(super) fn normalise(path: &str) -> Cow<'_, str> {
-    if is_normal(path) { Cow::Borrowed(path) } else { Cow::Owned(resolve(&decode_unreserved(path))) }
-}
-
-fn is_normal(path: &str) -> bool {
-    let bytes = path.as_bytes();
-    !bytes.iter().enumerate().any(|(at, byte)| match byte {
-        b'%' => true,
-        b'/' => matches!(bytes.get(at + 1), Some(b'/' | b'.')),
-        _ => false,
-    })
-}
-
-/// Decodes `%61` to `a`, makes `%2f` to `%2F`, and leaves what is no triplet.
-fn decode_unreserved(path: &str) -> String {
-    let mut out = String::with_capacity(path.len());
-    let mut rest = path;
-    while let Some(at) = rest.find('%') {
-        out.push_str(&rest[..at]);
-        let Some(byte) = triplet(&rest.as_bytes()[at..]) else {
-            out.push('%');
-            rest = &rest[at + 1..];
-            continue;
-        };
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.extend(rest[at..at + 3].chars().map(|digit| digit.to_ascii_uppercase()));
-        }
-        rest = &rest[at + 3..];
-    }
-    out.push_str(rest);
-    out
-}
-
-/// The byte of a `%XX` that starts here.
-pub(super) fn triplet(bytes: &[u8]) -> Option<u8> {
-    let [b'%', high, low, ..] = bytes else { return None };
-    let digit = |digit: &u8| char::from(*digit).to_digit(16);
-    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
-}
-
-/// Resolves dot segments and merges slashes.
-fn resolve(path: &str) -> String {
-    let Some(inner) = path.strip_prefix('/') else { return path.to_owned() };
-    let mut kept: Vec<&str> = Vec::new();
-    for segment in inner.split('/') {
-        match segment {
-            "" | "." => {}
-            ".." => {
-                kept.pop();
-            }
-            _ => kept.push(segment),
-        }
-    }
-    let folder = matches!(inner.rsplit('/').next(), Some("" | "." | ".."));
-    let mut out = String::with_capacity(path.len());
-    for segment in &kept {
-        out.push('/');
-        out.push_str(segment);
-    }
-    if folder || kept.is_empty() {
-        out.push('/');
-    }
-    out
-}
 
 /// A path condition, compiled.
 #[derive(Clone, Debug)]
@@ -99,7 +29,7 @@ pub(super) enum Pattern {
 }
 
 impl Pattern {
-    pub(super) fn build(path: Option<&PathMatch>) -> Result<Self, String> {
+    pub(super) fn build(path: Option<&PathMatch>, spelling: &Spelling) -> Result<Self, String> {
         let Some(PathMatch { kind, value }) = path else { return Ok(Self::Any) };
         if *kind == PathKind::Regex {
             return Ok(Self::Regex { source: value.as_str().into(), regex: compile_pattern(value)? });
@@ -108,9 +38,9 @@ impl Pattern {
             return Err(format!("path {value:?} does not start with a slash"));
         }
         Ok(match kind {
-            PathKind::Exact => Self::Exact(normalise(value).into()),
-            PathKind::Template => Self::Template(Template::parse(&normalise(value))?),
-            _ => match normalise(value).trim_end_matches('/') {
+            PathKind::Exact => Self::Exact(spelling.normal(value).into()),
+            PathKind::Template => Self::Template(Template::parse(&spelling.normal(value))?),
+            _ => match spelling.normal(value).trim_end_matches('/') {
                 "" => Self::Any,
                 prefix => Self::Prefix(prefix.into()),
             },
@@ -279,33 +209,7 @@ mod tests {
     use super::*;
 
     fn pattern(kind: PathKind, value: &str) -> Pattern {
-        Pattern::build(Some(&PathMatch { kind, value: value.to_owned() })).unwrap()
-    }
-
-    #[test]
-    fn other_spellings_of_a_path_become_one() {
-        for (path, normal) in [
-            ("/a/b", "/a/b"),
-            ("/a/./b", "/a/b"),
-            ("/a/../b", "/b"),
-            ("/../../b", "/b"),
-            ("//a///b", "/a/b"),
-            ("/%61dmin", "/admin"),
-            ("/a/%2e%2E/b", "/b"),
-            ("/a%2fb", "/a%2Fb"),
-            ("/a%2Fb", "/a%2Fb"),
-            ("/a%zz%", "/a%zz%"),
-            ("/a/.", "/a/"),
-            ("/a/..", "/"),
-            ("/", "/"),
-            ("/.well-known/x", "/.well-known/x"),
-            ("/a/b/", "/a/b/"),
-            ("*", "*"),
-            ("", ""),
-        ] {
-            assert_eq!(normalise(path), normal, "{path}");
-        }
-        assert!(matches!(normalise("/a/b.c"), Cow::Borrowed(_)));
+        Pattern::build(Some(&PathMatch { kind, value: value.to_owned() }), &Spelling::default()).unwrap()
     }
 
     #[test]
@@ -352,7 +256,7 @@ mod tests {
             (PathKind::Regex, "("),
             (PathKind::Regex, r"(\w{1000}){1000}"),
         ] {
-            assert!(Pattern::build(Some(&PathMatch { kind, value: value.to_owned() })).is_err(), "{value}");
+            assert!(Pattern::build(Some(&PathMatch { kind, value: value.to_owned() }), &Spelling::default()).is_err(), "{value}");
         }
     }
 
@@ -391,20 +295,12 @@ mod tests {
     proptest! {
         #[test]
         fn index_finds_what_each_pattern_matches(patterns in proptest::collection::vec(any_pattern(), 0..12), path in segments()) {
-            let path = normalise(&path);
+            let path = Spelling::default().normal(&path);
             let mut found = Vec::new();
             Index::build(patterns.iter()).find(&path, |id| found.push(id as usize));
             found.sort_unstable();
             let expected: Vec<_> = (0..patterns.len()).filter(|&id| patterns[id].matches(&path)).collect();
             prop_assert_eq!(found, expected);
-        }
-
-        #[test]
-        fn normal_path_stays_as_it_is(path in "[/a-c.%0-9A-F]{0,24}") {
-            let once = normalise(&path).into_owned();
-            // Decoding once may lay bare another triplet, as `%2561` to `%61` would; it must not be decoded again.
-            prop_assert!(!once.starts_with('/') || !once.contains("//"));
-            prop_assert!(once.split('/').all(|segment| !once.starts_with('/') || (segment != "." && segment != "..")));
         }
     }
 }

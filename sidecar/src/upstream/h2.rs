@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{sync::Notify, time::Instant};
 
 use super::pool::Permit;
-use crate::{flow::Upload, io, worker::LocalExecutor};
+use crate::{flow::Upload, h2::guard::Guarded, io, worker::LocalExecutor};
 
 /// Window of one stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -31,7 +31,7 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Streams that an upstream allows before it has said how many. hyper holds the first back until then.
 const UNKNOWN: usize = 0;
 
-type Driven = Connection<TokioIo<io::Stream>, Upload, LocalExecutor>;
+type Driven = Connection<TokioIo<Guarded<io::Stream, fn(&'static str)>>, Upload, LocalExecutor>;
 
 /// The connections of one worker to one upstream.
 #[derive(Default)]
@@ -84,6 +84,11 @@ impl Group {
     }
 }
 
+/// What an upstream did wrong shows in the requests that it breaks.
+fn refused(reason: &'static str) {
+    tracing::debug!(reason, "An upstream broke the rules of HTTP/2.");
+}
+
 /// An open connection.
 pub(super) struct H2 {
     sender: SendRequest<Upload>,
@@ -112,7 +117,7 @@ impl H2 {
             .initial_max_send_streams(UNKNOWN)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Guarded::of_server(stream, refused as fn(&'static str))))
             .await?;
         let connection = Rc::new(RefCell::new(Some(connection)));
         tokio::task::spawn_local(drive(Rc::clone(&connection), permit, Rc::clone(&freed)));
