@@ -11,6 +11,8 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use hyper::{body::Incoming, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use crate::{
@@ -23,9 +25,11 @@ use crate::{
     timer::Timer,
     upstream::{
         Key, Limits, Protocol, UpstreamError,
-        h1::{self, Answer, Broken, Head, Switched},
+        h1::{self, Answer, Broken, Head},
+        h2,
         pool::{Host, Pool},
     },
+    websocket,
 };
 
 /// A request as it goes to an upstream.
@@ -52,7 +56,15 @@ pub(crate) enum Answered {
     /// A response.
     Response(Response<Flow>),
     /// Another protocol.
-    Switched(Response<()>, Box<Switched>),
+    Switched(Response<()>, Switched),
+}
+
+/// What speaks another protocol now.
+pub(crate) enum Switched {
+    /// A connection.
+    Connection(Box<h1::Switched>),
+    /// A stream, which counts as under way for as long as it lives.
+    Stream(TokioIo<Upgraded>, h2::Stream),
 }
 
 /// Why a try failed, and whether the request may be sent again.
@@ -141,7 +153,7 @@ impl Attempt<'_> {
                 response.map(|reply| Flow::reply(reply, self.call.timeouts.idle).watched(self.call.shadow.clone())),
             )),
             Ok(Answer::Switched(response, _)) if !switches(&response, asked) => Err(Failed::for_good(ForwardError::Switched)),
-            Ok(Answer::Switched(response, switched)) => Ok(Answered::Switched(response, switched)),
+            Ok(Answer::Switched(response, switched)) => Ok(Answered::Switched(response, Switched::Connection(switched))),
             Err(broken) => Err(self.broken(broken, taken.reused)),
         }
     }
@@ -151,8 +163,13 @@ impl Attempt<'_> {
         let taken = self.in_time_left(self.watched(self.pool.take_h2(self.host, &limits)).await)?;
         self.count(taken.reused);
         self.call.upload.restart();
+        let switches = websocket::is_asked(&self.call.headers);
+        if switches && !self.in_time(pin!(taken.conn.takes_connect())).await.map_err(Failed::for_good)? {
+            return Err(Failed::for_good(ForwardError::NotSwitched));
+        }
         let sent = pin!(taken.conn.send(self.request()));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
+            Ok((response, stream)) if switches && response.status() == StatusCode::OK => self.switched(response, stream).await,
             Ok((response, stream)) => Ok(Answered::Response(
                 response.map(|body| Flow::stream(body, stream, self.call.timeouts.idle).watched(self.call.shadow.clone())),
             )),
@@ -163,12 +180,23 @@ impl Attempt<'_> {
         }
     }
 
+    /// A stream that an extended CONNECT has opened.
+    async fn switched(&self, mut response: Response<Incoming>, stream: h2::Stream) -> Result<Answered, Failed> {
+        let upgraded = hyper::upgrade::on(&mut response).await;
+        let upgraded = upgraded.map_err(|error| Failed::for_good(ForwardError::Broken(error.into())))?;
+        let head = websocket::switched(response.headers(), &self.call.headers);
+        Ok(Answered::Switched(head, Switched::Stream(TokioIo::new(upgraded), stream)))
+    }
+
     fn request(&self) -> Request<Upload> {
         let mut request = Request::new(self.call.upload.clone());
         *request.method_mut() = self.call.method.clone();
         *request.uri_mut() = self.call.uri.clone();
         *request.headers_mut() = self.call.headers.clone();
         *request.version_mut() = Version::HTTP_2;
+        if websocket::is_asked(request.headers()) {
+            websocket::to_stream(&mut request);
+        }
         request
     }
 

@@ -35,6 +35,7 @@ use crate::{
     timer::Timer,
     tunnel::{self, Switch},
     upstream::{Endpoint, Key},
+    websocket,
     worker::Worker,
 };
 
@@ -281,6 +282,8 @@ async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes
 fn of_http2(request: Request<Incoming>) -> pipeline::Request {
     let (mut parts, body) = request.into_parts();
     let switch = parts.extensions.remove::<OnUpgrade>().map(Switch::Http2);
+    // A protocol that we do not know stays a CONNECT, which is refused.
+    let _ = websocket::from_stream(&mut parts);
     pipeline::Request { parts, body: ClientBody::Http2(body), switch }
 }
 
@@ -290,6 +293,7 @@ fn http2_builder(stall: Duration) -> conn::http2::Builder<Streams> {
     let mut builder = conn::http2::Builder::new(Streams { limit: stall });
     builder
         .timer(TokioTimer::new())
+        .enable_connect_protocol()
         .max_concurrent_streams(100)
         .initial_stream_window_size(64 << 10)
         .initial_connection_window_size(1 << 20)

@@ -82,6 +82,9 @@ pub(crate) enum ForwardError {
     /// The upstream switched protocols unasked.
     #[error("the upstream switched protocols without being asked")]
     Switched,
+    /// The upstream answered a WebSocket otherwise than by a switch.
+    #[error("the upstream does not speak WebSocket here")]
+    NotSwitched,
     /// There is no configuration, and nothing passes without one.
     #[error("there is no configuration yet")]
     NoConfig,
@@ -102,7 +105,7 @@ impl ForwardError {
             Self::BodyIdle => StatusCode::REQUEST_TIMEOUT,
             Self::OwnPort(_) => StatusCode::FORBIDDEN,
             Self::NotForwardProxy | Self::Trace => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched => {
+            Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched | Self::NotSwitched => {
                 StatusCode::BAD_GATEWAY
             }
             Self::ConnectionLimit { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
@@ -129,7 +132,7 @@ impl ForwardError {
             Self::ConnectTimeout { .. } => "connection_timeout",
             Self::ConnectionLimit { .. } => "connection_limit_reached",
             Self::Broken(error) => error.reason(),
-            Self::Switched => "http_upgrade_failed",
+            Self::Switched | Self::NotSwitched => "http_upgrade_failed",
             Self::NoConfig => "proxy_configuration_error",
             Self::ResponseTimeout(_) => "http_response_timeout",
             Self::Panic => "proxy_internal_error",

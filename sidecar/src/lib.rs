@@ -32,4 +32,5 @@ pub mod source;
 mod timer;
 mod tunnel;
 mod upstream;
+mod websocket;
 mod worker;

@@ -22,6 +22,7 @@ use crate::{
     reply::{self, Stop},
     tunnel::{self, Switch},
     upstream::{Endpoint, Key, Protocol},
+    websocket,
 };
 
 /// A request, whatever protocol it came over.
@@ -73,7 +74,7 @@ struct Tunnel {
 /// The upstream's side of a tunnel.
 enum Side {
     Connected(tokio::net::TcpStream),
-    Switched(Box<crate::upstream::h1::Switched>),
+    Switched(attempt::Switched),
 }
 
 async fn admit_and_forward(ex: &mut Exchange, parts: Parts, body: ClientBody, client: Option<Switch>) -> Result<Forwarded, Stop> {
@@ -97,7 +98,11 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Resul
     ex.uploads(call.upload.clone());
     let version = if call.key.protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     let labels = RequestLabels::new(ex.connection.direction, &call.method, version, ex.route.label());
+    let streamed = ex.version == Version::HTTP_2 && websocket::is_asked(&call.headers);
+    let key = if streamed { websocket::key_of(&call.headers).cloned() } else { None };
     match attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, call).await? {
+        // To a CONNECT that would be a tunnel, which there is none of.
+        Answered::Response(response) if streamed && response.status().is_success() => Err(ForwardError::NotSwitched.into()),
         Answered::Response(mut response) => {
             if ex.version == Version::HTTP_2 {
                 response.body_mut().upload_apart();
@@ -106,8 +111,15 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Resul
         }
         Answered::Switched(head, switched) => {
             let client = client.ok_or(ForwardError::Switched)?;
+            if key.is_some_and(|key| !websocket::is_accepted(head.headers(), &key)) {
+                return Err(ForwardError::NotSwitched.into());
+            }
+            let mut head = reply::switched(head);
+            if streamed {
+                websocket::granted(&mut head);
+            }
             let upstream = Side::Switched(switched);
-            Ok(Forwarded::Tunnel(Box::new(Tunnel { head: reply::switched(head), client, upstream })))
+            Ok(Forwarded::Tunnel(Box::new(Tunnel { head, client, upstream })))
         }
     }
 }
@@ -138,7 +150,8 @@ fn open_tunnel(tunnel: Tunnel, ex: Exchange) -> Response<Flow> {
         let _held = (guards, open, connection);
         let _ = match upstream {
             Side::Connected(stream) => tunnel::run(client, stream, &bytes, idle).await,
-            Side::Switched(switched) => {
+            Side::Switched(attempt::Switched::Stream(stream, _stream)) => tunnel::run(client, stream, &bytes, idle).await,
+            Side::Switched(attempt::Switched::Connection(switched)) => {
                 let upstream = ReadAhead::new(switched.read_ahead, switched.stream);
                 let _permit = switched.permit;
                 tunnel::run(client, upstream, &bytes, idle).await
@@ -185,8 +198,9 @@ fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody, switches: bool)
     let Parts { method, uri, mut headers, .. } = parts;
     let timeouts = Timeouts::of(&ex.config, &ex.route);
     let connection = &ex.connection;
-    let upgrade =
-        fields::upgrade(&headers).filter(|_| switches && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11);
+    // Over HTTP/2 only WebSocket has a form. A client's stream has been made an upgrade; from it, no other comes.
+    let upgrade = fields::upgrade(&headers)
+        .filter(|protocols| switches && (key.protocol == Protocol::Http1 || websocket::is_websocket(protocols)));
     let expects = fields::expects_continue(&headers) && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
     let shadow = ex.route.shadow_timeouts().map(Rc::new);
     let upload = Upload::new(body, timeouts.idle, expects, shadow.clone());

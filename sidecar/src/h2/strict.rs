@@ -25,7 +25,8 @@ fn is_target_of(method: &Method, target: &str) -> bool {
     match target {
         "" => *method == Method::CONNECT,
         "*" => *method == Method::OPTIONS,
-        _ => readable && target.starts_with('/'),
+        // An extended CONNECT for what we do not speak would be one, too.
+        _ => readable && target.starts_with('/') && *method != Method::CONNECT,
     }
 }
 
@@ -61,6 +62,7 @@ mod tests {
             (Method::OPTIONS, "*", true),
             (Method::GET, "", false),
             (Method::CONNECT, "", true),
+            (Method::CONNECT, "/", false),
             (Method::GET, "a", false),
             (Method::GET, "http://b/", false),
             (Method::GET, "/ä", false),

@@ -19,7 +19,10 @@ use hyper::{
     },
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 
 use super::pool::Permit;
 use crate::{flow::Upload, h2::guard::Guarded, io, worker::LocalExecutor};
@@ -30,6 +33,9 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Streams that an upstream allows before it has said how many. hyper holds the first back until then.
 const UNKNOWN: usize = 0;
+
+/// How often a new connection is asked whether its upstream has said what it takes.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 type Driven = Connection<TokioIo<Guarded<io::Stream, fn(&'static str)>>, Upload, LocalExecutor>;
 
@@ -144,7 +150,11 @@ impl H2 {
     /// A stream, if there is one left.
     fn reserve(&self) -> Option<Reserved> {
         let free = self.used.streams.get() < self.allowed()?.max(1);
-        free.then(|| Reserved { sender: self.sender.clone(), stream: Stream::new(Rc::clone(&self.used)) })
+        free.then(|| Reserved {
+            sender: self.sender.clone(),
+            stream: Stream::new(Rc::clone(&self.used)),
+            connection: Rc::clone(&self.connection),
+        })
     }
 }
 
@@ -172,9 +182,23 @@ async fn drive(connection: Rc<RefCell<Option<Driven>>>, permit: Permit, freed: R
 pub(crate) struct Reserved {
     sender: SendRequest<Upload>,
     stream: Stream,
+    connection: Rc<RefCell<Option<Driven>>>,
 }
 
 impl Reserved {
+    /// Whether the upstream takes an extended CONNECT (RFC 8441, section 3), which it says in its first frame.
+    pub(crate) async fn takes_connect(&self) -> bool {
+        loop {
+            match self.connection.borrow().as_ref() {
+                Some(connection) if connection.current_max_send_streams() == UNKNOWN => {}
+                Some(connection) => return connection.is_extended_connect_protocol_enabled(),
+                None => return false,
+            }
+            // hyper tells nobody when that frame comes.
+            sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// Sends a request and waits for the head of its response.
     pub(crate) async fn send(mut self, request: Request<Upload>) -> Result<(Response<Incoming>, Stream), Refused> {
         match self.sender.try_send_request(request).await {

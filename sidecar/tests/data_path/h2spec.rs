@@ -1,0 +1,52 @@
+//! The listener against h2spec, a suite of cases for HTTP/2 (RFC 9113) and HPACK (RFC 7541). `scripts/h2spec/install` builds it.
+
+use std::{path::Path, process::Stdio};
+
+use tokio::process::Command;
+
+use crate::support::{Origin, Proxy};
+
+/// Cases that fail, by package and number, and why.
+const EXCEPTIONS: [(&str, &str); 1] =
+    [("http2/3.5: Sends invalid connection preface", "the port speaks HTTP/1 too, and answers what is neither with its 400")];
+
+#[tokio::test]
+async fn listener_passes_h2spec() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
+    let proxy = Proxy::before(origin.address);
+    let report = run(proxy.address.port()).await;
+    let failed: Vec<_> = failures(&report);
+    let expected: Vec<_> = EXCEPTIONS.iter().map(|(case, _)| (*case).to_owned()).collect();
+    assert_eq!(failed, expected, "cases that fail, and those that are known to");
+    assert!(report.matches("<testcase").count() > 140, "all of it ran");
+}
+
+/// The report of h2spec as JUnit writes it.
+async fn run(port: u16) -> String {
+    let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/h2spec/install");
+    let installed = Command::new(install).stderr(Stdio::inherit()).output().await.unwrap();
+    assert!(installed.status.success(), "h2spec could not be built; what it said is above");
+    let program = String::from_utf8(installed.stdout).unwrap();
+    let report = tempfile::NamedTempFile::new().unwrap();
+    let mut command = Command::new(program.trim());
+    command.args(["--strict", "--timeout", "2", "--port", &port.to_string(), "--junit-report"]).arg(report.path());
+    // Its status only says that something failed; the report says what.
+    command.stdout(Stdio::null()).status().await.unwrap();
+    std::fs::read_to_string(report.path()).unwrap()
+}
+
+/// `package/number: what is tested` of each case that failed.
+fn failures(report: &str) -> Vec<String> {
+    let attribute = |text: &str, name: &str| {
+        let start = text.find(&format!(" {name}=\"")).map(|at| at + name.len() + 3)?;
+        text[start..].split('"').next().map(str::to_owned)
+    };
+    let cases = report.split("<testcase").skip(1);
+    let failed = cases
+        .filter(|case| case.split("</testcase>").next().is_some_and(|case| case.contains("<failure") || case.contains("<error")));
+    failed
+        .map(|case| {
+            format!("{}: {}", attribute(case, "package").unwrap_or_default(), attribute(case, "classname").unwrap_or_default())
+        })
+        .collect()
+}
