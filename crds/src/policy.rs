@@ -1,8 +1,12 @@
 //! `FetchrPolicy`: what sidecars do to requests.
 
+pub mod circuit_breaker;
+pub mod failover;
 pub mod headers;
+pub mod load_balancing;
 pub mod matches;
 pub mod rate_limits;
+pub mod retry;
 pub mod timeouts;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -10,9 +14,13 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use circuit_breaker::CircuitBreaker;
+pub use failover::Failover;
 pub use headers::Headers;
+pub use load_balancing::LoadBalancing;
 pub use matches::Match;
 pub use rate_limits::{RateLimit, RateLimits};
+pub use retry::Retry;
 pub use timeouts::Timeouts;
 
 use crate::{
@@ -29,7 +37,8 @@ const OUTWARD: Rule = Rule::new(
 )
 .at(".direction");
 const HAS_SECTION: Rule = Rule::new(
-    "has(self.headers) || has(self.rateLimits) || has(self.timeouts)",
+    "has(self.headers) || has(self.rateLimits) || has(self.timeouts) || has(self.retry) || has(self.loadBalancing) || has(self.circuitBreaker) || \
+     has(self.failover)",
     "the rule does nothing: write a section such as headers, rateLimits or timeouts",
 );
 
@@ -81,6 +90,10 @@ kinds! {
     headers: Headers,
     rate_limits: RateLimits,
     timeouts: Timeouts,
+    retry: Retry,
+    load_balancing: LoadBalancing,
+    circuit_breaker: CircuitBreaker,
+    failover: Failover,
 }
 
 /// A field of a rule that holds a section, or none.
@@ -141,7 +154,7 @@ pub struct FetchrPolicySpec {
     #[serde(default)]
     pub direction: Direction,
     /// Rules. Of the sections that protect (`rateLimits`), those of every rule that matches hold; of the sections that shape
-    /// (`headers`, `timeouts`), that of the best match.
+    /// (`headers`, `timeouts`, `retry`, `loadBalancing`, `circuitBreaker`, `failover`), that of the best match.
     #[schemars(length(min = 1, max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub rules: Vec<PolicyRule>,
 }
@@ -190,6 +203,18 @@ pub struct PolicyRule {
     /// Time limits. Shape: the best match wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
+    /// Further tries. Shape: the best match wins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// Which address of a name requests go to. Shapes: the best match wins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancing: Option<LoadBalancing>,
+    /// When an upstream that fails is left alone. Shapes: the best match wins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// Where requests go when their upstream fails. Shapes: the best match wins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<Failover>,
 }
 
 /// What the operator reports for a policy, in the shape of the Gateway API.

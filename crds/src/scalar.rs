@@ -1,4 +1,4 @@
-//! Scalars that a document spells as strings: durations (`1m30s`, `500ms`).
+//! Scalars that a document spells as strings: durations (`1m30s`, `500ms`), sizes (`64Ki`).
 
 use std::{borrow::Cow, fmt, str::FromStr, time};
 
@@ -96,6 +96,71 @@ impl JsonSchema for Duration {
     }
 }
 
+/// A number of bytes in the binary units of Kubernetes quantities: `512`, `64Ki`, `1Mi`, `2Gi`.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Size(pub u64);
+
+impl Size {
+    /// The pattern that the schema carries.
+    pub const PATTERN: &str = "^[0-9]{1,10}(Ki|Mi|Gi)?$";
+
+    /// So many times 1,024 bytes.
+    pub const fn kib(kib: u64) -> Self {
+        Self(kib << 10)
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a size: write bytes, or a number with Ki, Mi or Gi, such as 64Ki");
+        let units = [("Ki", 10), ("Mi", 20), ("Gi", 30)];
+        let cut = units.into_iter().find_map(|(unit, shift)| text.strip_suffix(unit).map(|digits| (digits, shift)));
+        let (digits, shift) = cut.unwrap_or((text, 0));
+        let right = (1..=10).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let number: u64 = digits.parse().ok().filter(|_| right).ok_or_else(wrong)?;
+        Ok(Self(number << shift))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
+        match units.into_iter().find(|(_, shift)| self.0 > 0 && self.0.trailing_zeros() >= *shift) {
+            Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": Self::PATTERN, "maxLength": 12})
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -123,6 +188,19 @@ mod tests {
         let longest = "99999h".repeat(4).parse::<Duration>();
         assert_eq!(longest, Ok(Duration::LONGEST));
         assert_eq!(Duration::LONGEST.to_string().parse(), longest);
+    }
+
+    #[test]
+    fn sizes_are_read_and_written_in_the_largest_unit() {
+        for (text, bytes, canonical) in
+            [("0", 0, "0"), ("512", 512, "512"), ("1024", 1024, "1Ki"), ("64Ki", 65536, "64Ki"), ("2048Mi", 2 << 30, "2Gi")]
+        {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+            assert_eq!(Size(bytes).to_string(), canonical);
+        }
+        for text in ["", "Ki", "1K", "1k", "1.5Mi", "-1", "+1", "1 Ki", "12345678901"] {
+            assert!(text.parse::<Size>().expect_err(text).contains("such as 64Ki"));
+        }
     }
 
     proptest! {

@@ -34,6 +34,7 @@ use crate::{
 
 /// A request as it goes to an upstream.
 pub(crate) struct Call {
+    /// The upstream, by the name or address that it was asked for by.
     pub(crate) key: Key,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
@@ -49,6 +50,13 @@ pub(crate) struct Call {
     pub(crate) timer: Rc<RefCell<Timer>>,
     /// When the client's request began.
     pub(crate) started: StdInstant,
+}
+
+impl Call {
+    /// When the client's request began, by the runtime's clock.
+    pub(crate) fn started(&self) -> Instant {
+        Instant::from_std(self.started)
+    }
 }
 
 /// What an upstream answered.
@@ -79,19 +87,20 @@ impl Failed {
     }
 }
 
-/// Sends a call and waits for the head of its response.
+/// Sends a call to `key` and waits for the head of its response.
 pub(crate) async fn send(
     pool: &Pool,
     metrics: &Metrics,
     meter: &Meter,
     mut labels: RequestLabels,
-    call: Call,
+    key: &Key,
+    call: &Call,
 ) -> Result<Answered, ForwardError> {
     let started = StdInstant::now();
-    let (began, shadow) = (call.started, call.shadow.clone());
-    let outcome = with_retry(pool, metrics, call).await;
-    if let Some(shadow) = shadow {
-        shadow.answered(began.elapsed());
+    let outcome = with_retry(pool, metrics, key, call).await;
+    if let Some(shadow) = &call.shadow {
+        shadow.tried(started.elapsed());
+        shadow.answered(call.started.elapsed());
     }
     match &outcome {
         Ok(Answered::Response(response)) => labels = labels.answered(response.status()),
@@ -102,11 +111,10 @@ pub(crate) async fn send(
     outcome
 }
 
-async fn with_retry(pool: &Pool, metrics: &Metrics, call: Call) -> Result<Answered, ForwardError> {
+async fn with_retry(pool: &Pool, metrics: &Metrics, key: &Key, call: &Call) -> Result<Answered, ForwardError> {
     let limits = Limits { connect: call.timeouts.connect, idle: call.keep, connections: call.max_connections };
-    let host = pool.host(&call.key, &limits);
-    let total = call.timeouts.request.map(|limit| Instant::from_std(call.started) + limit);
-    let attempt = Attempt { pool, metrics, host: &host, limits, call: &call, total };
+    let host = pool.host(key, &limits);
+    let attempt = Attempt { pool, metrics, protocol: key.protocol, host: &host, limits, call, end: End::of(call) };
     match attempt.try_once(false).await {
         Err(Failed { again: true, .. }) => {
             metrics.retries.inc();
@@ -121,14 +129,31 @@ struct Attempt<'a> {
     pool: &'a Pool,
     metrics: &'a Metrics,
     host: &'a Rc<Host>,
+    protocol: Protocol,
     limits: Limits,
     call: &'a Call,
-    total: Option<Instant>,
+    end: Option<End>,
+}
+
+/// When the head of the response has to be there in any case, and the limit that says so.
+#[derive(Clone, Copy)]
+struct End {
+    at: Instant,
+    limit: Duration,
+}
+
+impl End {
+    /// The limit on the whole request, or that on one try, whichever ends first.
+    fn of(call: &Call) -> Option<Self> {
+        let total = call.timeouts.request.map(|limit| Self { at: call.started() + limit, limit });
+        let per_try = call.timeouts.per_try.map(|limit| Self { at: Instant::now() + limit, limit });
+        [total, per_try].into_iter().flatten().min_by_key(|end| end.at)
+    }
 }
 
 impl Attempt<'_> {
     async fn try_once(&self, fresh: bool) -> Result<Answered, Failed> {
-        match self.call.key.protocol {
+        match self.protocol {
             Protocol::Http1 => self.over_h1(fresh).await,
             Protocol::Http2 => Box::pin(self.over_h2()).await,
         }
@@ -219,11 +244,10 @@ impl Attempt<'_> {
 
     /// The limits on a connection for what is left of the whole request's time. An error if nothing is left.
     fn limits(&self) -> Result<Limits, ForwardError> {
-        let Some(total) = self.total else { return Ok(self.limits) };
-        let left = total.saturating_duration_since(Instant::now());
+        let Some(end) = self.end else { return Ok(self.limits) };
+        let left = end.at.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let limit = self.call.timeouts.request.unwrap_or_default();
-            return Err(ForwardError::ResponseTimeout(limit));
+            return Err(ForwardError::ResponseTimeout(end.limit));
         }
         Ok(Limits { connect: self.limits.connect.min(left), ..self.limits })
     }
@@ -267,8 +291,8 @@ impl Attempt<'_> {
     fn deadline(&self) -> (Instant, Duration) {
         let limit = if self.call.upload.is_done() { self.call.timeouts.head } else { self.call.timeouts.idle };
         let head = self.call.upload.moved() + limit;
-        match self.total {
-            Some(total) if total < head => (total, self.call.timeouts.request.unwrap_or(limit)),
+        match self.end {
+            Some(end) if end.at < head => (end.at, end.limit),
             _ => (head, limit),
         }
     }

@@ -76,6 +76,14 @@ pub(crate) enum ForwardError {
         /// The limit.
         max: usize,
     },
+    /// It has failed too often, and is left alone for a while.
+    #[error("{upstream} has failed too often and is left alone")]
+    CircuitOpen {
+        /// The upstream.
+        upstream: String,
+        /// When it is tried again.
+        retry_after: Duration,
+    },
     /// The upstream closed, reset, or spoke something else.
     #[error("the upstream broke off before it answered")]
     Broken(#[source] UpstreamError),
@@ -108,7 +116,7 @@ impl ForwardError {
             Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched | Self::NotSwitched => {
                 StatusCode::BAD_GATEWAY
             }
-            Self::ConnectionLimit { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectionLimit { .. } | Self::CircuitOpen { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
             Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -131,11 +139,30 @@ impl ForwardError {
             },
             Self::ConnectTimeout { .. } => "connection_timeout",
             Self::ConnectionLimit { .. } => "connection_limit_reached",
+            Self::CircuitOpen { .. } => "destination_unavailable",
             Self::Broken(error) => error.reason(),
             Self::Switched | Self::NotSwitched => "http_upgrade_failed",
             Self::NoConfig => "proxy_configuration_error",
             Self::ResponseTimeout(_) => "http_response_timeout",
             Self::Panic => "proxy_internal_error",
+        }
+    }
+
+    /// Whether no connection came to stand, so that nothing of the request was sent.
+    pub(crate) fn is_connect(&self) -> bool {
+        matches!(self, Self::Resolve { .. } | Self::ResolveTimeout { .. } | Self::Connect { .. } | Self::ConnectTimeout { .. })
+    }
+
+    /// Whether it speaks against the upstream.
+    pub(crate) fn is_of_upstream(&self) -> bool {
+        self.is_connect() || matches!(self, Self::Broken(_) | Self::Switched | Self::ResponseTimeout(_))
+    }
+
+    /// After how many seconds another request may fare better.
+    pub(crate) fn retry_after(&self) -> u64 {
+        match self {
+            Self::CircuitOpen { retry_after, .. } => retry_after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1),
+            _ => 1,
         }
     }
 

@@ -194,6 +194,8 @@ pub(crate) struct Timeouts {
     pub(crate) request: Option<Duration>,
     /// A body's pause.
     pub(crate) idle: Duration,
+    /// From the start of one try to the head of its response.
+    pub(crate) per_try: Option<Duration>,
 }
 
 impl Timeouts {
@@ -205,6 +207,7 @@ impl Timeouts {
             head: policy.request.map_or(settings.response_header_timeout.0, |limit| limit.0),
             request: policy.request.map(|limit| limit.0),
             idle: policy.idle.map_or(settings.idle_timeout.0, |limit| limit.0),
+            per_try: policy.per_try.map(|limit| limit.0),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use http::{
@@ -75,6 +75,16 @@ pub(crate) fn keep_alive(headers: &HeaderMap) -> Option<u64> {
         let seconds = || value.trim().trim_matches('"').parse().ok();
         name.trim().eq_ignore_ascii_case("timeout").then(seconds).flatten()
     })
+}
+
+/// How long the sender asks to wait before another request (RFC 9110, section 10.2.3).
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let at = httpdate::parse_http_date(value).ok()?;
+    Some(at.duration_since(now).unwrap_or_default())
 }
 
 /// Sets the fields that carry a switch of protocols to the next hop.
@@ -477,6 +487,24 @@ mod tests {
         }
         for value in ["", "5", "max=3", "timeout", "timeout=", "timeout=-1", "timeout=soon", "timeout=99999999999999999999"] {
             assert_eq!(says(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn time_to_wait_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let says = |value: &'static str| retry_after(&headers(&[("retry-after", value)]), now).map(|wait| wait.as_secs());
+        let cases = [
+            ("7", Some(7)),
+            ("0", Some(0)),
+            ("99999999999999999999", Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sun, 06 Nov 1994 08:49:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ];
+        for (value, seconds) in cases {
+            assert_eq!(says(value), seconds, "{value}");
         }
     }
 

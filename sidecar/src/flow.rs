@@ -16,6 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::task::AtomicWaker;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
@@ -41,6 +42,9 @@ pub(crate) enum FlowError {
     /// Nothing came for too long.
     #[error("the body paused for longer than {0:?}")]
     Idle(Duration),
+    /// Another try has the body now.
+    #[error("the request goes on elsewhere")]
+    Elsewhere,
 }
 
 /// Why a client's body could not be read.
@@ -287,10 +291,17 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// The client's body on its way to the upstream. Clones share it: a try that gave up without touching it leaves it whole for the
 /// next one, and the connection's owner sees from outside whether it is sent.
 #[derive(Clone)]
-pub(crate) struct Upload(Rc<Shared>);
+pub(crate) struct Upload {
+    shared: Rc<Shared>,
+    /// Which try this is for: what is left of an earlier one gets nothing any more.
+    turn: u32,
+}
 
 struct Shared {
     body: RefCell<ClientBody>,
+    /// What was taken, for a further try.
+    kept: RefCell<Option<Kept>>,
+    turn: Cell<u32>,
     silence: RefCell<Silence>,
     limit: Duration,
     gate: Option<Gate>,
@@ -314,8 +325,10 @@ impl Upload {
     /// An upload that may pause for `idle`, and is watched by another limit. With `expects`, it waits for the upstream to ask for it.
     pub(crate) fn new(body: ClientBody, idle: Duration, expects: bool, shadow: Option<Rc<Shadow>>) -> Self {
         let done = body.is_end_stream();
-        Self(Rc::new(Shared {
+        let shared = Rc::new(Shared {
             body: RefCell::new(body),
+            kept: RefCell::default(),
+            turn: Cell::new(0),
             silence: RefCell::new(Silence::watched(idle, shadow)),
             limit: idle,
             gate: (expects && !done).then(Gate::new),
@@ -324,55 +337,86 @@ impl Upload {
             failure: Cell::new(None),
             sent: Cell::new(0),
             moved: Cell::new(Instant::now()),
-        }))
+        });
+        Self { shared, turn: 0 }
+    }
+
+    /// Keeps what is taken from now on for a further try, up to `max` bytes.
+    pub(crate) fn keep(&self, max: usize) {
+        self.shared.kept.replace(Some(Kept { max, ..Kept::default() }));
+    }
+
+    /// Whether a further try can have all of it.
+    pub(crate) fn is_whole(&self) -> bool {
+        let kept = || self.shared.kept.borrow().as_ref().is_some_and(|kept| !kept.lost);
+        self.failure().is_none() && (!self.is_touched() || kept())
+    }
+
+    /// The upload for a further try, from its start. Must be [whole](Self::is_whole).
+    pub(crate) fn again(&self) -> Self {
+        let shared = &self.shared;
+        let mut left = !shared.body.borrow().is_end_stream();
+        if let Some(kept) = &mut *shared.kept.borrow_mut() {
+            kept.next = 0;
+            left |= !kept.pieces.is_empty();
+        }
+        shared.touched.set(false);
+        shared.done.set(!left);
+        shared.turn.set(shared.turn.get() + 1);
+        Self { shared: Rc::clone(shared), turn: shared.turn.get() }
     }
 
     /// What opens the gate of an upload that waits to be asked for.
     pub(crate) fn permission(&self) -> Option<Permission> {
-        self.0.gate.as_ref().map(|gate| Permission(Arc::clone(&gate.asked)))
+        self.shared.gate.as_ref().map(|gate| Permission(Arc::clone(&gate.asked)))
     }
 
     /// Whether the upstream's connection has taken all of it.
     pub(crate) fn is_done(&self) -> bool {
-        self.0.done.get()
+        self.shared.done.get()
     }
 
     /// The connection has taken as much as was announced; the end may follow by itself.
     pub(crate) fn taken(&self) {
-        self.0.done.set(true);
+        self.shared.done.set(true);
     }
 
     /// Whether it still waits to be asked for.
     pub(crate) fn is_held(&self) -> bool {
-        self.0.gate.as_ref().is_some_and(|gate| !gate.asked.open.load(Ordering::Acquire))
+        self.shared.gate.as_ref().is_some_and(|gate| !gate.asked.open.load(Ordering::Acquire))
     }
 
     /// Whether a part of it was taken, so that another try can't have it whole.
     pub(crate) fn is_touched(&self) -> bool {
-        self.0.touched.get()
+        self.shared.touched.get()
     }
 
     pub(crate) fn failure(&self) -> Option<Failure> {
-        self.0.failure.get()
+        self.shared.failure.get()
     }
 
     /// Bytes taken so far.
     pub(crate) fn sent(&self) -> u64 {
-        self.0.sent.get()
+        self.shared.sent.get()
     }
 
     /// When it last moved.
     pub(crate) fn moved(&self) -> Instant {
-        self.0.moved.get()
+        self.shared.moved.get()
     }
 
     /// A new try begins: its time counts from now.
     pub(crate) fn restart(&self) {
-        self.0.moved.set(Instant::now());
+        self.shared.moved.set(Instant::now());
+    }
+
+    /// Whether a piece that was kept is left to be given.
+    fn has_kept(&self) -> bool {
+        self.shared.kept.borrow().as_ref().is_some_and(|kept| kept.next < kept.pieces.len())
     }
 
     fn fail(&self, failure: Failure) {
-        self.0.failure.set(Some(failure));
+        self.shared.failure.set(Some(failure));
     }
 }
 
@@ -381,9 +425,19 @@ impl Body for Upload {
     type Error = FlowError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
-        let shared = &self.0;
+        let shared = &self.shared;
+        if self.turn != shared.turn.get() {
+            return Poll::Ready(Some(Err(FlowError::Elsewhere)));
+        }
         if let Some(gate) = &shared.gate {
             ready!(gate.poll(cx));
+        }
+        let kept = shared.kept.borrow_mut().as_mut().and_then(Kept::next);
+        if let Some(frame) = kept {
+            shared.touched.set(true);
+            shared.moved.set(Instant::now());
+            shared.done.set(frame.is_trailers() || !self.has_kept() && shared.body.borrow().is_end_stream());
+            return Poll::Ready(Some(Ok(frame)));
         }
         let mut body = shared.body.borrow_mut();
         let Poll::Ready(polled) = body.poll_frame(cx) else {
@@ -398,6 +452,9 @@ impl Body for Upload {
             Some(Ok(frame)) => {
                 shared.sent.set(shared.sent.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
                 shared.done.set(frame.is_trailers() || body.is_end_stream());
+                if let Some(kept) = &mut *shared.kept.borrow_mut() {
+                    kept.add(&frame);
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
@@ -412,11 +469,63 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.body.borrow().is_end_stream()
+        self.shared.body.borrow().is_end_stream() && !self.has_kept()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.body.borrow().size_hint()
+        let hint = self.shared.body.borrow().size_hint();
+        self.shared.kept.borrow().as_ref().map_or(hint, |kept| with(hint, kept.left()))
+    }
+}
+
+/// What an upload has given away, to give it once more.
+#[derive(Default)]
+struct Kept {
+    pieces: Vec<Piece>,
+    /// The first that the current try has not had.
+    next: usize,
+    bytes: usize,
+    max: usize,
+    /// There was too much of it.
+    lost: bool,
+}
+
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Kept {
+    /// Keeps a frame that was taken for the first time.
+    fn add(&mut self, frame: &Frame<Bytes>) {
+        if self.lost {
+            return;
+        }
+        self.bytes += frame.data_ref().map_or(0, Bytes::len);
+        if self.bytes > self.max {
+            self.pieces = Vec::new();
+            (self.next, self.lost) = (0, true);
+            return;
+        }
+        self.pieces.extend(frame.data_ref().cloned().map(Piece::Data));
+        self.pieces.extend(frame.trailers_ref().cloned().map(Piece::Trailers));
+        self.next = self.pieces.len();
+    }
+
+    /// The next piece for a further try.
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        let piece = self.pieces.get(self.next)?;
+        self.next += 1;
+        Some(match piece {
+            Piece::Data(data) => Frame::data(data.clone()),
+            Piece::Trailers(trailers) => Frame::trailers(trailers.clone()),
+        })
+    }
+
+    /// Bytes that a further try has not had.
+    fn left(&self) -> u64 {
+        let len = |piece: &Piece| if let Piece::Data(data) = piece { data.len() as u64 } else { 0 };
+        self.pieces[self.next..].iter().map(len).sum()
     }
 }
 

@@ -30,6 +30,7 @@ pub mod server;
 mod shadow;
 pub mod source;
 mod timer;
+mod tries;
 mod tunnel;
 mod upstream;
 mod websocket;

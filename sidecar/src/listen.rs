@@ -323,7 +323,7 @@ impl OpenListener {
 }
 
 /// Reads `http://host:port` or `h2c://host:port`.
-fn parse_upstream(text: &str) -> Result<Key, String> {
+pub(crate) fn parse_upstream(text: &str) -> Result<Key, String> {
     let wrong = || format!("{text:?} is no upstream: write http://host:port or h2c://host:port");
     let uri: Uri = text.parse().map_err(|_| wrong())?;
     let protocol = match uri.scheme_str() {

@@ -3,10 +3,13 @@
 
 use std::{
     fmt::{self, Write as _},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use crds::policy::Direction;
+use crds::policy::{Direction, Mode};
 use http::{Method, StatusCode, Version};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
@@ -51,6 +54,9 @@ pub struct Metrics {
     pub panics: Counter,
     /// Attempts that were made again on a fresh connection.
     pub retries: Counter,
+    /// What the sections about tries did.
+    pub policy_events: Family<EventLabels, Counter>,
+    policy_series: AtomicUsize,
     /// Names that were asked for, by what came of it.
     pub lookups: Family<OutcomeLabels, Counter>,
     /// Addresses that were too old when a connection needed them.
@@ -85,6 +91,8 @@ impl Metrics {
             dropped: Family::default(),
             panics: Counter::default(),
             retries: Counter::default(),
+            policy_events: Family::default(),
+            policy_series: AtomicUsize::new(0),
             lookups: Family::default(),
             dns_stale: Counter::default(),
             upstream_open: Gauge::default(),
@@ -115,6 +123,11 @@ impl Metrics {
         registry.register("fetchr_dropped", "What was refused for want of room, by reason", self.dropped.clone());
         registry.register("fetchr_panics", "Panics that were caught; each cost one connection", self.panics.clone());
         registry.register("fetchr_upstream_retries", "Attempts made again on a fresh connection", self.retries.clone());
+        registry.register(
+            "fetchr_upstream_policy_events",
+            "What retry, loadBalancing, circuitBreaker and failover did, or would have done in mode Shadow",
+            self.policy_events.clone(),
+        );
         registry.register("fetchr_dns_lookups", "Names that were looked up, by what came of it", self.lookups.clone());
         registry.register(
             "fetchr_dns_stale",
@@ -151,6 +164,17 @@ impl Metrics {
     /// Counts a failure.
     pub fn error(&self, direction: Direction, reason: &'static str) {
         self.errors.get_or_create(&ReasonLabels { direction: direction.into(), reason }).inc();
+    }
+
+    /// Counts what a section about tries did.
+    pub(crate) fn policy_event(&self, route: &Arc<str>, section: &'static str, event: &'static str, mode: Mode) {
+        let mode = if mode == Mode::Shadow { "shadow" } else { "enforce" };
+        let mut labels = EventLabels { route: Arc::clone(route), section, event, mode };
+        let known = self.policy_events.get(&labels).is_some();
+        if !known && self.policy_series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
+            labels.route = OTHER.into();
+        }
+        self.policy_events.get_or_create_owned(&labels).inc();
     }
 
     /// Counts a name that was looked up.
@@ -275,6 +299,19 @@ pub struct ReasonLabels {
     pub direction: DirectionLabel,
     /// A word from the code, never from a peer.
     pub reason: &'static str,
+}
+
+/// Labels of what a section about tries did.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct EventLabels {
+    /// `namespace/policy/rule`.
+    pub route: Arc<str>,
+    /// The section's field.
+    pub section: &'static str,
+    /// A word from the code.
+    pub event: &'static str,
+    /// `enforce` or `shadow`.
+    pub mode: &'static str,
 }
 
 /// Labels of a count by outcome.

@@ -20,6 +20,7 @@ use crate::{
     io::ReadAhead,
     metrics::RequestLabels,
     reply::{self, Stop},
+    tries,
     tunnel::{self, Switch},
     upstream::{Endpoint, Key, Protocol},
     websocket,
@@ -100,7 +101,12 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Resul
     let labels = RequestLabels::new(ex.connection.direction, &call.method, version, ex.route.label());
     let streamed = ex.version == Version::HTTP_2 && websocket::is_asked(&call.headers);
     let key = if streamed { websocket::key_of(&call.headers).cloned() } else { None };
-    match attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, call).await? {
+    let answered = if ex.route.has_tries() {
+        Box::pin(tries::send(ex, labels, call)).await?
+    } else {
+        attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call).await?
+    };
+    match answered {
         // To a CONNECT that would be a tunnel, which there is none of.
         Answered::Response(response) if streamed && response.status().is_success() => Err(ForwardError::NotSwitched.into()),
         Answered::Response(mut response) => {
@@ -233,7 +239,7 @@ fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody, switches: bool)
 }
 
 /// The target as the protocol of the upstream writes it: with the host in `Host`, or in `:authority`.
-fn addressed(key: &Key, uri: Uri, headers: &mut http::HeaderMap, authority: &str) -> Result<Uri, ForwardError> {
+pub(crate) fn addressed(key: &Key, uri: Uri, headers: &mut http::HeaderMap, authority: &str) -> Result<Uri, ForwardError> {
     let wrong = || ForwardError::BadRequest("the host is not one");
     let authority = if authority.is_empty() { Cow::Owned(key.endpoint.to_string()) } else { Cow::Borrowed(authority) };
     match key.protocol {

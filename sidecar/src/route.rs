@@ -7,6 +7,7 @@ mod cel;
 mod condition;
 mod explain;
 mod path;
+mod shaping;
 mod spelling;
 
 use std::{
@@ -25,12 +26,19 @@ use smallvec::{SmallVec, smallvec};
 use self::{
     condition::{Conditions, HostPattern, Miss},
     path::{Index, Pattern},
+    shaping::{Kind, Kinds, Won},
 };
 pub use self::{
     explain::{Explanation, LimitNamed, RuleVerdict, SectionVerdict},
     spelling::{BadPath, Spelling},
 };
-use crate::{edit::headers::HeaderEdits, facts::Facts, limit::Limit, shadow::Shadow};
+use crate::{
+    edit::headers::HeaderEdits,
+    facts::Facts,
+    limit::Limit,
+    shadow::Shadow,
+    upstream::{balance::Balancing, breaker::Breaking, failover::Standby, retry::Retrying},
+};
 
 /// Evaluations of CEL conditions that ended in an error; such a match does not hold.
 static CEL_ERRORS: LazyLock<Counter> = LazyLock::new(Counter::default);
@@ -94,9 +102,15 @@ struct Rule {
     name: String,
     /// `namespace/policy/rule`.
     label: Arc<str>,
+    /// The shaping sections that it has.
+    kinds: Kinds,
     headers: Option<HeaderEdits>,
     limits: Vec<Arc<Limit>>,
     timeouts: Option<Timeouts>,
+    retry: Option<Retrying>,
+    balancing: Option<Balancing>,
+    breaking: Option<Breaking>,
+    standby: Option<Standby>,
 }
 
 #[derive(Debug)]
@@ -257,6 +271,16 @@ impl Rule {
         Ok(Self {
             policy: policy.clone(),
             name: rule.name.clone(),
+            kinds: Kinds::of(rule),
+            retry: rule.retry.as_ref().map(|section| Retrying::build(&label, section)).transpose().map_err(wrong)?,
+            balancing: rule
+                .load_balancing
+                .as_ref()
+                .map(|section| Balancing::build(&label, section))
+                .transpose()
+                .map_err(wrong)?,
+            breaking: rule.circuit_breaker.as_ref().map(|section| Breaking::build(&label, section)),
+            standby: rule.failover.as_ref().map(|section| Standby::build(&label, section)).transpose().map_err(wrong)?,
             headers: rule.headers.as_ref().map(headers).transpose().map_err(wrong)?,
             limits: rule.rate_limits.iter().map(limit).collect::<Result<_, _>>().map_err(wrong)?,
             timeouts: rule.timeouts,
@@ -301,36 +325,36 @@ fn number(index: usize) -> u32 {
 pub struct Route {
     table: Arc<Table>,
     best: Option<u32>,
-    headers: Option<u32>,
-    timeouts: Option<u32>,
+    /// The rules that have won the shaping sections.
+    won: Won,
     /// Rules with limits that match, and by which of their matches.
     limits: SmallVec<[(u32, Option<u8>); 4]>,
 }
 
 impl Route {
     fn none(table: &Arc<Table>) -> Self {
-        Self { table: Arc::clone(table), best: None, headers: None, timeouts: None, limits: SmallVec::new() }
+        Self { table: Arc::clone(table), best: None, won: Won::default(), limits: SmallVec::new() }
     }
 
     /// Whether another match of this rule could still change something.
     fn needs(&self, rule: u32) -> bool {
-        let Rule { headers, limits, timeouts, .. } = &self.table.rules[rule as usize];
+        let Rule { kinds, limits, .. } = &self.table.rules[rule as usize];
         let limited = || self.limits.iter().any(|(counted, _)| *counted == rule);
-        self.best.is_none()
-            || (headers.is_some() && self.headers.is_none())
-            || (timeouts.is_some() && self.timeouts.is_none())
-            || (!limits.is_empty() && !limited())
+        self.best.is_none() || self.won.lacks(*kinds) || (!limits.is_empty() && !limited())
     }
 
     fn take(&mut self, entry: &Entry) {
-        let Rule { headers, limits, timeouts, .. } = &self.table.rules[entry.rule as usize];
-        let rule = Some(entry.rule);
-        self.best = self.best.or(rule);
-        self.headers = self.headers.or(rule.filter(|_| headers.is_some()));
-        self.timeouts = self.timeouts.or(rule.filter(|_| timeouts.is_some()));
+        let Rule { kinds, limits, .. } = &self.table.rules[entry.rule as usize];
+        self.best = self.best.or(Some(entry.rule));
+        self.won.take(*kinds, entry.rule);
         if !limits.is_empty() && !self.limits.iter().any(|(counted, _)| *counted == entry.rule) {
             self.limits.push((entry.rule, entry.matched));
         }
+    }
+
+    /// The rule that has won a section.
+    fn winner(&self, kind: Kind) -> Option<&Rule> {
+        self.won.rule(kind).map(|rule| &self.table.rules[rule as usize])
     }
 
     /// `namespace/policy/rule` of the best match, for logs and metrics; empty if no rule matched.
@@ -341,20 +365,45 @@ impl Route {
 
     /// Changes to header fields, in the mode that the section has.
     pub fn headers(&self) -> Option<&HeaderEdits> {
-        self.table.rules[self.headers? as usize].headers.as_ref()
+        self.winner(Kind::Headers)?.headers.as_ref()
     }
 
     /// Time limits that act: what is absent keeps the FetchrProxy's value.
     pub fn timeouts(&self) -> Timeouts {
-        let won = self.timeouts.and_then(|rule| self.table.rules[rule as usize].timeouts);
+        let won = self.winner(Kind::Timeouts).and_then(|rule| rule.timeouts);
         won.filter(|timeouts| timeouts.mode == Mode::Enforce).unwrap_or_default()
     }
 
     /// Time limits that only watch.
     pub(crate) fn shadow_timeouts(&self) -> Option<Shadow> {
-        let rule = &self.table.rules[self.timeouts? as usize];
+        let rule = self.winner(Kind::Timeouts)?;
         let limits = rule.timeouts.filter(|timeouts| timeouts.mode == Mode::Shadow)?;
         Some(Shadow::new(Arc::clone(&rule.label), limits))
+    }
+
+    /// Whether anything is said about how its upstream is asked.
+    pub(crate) fn has_tries(&self) -> bool {
+        self.won.has(Kinds::TRIES)
+    }
+
+    /// Further tries, unless disabled.
+    pub(crate) fn retry(&self) -> Option<&Retrying> {
+        self.winner(Kind::Retry)?.retry.as_ref().filter(|section| section.mode != Mode::Disabled)
+    }
+
+    /// The choice of an address, unless disabled.
+    pub(crate) fn balancing(&self) -> Option<&Balancing> {
+        self.winner(Kind::LoadBalancing)?.balancing.as_ref().filter(|section| section.mode != Mode::Disabled)
+    }
+
+    /// The circuit breaker, unless disabled.
+    pub(crate) fn breaking(&self) -> Option<&Breaking> {
+        self.winner(Kind::CircuitBreaker)?.breaking.as_ref().filter(|section| section.mode != Mode::Disabled)
+    }
+
+    /// The second upstream, unless disabled.
+    pub(crate) fn standby(&self) -> Option<&Standby> {
+        self.winner(Kind::Failover)?.standby.as_ref().filter(|section| section.mode != Mode::Disabled)
     }
 
     /// Whether any limit holds.

@@ -17,7 +17,7 @@ use crate::{
     listen::{Acceptor, Cap, Explicit, ListenError, Listening},
     metrics::Metrics,
     own::Own,
-    upstream::{connect::Connector, pool::Caps, resolve::Resolver},
+    upstream::{connect::Connector, pool::Caps, resolve::Resolver, standing::Standing},
     worker::{Pod, Vias, Workers},
 };
 
@@ -77,6 +77,7 @@ impl Server {
             limiter,
             drain,
             caps: Arc::new(Caps::default()),
+            standing: Arc::new(Standing::default()),
             connector: Arc::new(Connector::new(
                 Resolver::new(setup.name_servers.clone(), Arc::clone(&metrics)),
                 Arc::clone(&own),

@@ -59,6 +59,11 @@ impl Shadow {
         self.check(2, "request", self.limits.request, took);
     }
 
+    /// One try took so long to the head of its response, or its failure.
+    pub(crate) fn tried(&self, took: Duration) {
+        self.check(8, "perTry", self.limits.per_try, took);
+    }
+
     /// A body paused for so long.
     pub(crate) fn paused(&self, took: Duration) {
         self.check(4, "idle", self.limits.idle, took);

@@ -6,12 +6,17 @@ use ::h2::Reason;
 
 use crate::h1::{chunked::BadChunk, framing::BadFraming, head::BadHead};
 
+pub(crate) mod balance;
+pub(crate) mod breaker;
 pub(crate) mod connect;
+pub(crate) mod failover;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod pool;
 mod race;
 pub(crate) mod resolve;
+pub(crate) mod retry;
+pub(crate) mod standing;
 
 /// Interim responses to one request, at most.
 const MAX_INTERIM: u32 = 16;
@@ -117,6 +122,24 @@ pub(crate) struct Key {
     pub(crate) endpoint: Endpoint,
     /// How.
     pub(crate) protocol: Protocol,
+}
+
+impl Key {
+    /// The same at one of its addresses.
+    pub(crate) fn at(&self, address: SocketAddr) -> Self {
+        Self { endpoint: Endpoint::Address(address), ..self.clone() }
+    }
+}
+
+/// What a try says of its upstream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Verdict {
+    /// It is well.
+    Good,
+    /// It failed.
+    Bad,
+    /// Nothing: the client left, or a limit of ours ended it.
+    Neutral,
 }
 
 /// The limits that hold for one request's connection.

@@ -27,8 +27,10 @@ use crate::{
     own::Own,
     tunnel,
     upstream::{
+        balance::Balancer,
         connect::Connector,
         pool::{Caps, Pool},
+        standing::{Seen, Standing},
     },
 };
 
@@ -44,6 +46,7 @@ pub(crate) struct Pod {
     pub(crate) drain: drain::Handle,
     pub(crate) caps: Arc<Caps>,
     pub(crate) connector: Arc<Connector>,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) own: Arc<Own>,
     pub(crate) via: Arc<Vias>,
 }
@@ -70,6 +73,10 @@ pub(crate) struct Worker {
     pub(crate) connector: Arc<Connector>,
     pub(crate) via: Arc<Vias>,
     pub(crate) pool: Rc<Pool>,
+    /// How its upstreams stand, for all workers.
+    pub(crate) seen: Seen,
+    /// The names that it balances.
+    pub(crate) balancer: Balancer,
     /// What its requests are counted by.
     pub(crate) meter: Rc<Meter>,
     /// The time of day for `Date` fields.
@@ -157,9 +164,10 @@ impl Seat {
 async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
-    let Pod { config, metrics, limiter, drain, connector, via, .. } = pod;
+    let Pod { config, metrics, limiter, drain, connector, standing, via, .. } = pod;
+    let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
-    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, via, pool, meter, date });
+    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, via, pool, seen, balancer, meter, date });
     while let Some((stream, arrival, busy)) = incoming.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => {

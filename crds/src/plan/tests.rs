@@ -515,5 +515,6 @@ proptest! {
 
 #[test]
 fn features_are_the_names_of_the_sections() {
-    assert_eq!(FEATURES, ["headers", "rateLimits", "timeouts"]);
+    let names = ["headers", "rateLimits", "timeouts", "retry", "loadBalancing", "circuitBreaker", "failover"];
+    assert_eq!(FEATURES, names);
 }

@@ -12,8 +12,8 @@ use crate::{
 };
 
 const LIMITS_SOMETHING: Rule = Rule::new(
-    "has(self.connect) || has(self.request) || has(self.idle) || self.mode == 'Disabled'",
-    "write connect, request or idle; a section without any needs mode Disabled",
+    "has(self.connect) || has(self.request) || has(self.idle) || has(self.perTry) || self.mode == 'Disabled'",
+    "write connect, request, idle or perTry; a section without any needs mode Disabled",
 );
 
 /// Time limits. What is absent keeps the FetchrProxy's value.
@@ -33,6 +33,9 @@ pub struct Timeouts {
     /// Without a byte in either direction while a body is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Duration>,
+    /// From the start of a single try to the head of its response; a section `retry` may have another follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_try: Option<Duration>,
 }
 
 impl PolicyKind for Timeouts {
@@ -40,7 +43,7 @@ impl PolicyKind for Timeouts {
     const PROTECTS: bool = false;
 
     fn check(&self, at: &FieldPath, problems: &mut Problems) {
-        let limits = [("connect", self.connect), ("request", self.request), ("idle", self.idle)];
+        let limits = [("connect", self.connect), ("request", self.request), ("idle", self.idle), ("perTry", self.per_try)];
         let acts = limits.iter().any(|(_, limit)| limit.is_some()) || self.mode == Mode::Disabled;
         LIMITS_SOMETHING.check(acts, at, problems);
         for (name, limit) in limits {

@@ -11,6 +11,7 @@ use super::{
     Entry, Rule, Table, cel,
     condition::{Conditions, Miss},
     path::Pattern,
+    shaping::{Kind, Won},
 };
 use crate::{ask::redact, facts::Facts};
 
@@ -66,7 +67,7 @@ pub struct RuleVerdict {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SectionVerdict {
-    /// `headers`, `rateLimits`, `timeouts`.
+    /// `headers`, `rateLimits`, `timeouts`, ...
     pub section: String,
     /// Whether it holds. A section that holds in mode Disabled does nothing, and keeps others from acting.
     pub applies: bool,
@@ -134,7 +135,7 @@ fn not_of(table: &Table) -> String {
 fn verdicts<'a>(table: &'a Table, facts: &Facts<'_>, path: &str, others: &[String]) -> (Option<&'a Rule>, Vec<RuleVerdict>) {
     let request = cel::Request::new(facts, path);
     let mut found: Vec<(u32, &Entry, RuleVerdict)> = Vec::new();
-    let (mut best, mut headers, mut timeouts) = (None, None, None);
+    let (mut best, mut won) = (None, Won::default());
     for entry in &table.entries {
         let rule = &table.rules[entry.rule as usize];
         let known = found.iter_mut().find(|(id, at, _)| *id == entry.rule && at.attachment == entry.attachment);
@@ -155,10 +156,9 @@ fn verdicts<'a>(table: &'a Table, facts: &Facts<'_>, path: &str, others: &[Strin
         }
         verdict.why_not.clear();
         verdict.matched = Some(entry.matched.map_or_else(|| "every request".to_owned(), |at| format!("matches[{at}]")));
-        verdict.sections = sections(rule, headers, timeouts);
+        verdict.sections = sections(table, rule, &won);
         best = best.or(Some(rule));
-        headers = headers.or(rule.headers.is_some().then_some(rule));
-        timeouts = timeouts.or(rule.timeouts.is_some().then_some(rule));
+        won.take(rule.kinds, entry.rule);
     }
     (best, found.into_iter().map(|(_, _, verdict)| verdict).collect())
 }
@@ -174,26 +174,27 @@ fn unmatched(rule: &Rule, entry: &Entry) -> RuleVerdict {
     }
 }
 
-/// The sections of a rule that matches. `headers` and `timeouts` are the rules that have won these sections already.
-fn sections(rule: &Rule, headers: Option<&Rule>, timeouts: Option<&Rule>) -> Vec<SectionVerdict> {
-    let shaping = |section: &str, mode, winner: Option<&Rule>| {
+/// The sections of a rule that matches. `won` are those that others have won already.
+fn sections(table: &Table, rule: &Rule, won: &Won) -> Vec<SectionVerdict> {
+    let shaping = |kind: Kind| {
+        let mode = rule.kinds.mode(kind)?;
+        let winner = won.rule(kind).map(|winner| &table.rules[winner as usize]);
         // A second attachment of the same rule does not lose to itself.
         let lost_to = winner.filter(|winner| !std::ptr::eq(*winner, rule)).map(|winner| winner.label.to_string());
-        SectionVerdict { section: section.to_owned(), applies: lost_to.is_none(), mode: Some(mode), limits: Vec::new(), lost_to }
+        let section = kind.name().to_owned();
+        Some(SectionVerdict { section, applies: lost_to.is_none(), mode: Some(mode), limits: Vec::new(), lost_to })
     };
     let limits = || rule.limits.iter().map(|limit| LimitNamed { name: limit.name().to_owned(), mode: limit.mode() }).collect();
-    let mut sections = Vec::new();
-    sections.extend(rule.headers.as_ref().map(|section| shaping("headers", section.mode, headers)));
-    if !rule.limits.is_empty() {
-        sections.push(SectionVerdict {
-            section: "rateLimits".to_owned(),
-            applies: true,
-            mode: None,
-            limits: limits(),
-            lost_to: None,
-        });
-    }
-    sections.extend(rule.timeouts.map(|section| shaping("timeouts", section.mode, timeouts)));
+    let limited = (!rule.limits.is_empty()).then(|| SectionVerdict {
+        section: "rateLimits".to_owned(),
+        applies: true,
+        mode: None,
+        limits: limits(),
+        lost_to: None,
+    });
+    let mut sections: Vec<_> = Kind::ALL.into_iter().filter_map(shaping).collect();
+    sections.extend(limited);
+    sections.sort_by(|a, b| a.section.cmp(&b.section));
     sections
 }
 

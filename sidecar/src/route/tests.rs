@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use crds::{
     plan::{AttachedPolicy, Attachment, Identity, ObjectRef, Plan},
     policy::{
-        Headers, Match, PolicyRule, RateLimit,
+        CircuitBreaker, Headers, Match, PolicyRule, RateLimit,
         headers::{Edits, Field},
         matches::{PathKind, PathMatch, ValueKind, ValueMatch},
         rate_limits,
@@ -33,7 +33,7 @@ fn limit(name: &str) -> RateLimit {
 
 /// A rule that sets `x-rule` to its name and has a limit of its name.
 fn rule(name: &str, matches: Vec<Match>) -> PolicyRule {
-    PolicyRule { name: name.to_owned(), matches, headers: headers(name), rate_limits: vec![limit(name)], timeouts: None }
+    PolicyRule { name: name.to_owned(), matches, headers: headers(name), rate_limits: vec![limit(name)], ..PolicyRule::default() }
 }
 
 fn path(kind: PathKind, value: &str) -> Match {
@@ -322,8 +322,8 @@ fn any_match() -> impl Strategy<Value = Match> {
     })
 }
 
-fn any_rule() -> impl Strategy<Value = (Vec<Match>, bool, bool, bool)> {
-    (proptest::collection::vec(any_match(), 0..3), any::<bool>(), any::<bool>(), any::<bool>())
+fn any_rule() -> impl Strategy<Value = (Vec<Match>, [bool; 4])> {
+    (proptest::collection::vec(any_match(), 0..3), any::<[bool; 4]>())
 }
 
 fn any_policies() -> impl Strategy<Value = Vec<AttachedPolicy>> {
@@ -337,16 +337,21 @@ fn any_policies() -> impl Strategy<Value = Vec<AttachedPolicy>> {
         let numbered = policies.into_iter().enumerate();
         numbered
             .map(|(at, (attachment, rules))| {
-                let rules = rules.into_iter().enumerate().map(|(number, (matches, with_headers, with_limits, with_timeouts))| {
-                    let name = format!("p{at}-r{number}");
-                    PolicyRule {
-                        headers: headers(&name).filter(|_| with_headers),
-                        rate_limits: with_limits.then(|| limit(&name)).into_iter().collect(),
-                        timeouts: with_timeouts.then(Timeouts::default),
-                        matches,
-                        name,
-                    }
-                });
+                let rules = rules.into_iter().enumerate().map(
+                    |(number, (matches, [with_headers, with_limits, with_timeouts, with_breaker]))| {
+                        let name = format!("p{at}-r{number}");
+                        PolicyRule {
+                            headers: headers(&name).filter(|_| with_headers),
+                            rate_limits: with_limits.then(|| limit(&name)).into_iter().collect(),
+                            timeouts: with_timeouts.then(Timeouts::default),
+                            circuit_breaker: with_breaker
+                                .then(|| serde_json::from_str::<CircuitBreaker>(r#"{"consecutiveFailures": 5}"#).unwrap()),
+                            matches,
+                            name,
+                            ..PolicyRule::default()
+                        }
+                    },
+                );
                 attached(&format!("p{at}"), attachment, rules.collect())
             })
             .collect()
@@ -381,8 +386,10 @@ proptest! {
         let (won, limits) = request.at(&routes);
         prop_assert_eq!(holding(&explained, "headers"), won.into_iter().collect::<Vec<_>>());
         prop_assert_eq!(holding(&explained, "rateLimits"), limits);
-        let timeouts: Vec<_> = route.timeouts.map(|rule| routes.table.rules[rule as usize].name.clone()).into_iter().collect();
-        prop_assert_eq!(holding(&explained, "timeouts"), timeouts);
+        for kind in [Kind::Timeouts, Kind::CircuitBreaker] {
+            let winner: Vec<_> = route.winner(kind).map(|rule| rule.name.clone()).into_iter().collect();
+            prop_assert_eq!(holding(&explained, kind.name()), winner);
+        }
         prop_assert_eq!(route.label().to_string(), explained.route.clone().unwrap_or_default());
         for rule in &explained.rules {
             prop_assert_eq!(rule.matched.is_some(), rule.why_not.is_empty());

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -42,6 +42,11 @@ impl Connector {
     /// A connector that refuses the addresses of `own`.
     pub(crate) fn new(resolver: Resolver, own: Arc<Own>) -> Self {
         Self { resolver, own, turn: AtomicUsize::new(0), v4_first: Mutex::default() }
+    }
+
+    /// The addresses of a host, within `limit`.
+    pub(crate) async fn resolve(&self, host: &Arc<str>, limit: Duration) -> Result<Arc<[IpAddr]>, ForwardError> {
+        self.resolver.resolve(host, limit).await
     }
 
     /// Opens a connection within `limit`. The addresses of a name race.

@@ -15,5 +15,6 @@ mod paths;
 mod pool;
 mod strict;
 mod support;
+mod tries;
 mod tunnel;
 mod websocket;

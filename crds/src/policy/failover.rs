@@ -1,0 +1,42 @@
+//! The section `failover`: where requests go when their upstream fails.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Mode, PolicyKind};
+use crate::{
+    check::{UPSTREAM_PATTERN, check_upstream},
+    problems::{FieldPath, Problems},
+    rule::Rule,
+};
+
+const GOES_SOMEWHERE: Rule =
+    Rule::new("has(self.upstream) || self.mode == 'Disabled'", "write an upstream; a section without one needs mode Disabled")
+        .at(".upstream");
+
+/// A second upstream. A request goes there if the first one's name can't be resolved, no connection comes to stand, or its circuit is open; with a section
+/// `retry` also if its tries are used up and the last one failed in a way that allows another. `Host` stays as it is.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [GOES_SOMEWHERE]))]
+#[serde(rename_all = "camelCase")]
+pub struct Failover {
+    /// Whether the section acts.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Where to, such as `http://standby.example:8080`; `h2c://` speaks HTTP/2 in clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512), regex(pattern = UPSTREAM_PATTERN))]
+    pub upstream: Option<String>,
+}
+
+impl PolicyKind for Failover {
+    const NAME: &'static str = "failover";
+    const PROTECTS: bool = false;
+
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        GOES_SOMEWHERE.check(self.upstream.is_some() || self.mode == Mode::Disabled, at, problems);
+        if let Some(upstream) = &self.upstream {
+            check_upstream(upstream, &at.field("upstream"), problems);
+        }
+    }
+}
