@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -36,9 +36,8 @@ use crate::{
 pub(crate) struct Call {
     /// The upstream, by the name or address that it was asked for by.
     pub(crate) key: Key,
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    pub(crate) headers: HeaderMap,
+    /// Its head, as the upstream gets it.
+    pub(crate) head: Box<Parts>,
     pub(crate) upload: Upload,
     pub(crate) timeouts: Timeouts,
     /// Time limits that only watch.
@@ -62,7 +61,7 @@ impl Call {
 /// What an upstream answered.
 pub(crate) enum Answered {
     /// A response.
-    Response(Response<Flow>),
+    Response(Box<Response<Flow>>),
     /// Another protocol.
     Switched(Response<()>, Switched),
 }
@@ -170,13 +169,13 @@ impl Attempt<'_> {
         if !taken.reused {
             self.call.upload.restart(); // opening it took the time of another limit
         }
-        let Call { method, uri, headers, upload, .. } = self.call;
+        let (Parts { method, uri, headers, .. }, upload) = (&*self.call.head, &self.call.upload);
         let asked = headers.get(header::UPGRADE);
         let sent = pin!(h1::send(taken.conn, Rc::clone(self.host), Head { method, uri, headers }, upload.clone()));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
-            Ok(Answer::Response(response)) => Ok(Answered::Response(
+            Ok(Answer::Response(response)) => Ok(Answered::Response(Box::new(
                 response.map(|reply| Flow::reply(reply, self.call.timeouts.idle).watched(self.call.shadow.clone())),
-            )),
+            ))),
             Ok(Answer::Switched(response, _)) if !switches(&response, asked) => Err(Failed::for_good(ForwardError::Switched)),
             Ok(Answer::Switched(response, switched)) => Ok(Answered::Switched(response, Switched::Connection(switched))),
             Err(broken) => Err(self.broken(broken, taken.reused)),
@@ -188,16 +187,16 @@ impl Attempt<'_> {
         let taken = self.in_time_left(self.watched(self.pool.take_h2(self.host, &limits)).await)?;
         self.count(taken.reused);
         self.call.upload.restart();
-        let switches = websocket::is_asked(&self.call.headers);
+        let switches = websocket::is_asked(&self.call.head.headers);
         if switches && !self.in_time(pin!(taken.conn.takes_connect())).await.map_err(Failed::for_good)? {
             return Err(Failed::for_good(ForwardError::NotSwitched));
         }
         let sent = pin!(taken.conn.send(self.request()));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
             Ok((response, stream)) if switches && response.status() == StatusCode::OK => self.switched(response, stream).await,
-            Ok((response, stream)) => Ok(Answered::Response(
+            Ok((response, stream)) => Ok(Answered::Response(Box::new(
                 response.map(|body| Flow::stream(body, stream, self.call.timeouts.idle).watched(self.call.shadow.clone())),
-            )),
+            ))),
             Err(refused) => {
                 let unsent = (refused.unsent && taken.reused) || refused.unprocessed;
                 Err(Failed { error: self.blame(refused.error.into()), again: unsent && !self.call.upload.is_touched() })
@@ -209,15 +208,15 @@ impl Attempt<'_> {
     async fn switched(&self, mut response: Response<Incoming>, stream: h2::Stream) -> Result<Answered, Failed> {
         let upgraded = hyper::upgrade::on(&mut response).await;
         let upgraded = upgraded.map_err(|error| Failed::for_good(ForwardError::Broken(error.into())))?;
-        let head = websocket::switched(response.headers(), &self.call.headers);
+        let head = websocket::switched(response.headers(), &self.call.head.headers);
         Ok(Answered::Switched(head, Switched::Stream(TokioIo::new(upgraded), stream)))
     }
 
     fn request(&self) -> Request<Upload> {
         let mut request = Request::new(self.call.upload.clone());
-        *request.method_mut() = self.call.method.clone();
-        *request.uri_mut() = self.call.uri.clone();
-        *request.headers_mut() = self.call.headers.clone();
+        *request.method_mut() = self.call.head.method.clone();
+        *request.uri_mut() = self.call.head.uri.clone();
+        *request.headers_mut() = self.call.head.headers.clone();
         *request.version_mut() = Version::HTTP_2;
         if websocket::is_asked(request.headers()) {
             websocket::to_stream(&mut request);
@@ -261,7 +260,7 @@ impl Attempt<'_> {
     }
 
     fn broken(&self, broken: Broken, reused: bool) -> Failed {
-        let again = reused && !self.call.upload.is_touched() && may_go_again(&broken, &self.call.method);
+        let again = reused && !self.call.upload.is_touched() && may_go_again(&broken, &self.call.head.method);
         Failed { error: self.blame(broken.error), again }
     }
 

@@ -25,7 +25,7 @@ use crate::{
     contain::contained,
     drain::Open,
     exchange::LastAuthority,
-    fields::{Forwarding, Via},
+    fields::{Forwarding, Present, Via},
     flow::ClientBody,
     h1::{self, MAX_HEAD},
     h2::{self, guard::Guarded},
@@ -268,7 +268,9 @@ async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes
     let io = TokioIo::new(Guarded::of_client(ClientIo::new(stream.into(), ahead, stall), refused));
     let service = {
         let connection = Rc::clone(&connection);
-        service_fn(move |request| pipeline::serve(Rc::clone(&connection), of_http2(request)).map(Ok::<_, Infallible>))
+        service_fn(move |request| {
+            pipeline::serve(Rc::clone(&connection), of_http2(request)).map(|response| Ok::<_, Infallible>(*response))
+        })
     };
     let served = http2_builder(stall).serve_connection(io, service);
     tokio::select! {
@@ -284,7 +286,7 @@ fn of_http2(request: Request<Incoming>) -> pipeline::Request {
     let switch = parts.extensions.remove::<OnUpgrade>().map(Switch::Http2);
     // A protocol that we do not know stays a CONNECT, which is refused.
     let _ = websocket::from_stream(&mut parts);
-    pipeline::Request { parts, body: ClientBody::Http2(body), switch }
+    pipeline::Request { present: Present::of(&parts.headers), parts: Box::new(parts), body: ClientBody::Http2(body), switch }
 }
 
 /// Bounds that keep one client from costing more than its share: 100 streams, 64 KiB a stream and 1 MiB a connection under way,

@@ -17,7 +17,7 @@ use crate::{
     connection::Connection,
     error::ForwardError,
     facts::Facts,
-    fields,
+    fields::{self, Present},
     flow::{End, Flow, Upload},
     h1::MAX_FIELDS,
     h2::strict,
@@ -57,14 +57,15 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Reads the head of a request and chooses its route. The error leaves an exchange that can still be answered.
-    pub(crate) fn begin(connection: Rc<Connection>, parts: &mut Parts) -> (Self, Result<(), ForwardError>) {
+    pub(crate) fn begin(connection: Rc<Connection>, parts: &mut Parts, present: Present) -> (Self, Result<(), ForwardError>) {
         let started = Instant::now();
         let config = connection.worker.config.load();
         let (authority, checked) = match connection.authority.of(parts, connection.entry.is_forward_proxy()) {
             Ok(authority) => (authority, Ok(())),
             Err(error) => (Rc::default(), Err(error)),
         };
-        let checked = checked.and_then(|()| check(parts, &config, &connection)).and_then(|()| spell(parts, &config, &connection));
+        let checked =
+            checked.and_then(|()| check(parts, present, &config, &connection)).and_then(|()| spell(parts, &config, &connection));
         let client = fields::client(&parts.headers, connection.peer.ip(), |address| config.trusts(address));
         let host = fields::host(&authority);
         let route = config.routes(connection.direction).select(&facts(parts, &host, client));
@@ -77,7 +78,7 @@ impl Exchange {
             version: parts.version,
             client,
             head_only: parts.method == Method::HEAD,
-            grpc: fields::is_grpc(&parts.headers),
+            grpc: present.any(Present::CONTENT_TYPE) && fields::is_grpc(&parts.headers),
             limits: limit::Outcome::default(),
             guards,
             authority,
@@ -104,14 +105,14 @@ impl Exchange {
     }
 
     /// Ends the pipeline: what the exchange holds goes on with the response body.
-    pub(crate) fn answer(mut self, response: Response<Flow>) -> Response<Flow> {
+    pub(crate) fn answer(mut self, mut response: Box<Response<Flow>>) -> Box<Response<Flow>> {
         self.guards.answered(&response);
-        let guards = self.guards;
-        response.map(|body| body.guarded(guards))
+        response.body_mut().guard(self.guards);
+        response
     }
 
     /// Ends the pipeline with a tunnel, which holds the guards for as long as it lives.
-    pub(crate) fn tunnel(mut self, response: Response<Flow>) -> (Response<Flow>, Box<Guards>) {
+    pub(crate) fn tunnel(mut self, response: Box<Response<Flow>>) -> (Box<Response<Flow>>, Box<Guards>) {
         self.guards.answered(&response);
         (response, self.guards)
     }
@@ -263,7 +264,7 @@ impl LastAuthority {
     }
 }
 
-fn check(parts: &Parts, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
+fn check(parts: &Parts, present: Present, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
     if parts.version == Version::HTTP_2 {
         strict::check(parts).map_err(ForwardError::BadRequest)?;
     }
@@ -273,7 +274,7 @@ fn check(parts: &Parts, config: &Config, connection: &Connection) -> Result<(), 
     if parts.headers.len() > MAX_FIELDS {
         return Err(ForwardError::TooManyFields(MAX_FIELDS));
     }
-    if fields::is_loop(&parts.headers, &connection.via().pseudonym) {
+    if present.any(Present::VIA) && fields::is_loop(&parts.headers, &connection.via().pseudonym) {
         return Err(ForwardError::Loop);
     }
     if parts.method == Method::CONNECT && parts.uri.authority().is_none() {

@@ -13,6 +13,10 @@ use http::{
     header::{self, Entry},
 };
 
+mod present;
+
+pub(crate) use present::Present;
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -35,7 +39,10 @@ fn is_protected(name: &HeaderName) -> bool {
 
 /// The protocols that a request asks to switch to. `h2c` is not passed on: RFC 9113 has
 /// deprecated it.
-pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn upgrade(headers: &HeaderMap, present: Present) -> Option<HeaderValue> {
+    if !present.any(Present::UPGRADE) {
+        return None;
+    }
     let asked = list(headers, header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let protocols: Vec<&str> =
         list(headers, header::UPGRADE).filter(|protocol| asked && !protocol.eq_ignore_ascii_case("h2c")).collect();
@@ -52,8 +59,9 @@ pub(crate) fn switches_as_asked(answer: &HeaderMap, asked: Option<&HeaderValue>)
 }
 
 /// Whether the client waits for a `100 (Continue)` before it sends the body (RFC 9110, section 10.1.1).
-pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
-    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+pub(crate) fn expects_continue(headers: &HeaderMap, present: Present) -> bool {
+    present.any(Present::EXPECT)
+        && headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Whether the sender closes the connection after this message (RFC 9112, section 9.6).
@@ -62,7 +70,10 @@ pub(crate) fn closes(headers: &HeaderMap) -> bool {
 }
 
 /// Whether the connection goes on after this message (RFC 9112, section 9.3).
-pub(crate) fn persists(version: http::Version, headers: &HeaderMap) -> bool {
+pub(crate) fn persists(version: http::Version, headers: &HeaderMap, present: Present) -> bool {
+    if !present.any(Present::CONNECTION) {
+        return version == http::Version::HTTP_11;
+    }
     let keeps = || list(headers, header::CONNECTION).any(|option| option.eq_ignore_ascii_case("keep-alive"));
     !closes(headers) && (version == http::Version::HTTP_11 || keeps())
 }
@@ -93,8 +104,33 @@ pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::UPGRADE, protocol);
 }
 
-/// Removes the fields that are for this hop only, and those that `Connection` names. `TE: trailers` stays, for gRPC needs it.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+/// Removes the fields that are for this hop only, those that `Connection` names, and those that are between the sidecar and
+/// itself. `TE: trailers` stays, for gRPC needs it.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
+    let unlisted = Present::HOP.and(Present::TRANSFER_ENCODING).and(Present::UPGRADE);
+    if present.any(Present::CONNECTION) {
+        remove_connection(headers);
+    }
+    if present.any(unlisted) {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::TRANSFER_ENCODING, header::UPGRADE] {
+            headers.remove(name);
+        }
+    }
+    if present.any(Present::TE) && headers.contains_key(header::TE) {
+        if trailers_wanted(headers) {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(header::TE);
+        }
+    }
+    if present.any(Present::OWN) {
+        let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
+        own.into_iter().for_each(|name| drop(headers.remove(name)));
+    }
+}
+
+/// Removes `Connection` and what it names.
+fn remove_connection(headers: &mut HeaderMap) {
     let options = headers.get(header::CONNECTION).map(HeaderValue::as_bytes);
     if options.is_some_and(|options| matches!(options, b"keep-alive" | b"close")) && is_single(headers, header::CONNECTION) {
         headers.remove(header::CONNECTION); // most of them name nothing else
@@ -110,41 +146,15 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
     }
-    // A look at the names is cheaper than looking each one up.
-    if headers.keys().any(is_hop_by_hop) {
-        for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::TRANSFER_ENCODING, header::UPGRADE] {
-            headers.remove(name);
-        }
-    }
-    if headers.contains_key(header::TE) {
-        if trailers_wanted(headers) {
-            headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        } else {
-            headers.remove(header::TE);
-        }
-    }
 }
 
 fn is_single(headers: &HeaderMap, name: HeaderName) -> bool {
     headers.get_all(name).iter().nth(1).is_none()
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(*name, header::TRANSFER_ENCODING | header::UPGRADE)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
-}
-
 fn trailers_wanted(headers: &HeaderMap) -> bool {
     list(headers, header::TE)
         .any(|token| token.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers")))
-}
-
-/// Removes the fields that are between the sidecar and itself.
-pub(crate) fn remove_own(headers: &mut HeaderMap) {
-    if headers.keys().any(|name| name.as_str().starts_with(OWN_PREFIX)) {
-        let own: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
-        own.into_iter().for_each(|name| drop(headers.remove(name)));
-    }
 }
 
 /// Whether `Via` names this proxy already.
@@ -245,8 +255,8 @@ struct Hop {
 
 impl Forwarding {
     /// Sets the fields. What a trusted peer said is extended; what others said is replaced.
-    pub(crate) fn set(&self, headers: &mut HeaderMap, peer: IpAddr, host: &str, trusted: bool) {
-        if !trusted {
+    pub(crate) fn set(&self, headers: &mut HeaderMap, present: Present, peer: IpAddr, host: &str, trusted: bool) {
+        if present.any(Present::FORWARDED) && !trusted {
             remove_forwarded(headers);
         }
         let hop = self.hop(peer, host);
@@ -284,12 +294,9 @@ impl Hop {
 }
 
 fn remove_forwarded(headers: &mut HeaderMap) {
-    let is_forwarded = |name: &HeaderName| *name == header::FORWARDED || name.as_str().starts_with("x-forwarded-");
-    if headers.keys().any(is_forwarded) {
-        headers.remove(header::FORWARDED);
-        let names: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
-        names.into_iter().for_each(|name| drop(headers.remove(name)));
-    }
+    headers.remove(header::FORWARDED);
+    let names: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
+    names.into_iter().for_each(|name| drop(headers.remove(name)));
 }
 
 /// Adds a member at the end of a list that may stand on several lines.
@@ -362,7 +369,8 @@ mod tests {
     }
 
     fn left(mut headers: HeaderMap) -> Vec<String> {
-        remove_hop_by_hop(&mut headers);
+        let present = Present::of(&headers);
+        remove_hop_by_hop(&mut headers, present);
         let mut names: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         names.sort();
         names
@@ -370,6 +378,10 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    fn upgraded(headers: &HeaderMap) -> Option<HeaderValue> {
+        upgrade(headers, Present::of(headers))
     }
 
     #[test]
@@ -402,11 +414,11 @@ mod tests {
 
     #[test]
     fn upgrade_to_h2c_is_not_passed_on() {
-        assert!(upgrade(&headers(&[("connection", "Upgrade"), ("upgrade", "websocket")])).is_some());
-        assert!(upgrade(&headers(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")])).is_none());
+        assert!(upgraded(&headers(&[("connection", "Upgrade"), ("upgrade", "websocket")])).is_some());
+        assert!(upgraded(&headers(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")])).is_none());
         let mixed = headers(&[("connection", "Upgrade"), ("upgrade", "H2C, websocket"), ("upgrade", "x/1")]);
-        assert_eq!(upgrade(&mixed).unwrap(), "websocket, x/1");
-        assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
+        assert_eq!(upgraded(&mixed).unwrap(), "websocket, x/1");
+        assert!(upgraded(&headers(&[("upgrade", "websocket")])).is_none());
     }
 
     #[test]
@@ -442,7 +454,8 @@ mod tests {
     #[test]
     fn strangers_forwarded_fields_are_replaced() {
         let mut request = headers(&[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-port", "1"), ("forwarded", "for=6.6.6.6")]);
-        Forwarding::default().set(&mut request, ip("9.9.9.9"), "shop.example", false);
+        let present = Present::of(&request);
+        Forwarding::default().set(&mut request, present, ip("9.9.9.9"), "shop.example", false);
         assert_eq!(request["x-forwarded-for"], "9.9.9.9");
         assert_eq!(request["forwarded"], "for=9.9.9.9;host=\"shop.example\";proto=http");
         assert_eq!(request["x-forwarded-host"], "shop.example");
@@ -452,7 +465,8 @@ mod tests {
     #[test]
     fn trusted_forwarded_fields_are_extended() {
         let mut request = headers(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")]);
-        Forwarding::default().set(&mut request, ip("10.0.0.1"), "shop.example", true);
+        let present = Present::of(&request);
+        Forwarding::default().set(&mut request, present, ip("10.0.0.1"), "shop.example", true);
         assert_eq!(request["x-forwarded-for"], "1.2.3.4, 10.0.0.1");
         assert_eq!(request["x-forwarded-proto"], "https");
     }
@@ -468,7 +482,8 @@ mod tests {
     #[test]
     fn own_fields_are_removed() {
         let mut request = headers(&[("x-fetchr-route", "1"), ("x-other", "2")]);
-        remove_own(&mut request);
+        let present = Present::of(&request);
+        remove_hop_by_hop(&mut request, present);
         assert_eq!(request.len(), 1);
     }
 

@@ -157,9 +157,8 @@ impl Flow {
     }
 
     /// Hands over what ends with the body.
-    pub(crate) fn guarded(mut self, guards: Box<Guards>) -> Self {
+    pub(crate) fn guard(&mut self, guards: Box<Guards>) {
         self.guards = Some(guards);
-        self
     }
 
     /// Sends on what the client still sends of its request, while it does not read this response.

@@ -7,6 +7,7 @@ pub(crate) mod chunked;
 pub(crate) mod encode;
 pub(crate) mod framing;
 pub(crate) mod head;
+mod names;
 pub(crate) mod server;
 mod socket;
 

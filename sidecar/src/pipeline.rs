@@ -15,7 +15,7 @@ use crate::{
     contain::contained,
     error::ForwardError,
     exchange::{Exchange, Timeouts},
-    fields,
+    fields::{self, Present},
     flow::{ClientBody, Flow, Upload},
     io::ReadAhead,
     metrics::RequestLabels,
@@ -28,20 +28,22 @@ use crate::{
 
 /// A request, whatever protocol it came over.
 pub(crate) struct Request {
-    pub(crate) parts: Parts,
+    pub(crate) parts: Box<Parts>,
+    /// What of the fields that matter here it has.
+    pub(crate) present: Present,
     pub(crate) body: ClientBody,
     /// What becomes of its connection if the answer switches protocols; none if it can't.
     pub(crate) switch: Option<Switch>,
 }
 
 /// Serves one request.
-pub(crate) async fn serve(connection: Rc<Connection>, request: Request) -> Response<Flow> {
-    let Request { mut parts, body, switch } = request;
-    let (mut ex, checked) = Exchange::begin(connection, &mut parts);
+pub(crate) async fn serve(connection: Rc<Connection>, request: Request) -> Box<Response<Flow>> {
+    let Request { mut parts, present, body, switch } = request;
+    let (mut ex, checked) = Exchange::begin(connection, &mut parts, present);
     let outcome = match checked {
         Ok(()) => {
             let worker = Rc::clone(&ex.connection.worker);
-            let served = contained(&worker.metrics.panics, admit_and_forward(&mut ex, parts, body, switch)).await;
+            let served = contained(&worker.metrics.panics, admit_and_forward(&mut ex, parts, present, body, switch)).await;
             served.unwrap_or(Err(ForwardError::Panic.into()))
         }
         Err(error) => Err(error.into()),
@@ -53,21 +55,20 @@ pub(crate) async fn serve(connection: Rc<Connection>, request: Request) -> Respo
     }
 }
 
-fn finish(outcome: Result<Response<Flow>, Stop>, mut ex: Exchange) -> Response<Flow> {
+fn finish(outcome: Result<Box<Response<Flow>>, Stop>, mut ex: Exchange) -> Box<Response<Flow>> {
     let response = reply::render(outcome, &mut ex);
     ex.answer(response)
 }
 
 /// What came of a request.
-#[expect(clippy::large_enum_variant, reason = "one lives at a time; a box would cost every request")]
 enum Forwarded {
-    Response(Response<Flow>),
+    Response(Box<Response<Flow>>),
     Tunnel(Box<Tunnel>),
 }
 
 /// Two sides that will speak another protocol, once the client has the head of the answer.
 struct Tunnel {
-    head: Response<Flow>,
+    head: Box<Response<Flow>>,
     client: Switch,
     upstream: Side,
 }
@@ -78,7 +79,13 @@ enum Side {
     Switched(attempt::Switched),
 }
 
-async fn admit_and_forward(ex: &mut Exchange, parts: Parts, body: ClientBody, client: Option<Switch>) -> Result<Forwarded, Stop> {
+async fn admit_and_forward(
+    ex: &mut Exchange,
+    parts: Box<Parts>,
+    present: Present,
+    body: ClientBody,
+    client: Option<Switch>,
+) -> Result<Forwarded, Stop> {
     if ex.config.blocks() {
         return Err(ForwardError::NoConfig.into());
     }
@@ -90,7 +97,7 @@ async fn admit_and_forward(ex: &mut Exchange, parts: Parts, body: ClientBody, cl
     if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
         return Box::pin(connect_tunnel(ex, target, client)).await;
     }
-    let call = call(ex, target, parts, body, client.is_some())?;
+    let call = call(ex, target, (parts, present), body, client.is_some())?;
     forward(ex, call, client).await
 }
 
@@ -98,9 +105,9 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Resul
     let worker = Rc::clone(&ex.connection.worker);
     ex.uploads(call.upload.clone());
     let version = if call.key.protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-    let labels = RequestLabels::new(ex.connection.direction, &call.method, version, ex.route.label());
-    let streamed = ex.version == Version::HTTP_2 && websocket::is_asked(&call.headers);
-    let key = if streamed { websocket::key_of(&call.headers).cloned() } else { None };
+    let labels = RequestLabels::new(ex.connection.direction, &call.head.method, version, ex.route.label());
+    let streamed = ex.version == Version::HTTP_2 && websocket::is_asked(&call.head.headers);
+    let key = if streamed { websocket::key_of(&call.head.headers).cloned() } else { None };
     let answered = if ex.route.has_tries() {
         Box::pin(tries::send(ex, labels, call)).await?
     } else {
@@ -125,7 +132,7 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Resul
                 websocket::granted(&mut head);
             }
             let upstream = Side::Switched(switched);
-            Ok(Forwarded::Tunnel(Box::new(Tunnel { head, client, upstream })))
+            Ok(Forwarded::Tunnel(Box::new(Tunnel { head: Box::new(head), client, upstream })))
         }
     }
 }
@@ -135,10 +142,10 @@ async fn connect_tunnel(ex: &Exchange, target: Key, client: Option<Switch>) -> R
     let limit = Timeouts::of(&ex.config, &ex.route).connect;
     let stream = ex.connection.worker.connector.connect(&target.endpoint, limit).await?;
     let upstream = Side::Connected(stream);
-    Ok(Forwarded::Tunnel(Box::new(Tunnel { head: reply::connected(), client, upstream })))
+    Ok(Forwarded::Tunnel(Box::new(Tunnel { head: Box::new(reply::connected()), client, upstream })))
 }
 
-fn open_tunnel(tunnel: Tunnel, ex: Exchange) -> Response<Flow> {
+fn open_tunnel(tunnel: Tunnel, ex: Exchange) -> Box<Response<Flow>> {
     let Tunnel { mut head, client, upstream } = tunnel;
     if let Some(edits) = ex.route.headers() {
         edits.edit_response(head.headers_mut());
@@ -200,61 +207,69 @@ fn forward_target(parts: &Parts) -> Result<Key, ForwardError> {
 }
 
 /// The request as the upstream gets it.
-fn call(ex: &Exchange, key: Key, parts: Parts, body: ClientBody, switches: bool) -> Result<Call, ForwardError> {
-    let Parts { method, uri, mut headers, .. } = parts;
+fn call(
+    ex: &Exchange,
+    key: Key,
+    (mut head, present): (Box<Parts>, Present),
+    body: ClientBody,
+    switches: bool,
+) -> Result<Call, ForwardError> {
+    let headers = &mut head.headers;
     let timeouts = Timeouts::of(&ex.config, &ex.route);
     let connection = &ex.connection;
     // Over HTTP/2 only WebSocket has a form. A client's stream has been made an upgrade; from it, no other comes.
-    let upgrade = fields::upgrade(&headers)
+    let upgrade = fields::upgrade(headers, present)
         .filter(|protocols| switches && (key.protocol == Protocol::Http1 || websocket::is_websocket(protocols)));
-    let expects = fields::expects_continue(&headers) && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
+    let expects = fields::expects_continue(headers, present) && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
     let shadow = ex.route.shadow_timeouts().map(Rc::new);
     let upload = Upload::new(body, timeouts.idle, expects, shadow.clone());
-    fields::remove_hop_by_hop(&mut headers);
-    fields::remove_own(&mut headers);
-    if upload.permission().is_none() {
+    fields::remove_hop_by_hop(headers, present);
+    if present.any(Present::EXPECT) && upload.permission().is_none() {
         headers.remove(header::EXPECT);
     }
     if connection.direction == Direction::Inbound {
         let peer = connection.peer.ip();
-        connection.forwarding.set(&mut headers, peer, &ex.authority, ex.config.trusts(peer));
+        connection.forwarding.set(headers, present, peer, &ex.authority, ex.config.trusts(peer));
     }
     if connection.entry.is_forward_proxy() {
         headers.remove(header::PROXY_AUTHORIZATION);
     }
-    fields::append_via(&mut headers, ex.version, connection.via());
+    fields::append_via(headers, ex.version, connection.via());
     if let Some(edits) = ex.route.headers() {
-        edits.edit_request(&mut headers);
+        edits.edit_request(headers);
     }
     if let Some(protocol) = upgrade {
-        fields::set_upgrade(&mut headers, protocol);
+        fields::set_upgrade(headers, protocol);
     }
-    let uri = addressed(&key, uri, &mut headers, &ex.authority)?;
+    address(&key, &mut head, &ex.authority)?;
     let settings = &ex.config.settings().upstream;
     // Streams of HTTP/2 are tasks of their own, and so need timers of their own.
     let timer = if ex.version == Version::HTTP_2 { Rc::default() } else { Rc::clone(&connection.timer) };
     let max_connections = usize::try_from(settings.max_connections_per_host).unwrap_or(1);
     let keep = settings.idle_timeout.0;
-    Ok(Call { key, method, uri, headers, upload, timeouts, shadow, max_connections, timer, keep, started: ex.started })
+    Ok(Call { key, head, upload, timeouts, shadow, max_connections, timer, keep, started: ex.started })
 }
 
-/// The target as the protocol of the upstream writes it: with the host in `Host`, or in `:authority`.
-pub(crate) fn addressed(key: &Key, uri: Uri, headers: &mut http::HeaderMap, authority: &str) -> Result<Uri, ForwardError> {
+/// Writes the target as the protocol of the upstream does: with the host in `Host`, or in `:authority`.
+pub(crate) fn address(key: &Key, head: &mut Parts, authority: &str) -> Result<(), ForwardError> {
     let wrong = || ForwardError::BadRequest("the host is not one");
     let authority = if authority.is_empty() { Cow::Owned(key.endpoint.to_string()) } else { Cow::Borrowed(authority) };
+    let headers = &mut head.headers;
     match key.protocol {
         Protocol::Http1 => {
             fields::join_cookies(headers);
             if headers.get(header::HOST).is_none_or(|host| host.as_bytes() != authority.as_bytes()) {
                 headers.insert(header::HOST, HeaderValue::from_str(&authority).map_err(|_| wrong())?);
             }
-            Ok(uri) // of which only the part for this hop is written
+            // Of the target only the part for this hop is written.
         }
         Protocol::Http2 => {
             headers.remove(header::HOST);
-            let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+            let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
             let authority: Authority = authority.parse().map_err(|_| wrong())?;
-            Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build().map_err(|_| wrong())
+            let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path);
+            head.uri = uri.build().map_err(|_| wrong())?;
         }
     }
+    Ok(())
 }

@@ -4,7 +4,12 @@ use std::fmt::Write as _;
 
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header};
 
-use crate::{error::ForwardError, exchange::Exchange, fields, flow::Flow};
+use crate::{
+    error::ForwardError,
+    exchange::Exchange,
+    fields::{self, Present},
+    flow::Flow,
+};
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -26,11 +31,11 @@ impl From<ForwardError> for Stop {
 }
 
 /// Makes the response to the client of what came of its request.
-pub(crate) fn render(outcome: Result<Response<Flow>, Stop>, ex: &mut Exchange) -> Response<Flow> {
+pub(crate) fn render(outcome: Result<Box<Response<Flow>>, Stop>, ex: &mut Exchange) -> Box<Response<Flow>> {
     let mut response = match outcome {
         Ok(response) => of_upstream(response, ex),
-        Err(Stop::Limited) => limited(ex),
-        Err(Stop::Fail(error)) => failed(&error, ex),
+        Err(Stop::Limited) => Box::new(limited(ex)),
+        Err(Stop::Fail(error)) => Box::new(failed(&error, ex)),
     };
     ex.limits.write(response.headers_mut());
     if let Some(edits) = ex.route.headers() {
@@ -53,8 +58,8 @@ pub(crate) fn switched(head: Response<()>) -> Response<Flow> {
     let protocol = head.headers().get(header::UPGRADE).cloned();
     let mut response = head.map(|()| Flow::bytes(""));
     let headers = response.headers_mut();
-    fields::remove_hop_by_hop(headers);
-    fields::remove_own(headers);
+    let present = Present::of(headers);
+    fields::remove_hop_by_hop(headers, present);
     if let Some(protocol) = protocol {
         fields::set_upgrade(headers, protocol);
     }
@@ -71,13 +76,13 @@ pub(crate) fn refused(status: StatusCode, why: &str) -> Response<Flow> {
     response
 }
 
-fn of_upstream(mut response: Response<Flow>, ex: &Exchange) -> Response<Flow> {
+fn of_upstream(mut response: Box<Response<Flow>>, ex: &Exchange) -> Box<Response<Flow>> {
     let spoken = response.version();
     *response.version_mut() = Version::HTTP_11;
     response.extensions_mut().clear();
     let headers = response.headers_mut();
-    fields::remove_hop_by_hop(headers);
-    fields::remove_own(headers);
+    let present = Present::of(headers);
+    fields::remove_hop_by_hop(headers, present);
     fields::append_via(headers, spoken, ex.connection.via());
     response
 }

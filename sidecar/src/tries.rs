@@ -24,7 +24,7 @@ use crate::{
     exchange::Exchange,
     fields,
     metrics::RequestLabels,
-    pipeline::addressed,
+    pipeline::address,
     upstream::{
         Endpoint, Key, Protocol, Verdict,
         balance::{Balancing, Choice},
@@ -115,10 +115,10 @@ impl Tries<'_> {
     fn wants(&self, outcome: &Tried, call: &Call) -> bool {
         self.retry.as_ref().is_some_and(|(settings, _)| match outcome {
             Ok(Answered::Response(_)) => {
-                status(outcome).is_some_and(|status| settings.wants(&call.method, Outcome::Status(status)))
+                status(outcome).is_some_and(|status| settings.wants(&call.head.method, Outcome::Status(status)))
             }
             Ok(Answered::Switched(..)) => false,
-            Err(error) => settings.wants(&call.method, Outcome::Error(error)),
+            Err(error) => settings.wants(&call.head.method, Outcome::Error(error)),
         })
     }
 
@@ -134,8 +134,9 @@ impl Tries<'_> {
         let unreached = matches!(outcome, Err(error) if error.is_connect() || matches!(error, ForwardError::CircuitOpen { .. }));
         let enforced = self.retry.as_ref().is_some_and(|(settings, _)| settings.mode == Mode::Enforce);
         let takes = unreached || (enforced && self.wants(outcome, call));
-        let bound =
-            call.headers.contains_key(header::UPGRADE) && key.protocol == Protocol::Http2 && !websocket::is_asked(&call.headers);
+        let bound = call.head.headers.contains_key(header::UPGRADE)
+            && key.protocol == Protocol::Http2
+            && !websocket::is_asked(&call.head.headers);
         if !takes || bound || !call.upload.is_whole() || !self.has_time(call, Duration::ZERO) {
             return false;
         }
@@ -143,15 +144,17 @@ impl Tries<'_> {
         if standby.mode != Mode::Enforce {
             return false;
         }
-        let Ok(uri) = addressed(key, call.uri.clone(), &mut call.headers, &self.ex.authority) else { return false };
-        (call.uri, call.key, call.upload) = (uri, key.clone(), call.upload.again());
+        if address(key, &mut call.head, &self.ex.authority).is_err() {
+            return false;
+        }
+        (call.key, call.upload) = (key.clone(), call.upload.again());
         true
     }
 
     /// One try, and a second one beside it if it takes long.
     async fn once(&self, call: &Call) -> Tried {
         let hedge = self.retry.as_ref().and_then(|(settings, budget)| Some((*settings, budget, settings.hedge?)));
-        let alone = !call.method.is_safe() || !call.upload.is_done() || call.headers.contains_key(header::UPGRADE);
+        let alone = !call.head.method.is_safe() || !call.upload.is_done() || call.head.headers.contains_key(header::UPGRADE);
         match hedge {
             Some((settings, budget, after)) if !alone => self.hedged(call, settings, budget, after).await,
             _ => self.attempt(call).await,
@@ -235,7 +238,7 @@ impl Tries<'_> {
             (Err(error), Endpoint::Name(..)) => return Err(error),
         };
         let group = worker.balancer.group(&name, *port, &addresses, &worker.seen);
-        let hash = settings.hash(&call.headers, self.ex.client);
+        let hash = settings.hash(&call.head.headers, self.ex.client);
         let chosen = group.choose(settings, hash, self.tried.borrow().as_ref(), StdInstant::now());
         if settings.mode != Mode::Enforce {
             self.count(&settings.label, "loadBalancing", "chosen", settings.mode);

@@ -47,7 +47,7 @@ enum State {
     /// After the bytes of a chunk.
     DataEnd,
     /// After the last chunk.
-    Trailers(head::Scan),
+    Trailers(head::Reader),
     Ended,
 }
 
@@ -58,7 +58,7 @@ impl Decoder {
             match &mut self.state {
                 State::Size => match self.size(buf)? {
                     None => return Ok(Found::More),
-                    Some(0) => self.state = State::Trailers(head::Scan::default()),
+                    Some(0) => self.state = State::Trailers(head::Reader::default()),
                     Some(size) => self.state = State::Data(size),
                 },
                 State::Data(_) if buf.is_empty() => return Ok(Found::More),
@@ -105,27 +105,15 @@ impl Decoder {
     }
 
     fn trailers(&mut self, buf: &mut BytesMut) -> Result<Found, BadChunk> {
-        let State::Trailers(scan) = &mut self.state else { return Ok(Found::More) };
-        let len = if buf.starts_with(b"\r\n") {
-            Some(2)
-        } else {
-            scan.find(buf).map_err(|_| BadChunk("the trailer section is malformed or too large"))?
-        };
-        match len {
-            Some(2) => {
-                buf.advance(2);
-                self.state = State::Ended;
-                Ok(Found::End(None))
-            }
-            Some(len) if len <= MAX_TRAILERS => {
-                let section = buf.split_to(len).freeze();
-                let fields = head::trailers(section).map_err(|_| BadChunk("a trailer field is malformed"))?;
-                self.state = State::Ended;
-                Ok(Found::End(Some(fields)))
-            }
-            None if buf.len() < MAX_TRAILERS => Ok(Found::More),
-            _ => Err(BadChunk("the trailer section is too large")),
+        let State::Trailers(reader) = &mut self.state else { return Ok(Found::More) };
+        let before = buf.len();
+        let fields = reader.trailers(buf).map_err(|_| BadChunk("the trailer section is malformed or too large"))?;
+        if before - buf.len() > MAX_TRAILERS || (fields.is_none() && before >= MAX_TRAILERS) {
+            return Err(BadChunk("the trailer section is too large"));
         }
+        let Some(fields) = fields else { return Ok(Found::More) };
+        self.state = State::Ended;
+        Ok(Found::End(Some(fields).filter(|fields| !fields.is_empty())))
     }
 }
 

@@ -12,19 +12,18 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::future::{Fuse, FusedFuture as _, FutureExt as _};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     encode,
     framing::{self, Framing},
-    head::{self, RequestHead},
     socket::{BadBody, NoHead, Socket, Unwanted, linger_deadline},
 };
 use crate::{
     connection::Connection,
-    fields,
+    fields::{self, Present},
     flow::{ClientBody, End, Flow},
     io::{ReadAhead, Stream},
     pipeline, reply,
@@ -75,13 +74,9 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: Stream, ahead: Byt
     let client = Rc::new(Client { socket: RefCell::new(Socket::new(stream, ahead)) });
     let mut closing = pin!(connection.worker.drain.closing(connection.direction).fuse());
     loop {
-        let head = match client.next(closing.as_mut()).await {
-            Ok(Some(head)) => head::request(head).map_err(NoHead::Bad),
+        let after = match client.next(closing.as_mut()).await {
             Ok(None) => return,
-            Err(none) => Err(none),
-        };
-        let after = match head {
-            Ok(head) => exchange(&connection, &client, head, stall).await,
+            Ok(Some(head)) => exchange(&connection, &client, head, stall).await,
             Err(none) => client.refuse_head(&connection, none, stall).await,
         };
         match after {
@@ -101,7 +96,8 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: Stream, ahead: Byt
 }
 
 /// One request and its answer.
-async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: RequestHead, stall: Duration) -> After {
+async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Parts>, stall: Duration) -> After {
+    let present = Present::of(&head.headers);
     let framing = match framing::request(head.version, &head.headers) {
         Ok(framing) => framing,
         Err(bad) => {
@@ -109,7 +105,7 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Reques
             return client.refuse(connection, bad.status(), &bad.to_string(), stall).await;
         }
     };
-    let (request, asked) = client.begin(head, framing);
+    let (request, asked) = client.begin(head, present, framing);
     let response = {
         let mut answer = pin!(pipeline::serve(Rc::clone(connection), request));
         poll_fn(|cx| match answer.as_mut().poll(cx) {
@@ -128,7 +124,7 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Reques
 
 impl Client {
     /// The head of the next request. Nothing if there is none: the client closed, was idle for too long, or the drain wants it gone.
-    async fn next(&self, mut closing: Pin<&mut Fuse<impl Future<Output = ()>>>) -> Result<Option<Bytes>, NoHead> {
+    async fn next(&self, mut closing: Pin<&mut Fuse<impl Future<Output = ()>>>) -> Result<Option<Box<Parts>>, NoHead> {
         let mut since = Instant::now();
         poll_fn(|cx| {
             let mut socket = self.socket.borrow_mut();
@@ -139,59 +135,59 @@ impl Client {
         .await
     }
 
-    fn begin(self: &Rc<Self>, head: RequestHead, framing: Framing) -> (pipeline::Request, Asked) {
-        let RequestHead { method, uri, version, headers } = head;
-        let expects = version == Version::HTTP_11 && fields::expects_continue(&headers);
+    fn begin(self: &Rc<Self>, parts: Box<Parts>, present: Present, framing: Framing) -> (pipeline::Request, Asked) {
+        let Parts { method, version, headers, .. } = &*parts;
+        let expects = *version == Version::HTTP_11 && fields::expects_continue(headers, present);
         let number = self.socket.borrow_mut().begin(framing, expects);
         let bodiless = framing == Framing::Length(0);
-        let switches = bodiless && (method == Method::CONNECT || fields::upgrade(&headers).is_some());
+        let switches = bodiless && (*method == Method::CONNECT || fields::upgrade(headers, present).is_some());
         let (switch, switched) = if switches { Some(oneshot::channel()) } else { None }.unzip();
-        let asked = Asked { method: method.clone(), version, persists: fields::persists(version, &headers), switch };
+        let persists = fields::persists(*version, headers, present);
+        let asked = Asked { method: method.clone(), version: *version, persists, switch };
         let body = if bodiless {
             ClientBody::Empty
         } else {
             ClientBody::Http1(RequestBody { client: Rc::clone(self), number, ended: false })
         };
-        let parts = parts(method, uri, version, headers);
-        (pipeline::Request { parts, body, switch: switched.map(Switch::Http1) }, asked)
+        (pipeline::Request { parts, present, body, switch: switched.map(Switch::Http1) }, asked)
     }
 
     /// Writes an answer. An error if the client does not take it, or its body broke off.
     async fn answer(
         &self,
         connection: &Connection,
-        response: Response<Flow>,
+        mut response: Box<Response<Flow>>,
         asked: Asked,
         stall: Duration,
     ) -> io::Result<After> {
-        let (mut parts, mut body) = response.into_parts();
-        let status = parts.status;
+        let status = response.status();
         let left_waiting = self.socket.borrow_mut().refuse_continue();
         if status == StatusCode::SWITCHING_PROTOCOLS || (asked.method == Method::CONNECT && status.is_success()) {
             let Some(switch) = asked.switch else { return Ok(After::Gone) };
-            parts.headers.remove(header::CONTENT_LENGTH); // nothing has a length here (RFC 9110, section 9.3.6)
-            self.write_head(connection, status, &parts.headers, Framing::Length(0), true);
+            response.headers_mut().remove(header::CONTENT_LENGTH); // nothing has a length here (RFC 9110, section 9.3.6)
+            self.write_head(connection, &response, Framing::Length(0), true);
             self.flush(stall).await?;
             return Ok(After::Switched(switch));
         }
         let bodiless = asked.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if status == StatusCode::NO_CONTENT {
-            parts.headers.remove(header::CONTENT_LENGTH);
+            response.headers_mut().remove(header::CONTENT_LENGTH);
         }
-        let framing = framing_of(&body, bodiless, asked.version);
-        let closes = !asked.persists || left_waiting || framing == Framing::Close || fields::closes(&parts.headers);
-        parts.headers.remove(header::CONNECTION);
+        let framing = framing_of(response.body(), bodiless, asked.version);
+        let own = response.headers_mut().remove(header::CONNECTION);
+        let closes = !asked.persists || left_waiting || framing == Framing::Close || own.is_some_and(|own| own == "close");
         if closes {
-            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         } else if asked.version == Version::HTTP_10 {
-            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
         }
-        self.write_head(connection, status, &parts.headers, framing, bodiless);
+        self.write_head(connection, &response, framing, bodiless);
+        let body = response.body_mut();
         let written = if bodiless {
-            drop(std::mem::replace(&mut body, Flow::bytes("")));
+            drop(std::mem::replace(body, Flow::bytes("")));
             self.flush(stall).await
         } else {
-            self.write_body(&mut body, framing, stall).await
+            self.write_body(body, framing, stall).await
         };
         if let Err(error) = written {
             let stalled = error.kind() == io::ErrorKind::TimedOut;
@@ -203,7 +199,8 @@ impl Client {
         Ok(if closes { After::Close } else { After::Next })
     }
 
-    fn write_head(&self, connection: &Connection, status: StatusCode, headers: &HeaderMap, framing: Framing, bodiless: bool) {
+    fn write_head(&self, connection: &Connection, response: &Response<Flow>, framing: Framing, bodiless: bool) {
+        let (status, headers) = (response.status(), response.headers());
         let mut socket = self.socket.borrow_mut();
         let out = socket.outbox.head();
         encode::response(out, status, headers);
@@ -305,20 +302,11 @@ impl Client {
     async fn refuse(&self, connection: &Connection, status: StatusCode, why: &str, stall: Duration) -> After {
         tracing::debug!(peer = %connection.peer, status = status.as_u16(), why, "A request was refused.");
         let asked = Asked { method: Method::GET, version: Version::HTTP_11, persists: false, switch: None };
-        match self.answer(connection, reply::refused(status, why), asked, stall).await {
+        match self.answer(connection, Box::new(reply::refused(status, why)), asked, stall).await {
             Ok(_) => After::Close,
             Err(_) => After::Gone,
         }
     }
-}
-
-fn parts(method: Method, uri: http::Uri, version: Version, headers: HeaderMap) -> Parts {
-    let (mut parts, ()) = http::Request::new(()).into_parts();
-    parts.method = method;
-    parts.uri = uri;
-    parts.version = version;
-    parts.headers = headers;
-    parts
 }
 
 fn framing_of(body: &Flow, bodiless: bool, version: Version) -> Framing {

@@ -8,15 +8,15 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use http::request::Parts;
 use http_body::Frame;
 use tokio::{io::AsyncWrite as _, time::Instant};
-use tokio_util::io::poll_read_buf;
 
 use super::{
     chunked::{BadChunk, Decoder, Found},
     encode::Outbox,
     framing::Framing,
-    head::{BadHead, Scan, skip_empty_lines},
+    head::{BadHead, Reader, skip_empty_lines},
 };
 use crate::{io::Stream, timer::Timer};
 
@@ -82,7 +82,7 @@ pub(crate) struct Socket {
     pub(super) stream: Stream,
     inbox: BytesMut,
     pub(super) outbox: Outbox,
-    scan: Scan,
+    heads: Reader,
     rest: Rest,
     /// Number of the request that the rest belongs to.
     request: u64,
@@ -104,7 +104,7 @@ impl Socket {
             stream,
             inbox: ahead,
             outbox: Outbox::default(),
-            scan: Scan::default(),
+            heads: Reader::default(),
             rest: Rest::Ended,
             request: 0,
             owes_continue: false,
@@ -125,20 +125,18 @@ impl Socket {
         if self.closed {
             return Poll::Ready(Ok(false));
         }
-        ready!(self.stream.poll_read_ready(cx))?;
-        self.inbox.reserve(room);
-        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbox))?;
+        let read = ready!(self.stream.poll_fill(cx, &mut self.inbox, room))?;
         self.closed = read == 0;
         Poll::Ready(Ok(!self.closed))
     }
 
     /// Waits for the head of the next request, since `since`. Nothing if the client closed the connection, or left it idle for too long.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, since: &mut Instant) -> Poll<Result<Option<Bytes>, NoHead>> {
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, since: &mut Instant) -> Poll<Result<Option<Box<Parts>>, NoHead>> {
         loop {
             if skip_empty_lines(&mut self.inbox)
-                && let Some(len) = self.scan.find(&self.inbox).map_err(NoHead::Bad)?
+                && let Some(head) = self.heads.request(&mut self.inbox).map_err(NoHead::Bad)?
             {
-                return Poll::Ready(Ok(Some(self.inbox.split_to(len).freeze())));
+                return Poll::Ready(Ok(Some(head)));
             }
             let first = self.inbox.is_empty();
             match self.poll_read(cx, HEAD_ROOM) {
@@ -149,6 +147,7 @@ impl Socket {
                 Poll::Ready(_) => return Poll::Ready(Err(NoHead::Left)),
                 Poll::Pending if self.inbox.is_empty() => {
                     self.inbox = BytesMut::new();
+                    self.heads.release();
                     self.outbox.release();
                     return self.timer.poll(cx, *since + IDLE_LIMIT).map(|()| Ok(None));
                 }

@@ -7,12 +7,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use rustix::net::{RecvFlags, SendFlags};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::TlsStream;
+use tokio_util::io::poll_read_buf;
 
 /// A stream with bytes that were read from it before, which come first.
 pub(crate) struct ReadAhead<T> {
@@ -90,9 +92,59 @@ impl Stream {
         }
     }
 
+    /// Reads what is here to the end of `buf`, up to `room` bytes; 0 at the end of the stream. There is no buffer while nothing comes.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut, room: usize) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => loop {
+                ready!(socket.poll_read_ready(cx))?;
+                buf.reserve(room);
+                if let Some(read) = receive(socket, buf)? {
+                    return Poll::Ready(Ok(read));
+                }
+            },
+            Self::Tls(_) => {
+                ready!(self.poll_read_ready(cx))?;
+                buf.reserve(room);
+                poll_read_buf(Pin::new(self), cx, buf)
+            }
+        }
+    }
+
     /// Whether it is under TLS.
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+}
+
+/// Reads once. None if there is nothing yet.
+///
+/// The system call is made directly: the C library's makes a thread cancellable meanwhile, which costs as much as a short head
+/// does to parse.
+fn receive(socket: &TcpStream, buf: &mut BytesMut) -> io::Result<Option<usize>> {
+    let (mut got, spare) = (None, buf.spare_capacity_mut());
+    let tried = socket.try_io(Interest::READABLE, || {
+        let (_, read) = rustix::net::recv(socket, &mut *spare, RecvFlags::empty())?;
+        got = Some(read);
+        // Less than there is room for: the socket is empty now, so the next attempt has to wait for its event.
+        if read > 0 && read < spare.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match (got, tried) {
+        (Some(read), _) => {
+            // SAFETY: `recv` has written the first `read` bytes behind the end of the buffer, which has room for them.
+            unsafe { buf.set_len(buf.len() + read) };
+            Ok(Some(read))
+        }
+        (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        (None, _) => Ok(None),
+    }
+}
+
+fn poll_send(socket: &TcpStream, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        match socket.try_io(Interest::WRITABLE, || Ok(rustix::net::send(socket, buf, SendFlags::NOSIGNAL)?)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(socket.poll_write_ready(cx))?,
+            sent => return Poll::Ready(sent),
+        }
     }
 }
 
@@ -114,7 +166,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Self::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Plain(socket) => poll_send(socket, cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }

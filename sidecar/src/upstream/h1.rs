@@ -19,20 +19,19 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, StatusCode, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::task::AbortHandle;
-use tokio_util::io::poll_read_buf;
 
 use super::{
     MAX_INTERIM, UpstreamError,
     pool::{Host, Permit},
 };
 use crate::{
-    fields,
+    fields::{self, Present},
     flow::Upload,
     h1::{
         chunked::{Decoder, Found},
         encode::{self, Outbox},
         framing::{self, Framing},
-        head::{self, ResponseHead, Scan},
+        head::{Reader, ResponseHead},
     },
     io::Stream,
 };
@@ -51,7 +50,7 @@ pub(crate) struct H1 {
     stream: Stream,
     inbox: BytesMut,
     outbox: Outbox,
-    scan: Scan,
+    heads: Reader,
     read: u64,
     written: u64,
     /// How long it may be idle, by the origin's own word.
@@ -76,7 +75,7 @@ impl H1 {
             stream,
             inbox: BytesMut::new(),
             outbox: Outbox::default(),
-            scan: Scan::default(),
+            heads: Reader::default(),
             read: 0,
             written: 0,
             keep: None,
@@ -101,15 +100,14 @@ impl H1 {
             return Poll::Ready(());
         }
         self.inbox = BytesMut::new();
+        self.heads.release();
         self.outbox.release();
         self.stream.poll_disturbed(cx)
     }
 
     /// Reads more; false at the end of the stream.
     fn poll_read(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<bool>> {
-        ready!(self.stream.poll_read_ready(cx))?;
-        self.inbox.reserve(room);
-        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbox))?;
+        let read = ready!(self.stream.poll_fill(cx, &mut self.inbox, room))?;
         self.read += read as u64;
         Poll::Ready(Ok(read > 0))
     }
@@ -179,8 +177,11 @@ pub(crate) async fn send(mut conn: Box<H1>, host: Rc<Host>, request: Head<'_>, u
         Ok(head) => head,
         Err(error) => return Err(broken(&lease, error)),
     };
-    lease.persists = fields::persists(head.version, &head.headers);
-    lease.conn.learn(&head.headers);
+    let present = Present::of(&head.headers);
+    lease.persists = fields::persists(head.version, &head.headers, present);
+    if present.any(Present::HOP) {
+        lease.conn.learn(&head.headers);
+    }
     let framing = match framing::response(request.method, head.status, head.version, &head.headers) {
         Ok(framing) => framing,
         Err(bad) => return Err(broken(&lease, bad.into())),
@@ -283,8 +284,7 @@ impl Lease {
     /// The head of the final response, or of one that switches protocols.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, UpstreamError>> {
         loop {
-            if let Some(len) = self.conn.scan.find(&self.conn.inbox)? {
-                let head = head::response(self.conn.inbox.split_to(len).freeze())?;
+            if let Some(head) = self.conn.heads.response(&mut self.conn.inbox)? {
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Poll::Ready(Ok(head));
                 }

@@ -1,0 +1,57 @@
+//! Names of header fields that were read before: peers send the same few again and again, in the same spelling.
+
+use std::cell::RefCell;
+
+use http::HeaderName;
+
+/// Names that are remembered, at most: one in each place.
+const PLACES: usize = 64;
+
+/// The longest spelling that is remembered.
+const LONGEST: usize = 31;
+
+/// A spelling, and the name that it stands for.
+struct Known {
+    len: u8,
+    text: [u8; LONGEST],
+    name: HeaderName,
+}
+
+thread_local! {
+    static KNOWN: RefCell<[Option<Known>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
+}
+
+/// Reads the name of a field; none if it is not one (RFC 9110, section 5.1).
+pub(super) fn read(text: &[u8]) -> Option<HeaderName> {
+    let [first, .., last] = text else { return HeaderName::from_bytes(text).ok() };
+    if text.len() > LONGEST {
+        return HeaderName::from_bytes(text).ok();
+    }
+    let place = (text.len() * 7 + usize::from(*first) * 5 + usize::from(*last)) % PLACES;
+    KNOWN.with_borrow_mut(|known| {
+        let slot = &mut known[place];
+        if let Some(known) = slot
+            && known.text[..usize::from(known.len)] == *text
+        {
+            return Some(known.name.clone());
+        }
+        let name = HeaderName::from_bytes(text).ok()?;
+        let mut known = Known { len: u8::try_from(text.len()).ok()?, text: [0; LONGEST], name: name.clone() };
+        known.text[..text.len()].copy_from_slice(text);
+        *slot = Some(known);
+        Some(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_library_each_time() {
+        let texts = ["Host", "host", "HOST", "X-A", "X-B", "X-C", "a", "", "b d", "x\u{fc}", "Content-Length", &"x".repeat(80)];
+        for text in texts.iter().chain(&texts).chain(texts.iter().rev()) {
+            assert_eq!(read(text.as_bytes()), HeaderName::from_bytes(text.as_bytes()).ok(), "{text}");
+        }
+    }
+}
