@@ -1,8 +1,12 @@
 //! `FetchrProxy`: how sidecars run.
 
 mod http;
+mod tls;
 
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use k8s_openapi::{
     api::core::v1::ResourceRequirements,
@@ -13,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::http::{DotSegments, EncodedSlashes, Http, HttpPath, PathForward, Slashes, Trace};
+pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};
 use crate::{
     check::{
         CIDR_PATTERN, HOST_PATTERN, NAME, UPSTREAM_PATTERN, check_address, check_at_most, check_cidrs, check_host_patterns,
@@ -34,6 +39,11 @@ const FORWARD_IS_OUTBOUND: Rule = Rule::new(
     "direction Inbound needs an upstream; a listener without one is a forward proxy, with direction Outbound",
 )
 .at(".upstream");
+const TLS_OF_HTTPS: Rule = Rule::new(
+    "!has(self.upstreamTLS) || has(self.upstream) && self.upstream.startsWith('https://')",
+    "TLS is spoken to upstreams of https:// only",
+)
+.at(".upstreamTLS");
 
 /// Ports of the sidecar itself: interception, admin, metrics.
 const OWN_PORTS: RangeInclusive<i32> = 4610..=4621;
@@ -212,7 +222,7 @@ pub struct Outbound {
 
 /// A place where the proxy listens.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND]))]
+#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND, TLS_OF_HTTPS]))]
 #[serde(rename_all = "camelCase")]
 pub struct Listener {
     /// Name of the listener, unique in the proxy.
@@ -228,11 +238,30 @@ pub struct Listener {
     /// Which policies hold: those for requests to the application or from it.
     #[serde(default)]
     pub direction: Direction,
-    /// Where requests go (reverse proxy), such as `http://127.0.0.1:9000`; `h2c://` speaks HTTP/2 in clear. None: a forward
-    /// proxy for absolute URIs and CONNECT, only with direction Outbound.
+    /// TLS with its clients. None: in clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ListenerTls>,
+    /// Whether a load balancer in front says who the client is.
+    #[serde(default)]
+    pub proxy_protocol: ProxyProtocol,
+    /// Where requests go (reverse proxy), such as `http://127.0.0.1:9000`; `h2c://` speaks HTTP/2 in clear, `https://` TLS and
+    /// HTTP/2 or 1.1, as the upstream prefers. None: a forward proxy for absolute URIs and CONNECT, only with direction Outbound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), regex(pattern = UPSTREAM_PATTERN))]
     pub upstream: Option<String>,
+    /// TLS to an upstream of `https://`.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "upstreamTLS")]
+    pub upstream_tls: Option<UpstreamTls>,
+}
+
+/// The PROXY protocol of HAProxy, versions 1 and 2.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum ProxyProtocol {
+    /// It is not spoken: what comes first is HTTP or TLS.
+    #[default]
+    Disabled,
+    /// Every connection begins with its header, else it is closed. Whoever reaches the listener can claim any client address.
+    Required,
 }
 
 fn default_listener_address() -> String {
@@ -492,6 +521,11 @@ impl FetchrProxySpec {
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 impl Interception {
+    /// The Secrets that listeners name, and which of their keys are read: what has to be mounted into the sidecar.
+    pub fn secrets(&self) -> BTreeSet<(&SecretRef, SecretKeys)> {
+        self.listeners.iter().flat_map(Listener::secrets).collect()
+    }
+
     fn check(&self, at: &FieldPath, problems: &mut Problems) {
         let Self { mode, inbound, outbound, listeners } = self;
         LISTENERS_OF_MODE.check(listeners.is_empty() != (*mode == InterceptionMode::Explicit), at, problems);
@@ -519,11 +553,24 @@ impl Interception {
 }
 
 impl Listener {
+    fn secrets(&self) -> impl Iterator<Item = (&SecretRef, SecretKeys)> {
+        let clients = self.tls.iter().flat_map(ListenerTls::secrets);
+        clients.chain(self.upstream_tls.iter().flat_map(UpstreamTls::secrets))
+    }
+
     fn check(&self, at: &FieldPath, problems: &mut Problems) {
         check_address(&self.address, &at.field("address"), problems);
         FORWARD_IS_OUTBOUND.check(self.upstream.is_some() || self.direction == Direction::Outbound, at, problems);
         if let Some(upstream) = &self.upstream {
             check_upstream(upstream, &at.field("upstream"), problems);
+        }
+        let is_https = self.upstream.as_ref().is_some_and(|upstream| upstream.starts_with("https://"));
+        TLS_OF_HTTPS.check(self.upstream_tls.is_none() || is_https, at, problems);
+        if let Some(tls) = &self.tls {
+            tls.check(&at.field("tls"), problems);
+        }
+        if let Some(tls) = &self.upstream_tls {
+            tls.check(&at.field("upstreamTLS"), problems);
         }
         if self.port != FORWARD_PORT && OWN_PORTS.contains(&self.port) {
             let message = format!("{} is a port of the sidecar itself: choose 4612, or one outside of 4610 to 4621", self.port);

@@ -19,7 +19,11 @@ use futures::FutureExt as _;
 use http::Request;
 use hyper::{body::Incoming, server::conn, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::{
     contain::contained,
@@ -29,10 +33,11 @@ use crate::{
     flow::ClientBody,
     h1::{self, MAX_HEAD},
     h2::{self, guard::Guarded},
-    io::{ClientIo, Progress, ReadAhead},
+    io::{ClientIo, Progress, ReadAhead, Stream},
     listen::Counted,
     pipeline,
     timer::Timer,
+    tls::{Chosen, Terminator, hello},
     tunnel::{self, Switch},
     upstream::{Endpoint, Key},
     websocket,
@@ -40,9 +45,12 @@ use crate::{
 };
 
 mod detect;
+mod named;
+mod preamble;
 pub(crate) mod taking;
 
 use detect::{Guess, guess};
+pub(crate) use preamble::Preamble;
 use taking::Streams;
 
 /// How long a client may be silent before the upstream is asked whether it speaks first.
@@ -72,6 +80,7 @@ pub(crate) struct Arrival {
     pub(crate) peer: SocketAddr,
     pub(crate) direction: Direction,
     pub(crate) entry: Entry,
+    pub(crate) preamble: Preamble,
     /// Keeps the connection in the counts of the drain and of the listeners' cap.
     pub(crate) held: (Open, Counted),
 }
@@ -82,6 +91,8 @@ pub(crate) struct Connection {
     pub(crate) peer: SocketAddr,
     pub(crate) direction: Direction,
     pub(crate) entry: Entry,
+    /// `http` or `https`, as its client sees it.
+    pub(crate) scheme: &'static str,
     pub(crate) progress: Arc<Progress>,
     /// The host that its requests are for.
     pub(crate) authority: LastAuthority,
@@ -110,54 +121,109 @@ impl Connection {
 
 /// Serves a connection to its end. A panic ends this connection only.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
-    let Arrival { peer, direction, entry, held } = arrival;
+    let Arrival { mut peer, direction, entry, preamble: Preamble { proxy_protocol, tls }, held } = arrival;
+    let (mut stream, mut ahead) = (stream, BytesMut::new());
+    if proxy_protocol {
+        let client = tokio::select! {
+            biased;
+            client = Box::pin(preamble::client(&mut stream, &mut ahead)) => client,
+            () = worker.drain.closing(direction) => return,
+        };
+        match client {
+            Ok(client) => peer = client.unwrap_or(peer),
+            Err(reason) => return reason.into_iter().for_each(|reason| worker.metrics.error(direction, reason)),
+        }
+    }
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let connection = Rc::new(Connection {
         worker,
         peer,
         direction,
         entry,
+        scheme,
         progress: Arc::default(),
         authority: LastAuthority::default(),
-        forwarding: Forwarding::default(),
+        forwarding: Forwarding::of(scheme),
         timer: Rc::default(),
         _held: held,
     });
-    let served = detect_and_serve(Rc::clone(&connection), stream);
+    let served = detect_and_serve(Rc::clone(&connection), stream, ahead, tls);
     contained(&connection.worker.metrics.panics, served).await;
 }
 
-async fn detect_and_serve(connection: Rc<Connection>, mut stream: TcpStream) {
+async fn detect_and_serve(connection: Rc<Connection>, stream: TcpStream, ahead: BytesMut, tls: Option<Arc<Terminator>>) {
     if stream.set_nodelay(true).is_err() {
         return; // it is closed already
     }
-    let mut ahead = BytesMut::new();
     let detecting = connection.worker.connection_gauge(connection.direction, "detecting");
-    let detect = async {
-        match connection.entry {
-            Entry::Intercepted(destination) => Box::pin(detect_any(&connection, &mut stream, &mut ahead, destination)).await,
-            Entry::Reverse(_) | Entry::Forward => detect_http(&mut stream, &mut ahead).await,
+    let opening = async {
+        match tls {
+            Some(tls) => Box::pin(open_tls(&tls, stream, ahead)).await,
+            None => open(&connection, stream, ahead).await.map(Some),
         }
     };
-    let detected = tokio::select! {
+    let opened = tokio::select! {
         biased;
-        detected = detect => detected,
+        opened = opening => opened,
         // It has not said enough to be a request.
         () = connection.worker.drain.closing(connection.direction) => return,
     };
     drop(detecting);
+    let Opened { stream, ahead, detected } = match opened {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return,
+        Err(reason) => return connection.error(reason),
+    };
     match detected {
-        Ok(Detected::Http1) => serve_http1(connection, stream, ahead).await,
-        Ok(Detected::Http2) => Box::pin(serve_http2(connection, stream, ahead.freeze())).await,
-        Ok(Detected::Bytes(upstream)) => Box::pin(pass_through(connection, stream, ahead.freeze(), upstream)).await,
-        Ok(Detected::Nothing) => {}
-        Err(reason) => connection.error(reason),
+        Detected::Http1 => serve_http1(connection, stream, ahead).await,
+        Detected::Http2 => Box::pin(serve_http2(connection, stream, ahead.freeze())).await,
+        Detected::Tls(Some(host)) if connection.entry.is_forward_proxy() => {
+            Box::pin(named::serve(connection, stream, ahead.freeze(), host)).await;
+        }
+        Detected::Tls(_) => Box::pin(pass_through(connection, stream, ahead.freeze(), None, "tls")).await,
+        Detected::Bytes(upstream) => Box::pin(pass_through(connection, stream, ahead.freeze(), upstream, "tcp")).await,
+        Detected::Nothing => {}
     }
+}
+
+/// A connection whose protocol is known, and what was read of it.
+struct Opened {
+    stream: Stream,
+    ahead: BytesMut,
+    detected: Detected,
+}
+
+/// Learns what a connection in clear speaks.
+async fn open(connection: &Connection, mut socket: TcpStream, mut ahead: BytesMut) -> Result<Opened, &'static str> {
+    let detected = match connection.entry {
+        Entry::Intercepted(destination) => Box::pin(detect_any(connection, &mut socket, &mut ahead, destination)).await?,
+        Entry::Reverse(_) => detect_http(&mut socket, &mut ahead).await?,
+        Entry::Forward => match detect_http(&mut socket, &mut ahead).await? {
+            Detected::Http1 if hello::is_handshake(&ahead) => named::read_host(connection, &mut socket, &mut ahead).await?,
+            detected => detected,
+        },
+    };
+    Ok(Opened { stream: socket.into(), ahead, detected })
+}
+
+/// Shakes hands, and learns what is spoken under TLS.
+async fn open_tls(tls: &Terminator, socket: TcpStream, ahead: BytesMut) -> Result<Option<Opened>, &'static str> {
+    let Some((mut stream, chosen)) = tls.accept(socket, ahead.freeze()).await? else { return Ok(None) };
+    let mut ahead = BytesMut::new();
+    let detected = match chosen {
+        Chosen::Http1 => Detected::Http1,
+        Chosen::Http2 => Detected::Http2,
+        Chosen::Nothing => detect_http(&mut stream, &mut ahead).await?,
+    };
+    Ok(Some(Opened { stream, ahead, detected }))
 }
 
 /// What a connection speaks.
 enum Detected {
     Http1,
     Http2,
+    /// TLS that is not ours, and the host that it is for, if it says so.
+    Tls(Option<Arc<str>>),
     /// Anything else; with the upstream's connection if it is open already.
     Bytes(Option<TcpStream>),
     /// It was closed before it said anything.
@@ -165,7 +231,7 @@ enum Detected {
 }
 
 /// Tells HTTP/2 from HTTP/1. Whatever is neither gets HTTP/1's answer to malformed requests.
-async fn detect_http(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Detected, &'static str> {
+async fn detect_http(stream: &mut (impl AsyncRead + Unpin), ahead: &mut BytesMut) -> Result<Detected, &'static str> {
     let read = async {
         loop {
             match guess(ahead) {
@@ -191,7 +257,7 @@ async fn detect_any(
     destination: SocketAddr,
 ) -> Result<Detected, &'static str> {
     if timeout(SILENCE, stream.readable()).await.is_ok() {
-        return detect_spoken(stream, ahead).await;
+        return detect_spoken(connection, stream, ahead).await;
     }
     let config = connection.worker.config.load();
     if config.blocks() {
@@ -214,7 +280,7 @@ async fn detect_any(
     if timeout(tunnel::IDLE, stream.readable()).await.is_err() {
         return Ok(Detected::Nothing);
     }
-    Ok(match detect_spoken(stream, ahead).await? {
+    Ok(match detect_spoken(connection, stream, ahead).await? {
         Detected::Bytes(None) => Detected::Bytes(upstream),
         other => other,
     })
@@ -226,7 +292,7 @@ async fn greets_in_http2(upstream: &TcpStream) -> bool {
     upstream.peek(&mut greeting).await.is_ok_and(|read| detect::is_settings(&greeting[..read]))
 }
 
-async fn detect_spoken(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Detected, &'static str> {
+async fn detect_spoken(connection: &Connection, stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Detected, &'static str> {
     let read = async {
         loop {
             if !read_more(stream, ahead).await? {
@@ -235,6 +301,7 @@ async fn detect_spoken(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<D
             match guess(ahead) {
                 Guess::Http1 => return Ok(Detected::Http1),
                 Guess::Http2 => return Ok(Detected::Http2),
+                Guess::Other if hello::is_handshake(ahead) => return named::read_host(connection, stream, ahead).await,
                 Guess::Other => return Ok(Detected::Bytes(None)),
                 Guess::Unknown => {}
             }
@@ -248,24 +315,24 @@ async fn detect_spoken(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<D
 }
 
 /// False at the end of the stream.
-async fn read_more(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<bool, &'static str> {
+async fn read_more(stream: &mut (impl AsyncRead + Unpin), ahead: &mut BytesMut) -> Result<bool, &'static str> {
     ahead.reserve(1024);
     Ok(stream.read_buf(ahead).await.map_err(|_| "client_left")? > 0)
 }
 
-async fn serve_http1(connection: Rc<Connection>, stream: TcpStream, ahead: BytesMut) {
+async fn serve_http1(connection: Rc<Connection>, stream: Stream, ahead: BytesMut) {
     let _open = connection.worker.connection_gauge(connection.direction, "http1");
-    h1::server::serve(connection, stream.into(), ahead).await;
+    h1::server::serve(connection, stream, ahead).await;
 }
 
-async fn serve_http2(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes) {
+async fn serve_http2(connection: Rc<Connection>, stream: Stream, ahead: Bytes) {
     let _open = connection.worker.connection_gauge(connection.direction, "http2");
     let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
     let refused = {
         let connection = Rc::clone(&connection);
         move |reason| connection.error(reason)
     };
-    let io = TokioIo::new(Guarded::of_client(ClientIo::new(stream.into(), ahead, stall), refused));
+    let io = TokioIo::new(Guarded::of_client(ClientIo::new(stream, ahead, stall), refused));
     let service = {
         let connection = Rc::clone(&connection);
         service_fn(move |request| {
@@ -332,9 +399,9 @@ fn report(connection: &Connection, served: hyper::Result<()>) {
     }
 }
 
-async fn pass_through(connection: Rc<Connection>, stream: TcpStream, ahead: Bytes, upstream: Option<TcpStream>) {
+async fn pass_through(connection: Rc<Connection>, stream: Stream, ahead: Bytes, upstream: Option<TcpStream>, kind: &'static str) {
     let Entry::Intercepted(destination) = connection.entry else { return };
-    let _open = connection.worker.connection_gauge(connection.direction, "tcp");
+    let _open = connection.worker.connection_gauge(connection.direction, kind);
     let config = connection.worker.config.load();
     if config.blocks() {
         return connection.error("proxy_configuration_error");

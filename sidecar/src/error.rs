@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use http::StatusCode;
 
-use crate::{route::BadPath, upstream::UpstreamError};
+use crate::{route::BadPath, tls, upstream::UpstreamError};
 
 /// Why a request got no answer from its upstream, with the name that RFC 9209 gives it.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,14 @@ pub(crate) enum ForwardError {
         /// The limit.
         limit: Duration,
     },
+    /// The upstream can't be spoken to under TLS, or is not who it should be.
+    #[error("no TLS with {upstream}: {source}")]
+    Tls {
+        /// The upstream.
+        upstream: String,
+        /// What went wrong in the handshake.
+        source: io::Error,
+    },
     /// All connections to the upstream are in use.
     #[error("all {max} connections to {upstream} are in use")]
     ConnectionLimit {
@@ -113,9 +121,13 @@ impl ForwardError {
             Self::BodyIdle => StatusCode::REQUEST_TIMEOUT,
             Self::OwnPort(_) => StatusCode::FORBIDDEN,
             Self::NotForwardProxy | Self::Trace => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Loop | Self::Resolve { .. } | Self::Connect { .. } | Self::Broken(_) | Self::Switched | Self::NotSwitched => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::Loop
+            | Self::Resolve { .. }
+            | Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Broken(_)
+            | Self::Switched
+            | Self::NotSwitched => StatusCode::BAD_GATEWAY,
             Self::ConnectionLimit { .. } | Self::CircuitOpen { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
             Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
@@ -137,6 +149,7 @@ impl ForwardError {
                 io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "destination_ip_unroutable",
                 _ => "destination_unavailable",
             },
+            Self::Tls { source, .. } => tls::proxy_status(source).unwrap_or("tls_protocol_error"),
             Self::ConnectTimeout { .. } => "connection_timeout",
             Self::ConnectionLimit { .. } => "connection_limit_reached",
             Self::CircuitOpen { .. } => "destination_unavailable",

@@ -68,7 +68,7 @@ impl Exchange {
             checked.and_then(|()| check(parts, present, &config, &connection)).and_then(|()| spell(parts, &config, &connection));
         let client = fields::client(&parts.headers, connection.peer.ip(), |address| config.trusts(address));
         let host = fields::host(&authority);
-        let route = config.routes(connection.direction).select(&facts(parts, &host, client));
+        let route = config.routes(connection.direction).select(&facts(&connection, parts, &host, client));
         let labels = RequestLabels::new(connection.direction, &parts.method, parts.version, route.label());
         let guards = Box::new(Guards::begin(&connection, labels, started));
         let exchange = Self {
@@ -91,7 +91,7 @@ impl Exchange {
     pub(crate) fn charge(&mut self, parts: &Parts) {
         let host = fields::host(&self.authority);
         let limiter = &self.connection.worker.limiter;
-        self.limits = limiter.charge(&self.route, &facts(parts, &host, self.client), self.started);
+        self.limits = limiter.charge(&self.route, &facts(&self.connection, parts, &host, self.client), self.started);
     }
 
     /// The client's body, once it is on its way.
@@ -213,10 +213,10 @@ impl Timeouts {
     }
 }
 
-fn facts<'a>(parts: &'a Parts, host: &'a str, client: IpAddr) -> Facts<'a> {
+fn facts<'a>(connection: &Connection, parts: &'a Parts, host: &'a str, client: IpAddr) -> Facts<'a> {
     Facts {
         method: &parts.method,
-        scheme: "http",
+        scheme: connection.scheme,
         host,
         path: parts.uri.path(),
         query: parts.uri.query(),

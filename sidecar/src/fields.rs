@@ -242,8 +242,10 @@ fn address(hop: &str) -> Option<IpAddr> {
 }
 
 /// What tells the application where a connection's requests come from, made once for each host that they name in turn.
-#[derive(Default)]
-pub(crate) struct Forwarding(RefCell<Option<Rc<Hop>>>);
+pub(crate) struct Forwarding {
+    scheme: &'static str,
+    last: RefCell<Option<Rc<Hop>>>,
+}
 
 /// The values of one hop.
 struct Hop {
@@ -254,6 +256,11 @@ struct Hop {
 }
 
 impl Forwarding {
+    /// For a connection of `http` or `https`.
+    pub(crate) fn of(scheme: &'static str) -> Self {
+        Self { scheme, last: RefCell::default() }
+    }
+
     /// Sets the fields. What a trusted peer said is extended; what others said is replaced.
     pub(crate) fn set(&self, headers: &mut HeaderMap, present: Present, peer: IpAddr, host: &str, trusted: bool) {
         if present.any(Present::FORWARDED) && !trusted {
@@ -262,27 +269,27 @@ impl Forwarding {
         let hop = self.hop(peer, host);
         append_to_list(headers, FORWARDED_FOR, &hop.forwarded_for);
         append_to_list(headers, header::FORWARDED, &hop.forwarded);
-        headers.entry(FORWARDED_PROTO).or_insert_with(|| HeaderValue::from_static("http"));
+        headers.entry(FORWARDED_PROTO).or_insert_with(|| HeaderValue::from_static(self.scheme));
         if let Some(host) = &hop.forwarded_host {
             headers.entry(FORWARDED_HOST).or_insert_with(|| host.clone());
         }
     }
 
     fn hop(&self, peer: IpAddr, host: &str) -> Rc<Hop> {
-        let mut last = self.0.borrow_mut();
+        let mut last = self.last.borrow_mut();
         match &*last {
             Some(hop) if hop.host == host => Rc::clone(hop),
-            _ => Rc::clone(last.insert(Rc::new(Hop::new(peer.to_canonical(), host)))),
+            _ => Rc::clone(last.insert(Rc::new(Hop::new(peer.to_canonical(), host, self.scheme)))),
         }
     }
 }
 
 impl Hop {
-    fn new(peer: IpAddr, host: &str) -> Self {
+    fn new(peer: IpAddr, host: &str, scheme: &str) -> Self {
         let quoted = host.replace(['"', '\\'], "");
         let forwarded = match peer {
-            IpAddr::V4(_) => format!("for={peer};host=\"{quoted}\";proto=http"),
-            IpAddr::V6(_) => format!("for=\"[{peer}]\";host=\"{quoted}\";proto=http"),
+            IpAddr::V4(_) => format!("for={peer};host=\"{quoted}\";proto={scheme}"),
+            IpAddr::V6(_) => format!("for=\"[{peer}]\";host=\"{quoted}\";proto={scheme}"),
         };
         Self {
             host: host.to_owned(),
@@ -455,7 +462,7 @@ mod tests {
     fn strangers_forwarded_fields_are_replaced() {
         let mut request = headers(&[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-port", "1"), ("forwarded", "for=6.6.6.6")]);
         let present = Present::of(&request);
-        Forwarding::default().set(&mut request, present, ip("9.9.9.9"), "shop.example", false);
+        Forwarding::of("http").set(&mut request, present, ip("9.9.9.9"), "shop.example", false);
         assert_eq!(request["x-forwarded-for"], "9.9.9.9");
         assert_eq!(request["forwarded"], "for=9.9.9.9;host=\"shop.example\";proto=http");
         assert_eq!(request["x-forwarded-host"], "shop.example");
@@ -466,7 +473,7 @@ mod tests {
     fn trusted_forwarded_fields_are_extended() {
         let mut request = headers(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")]);
         let present = Present::of(&request);
-        Forwarding::default().set(&mut request, present, ip("10.0.0.1"), "shop.example", true);
+        Forwarding::of("http").set(&mut request, present, ip("10.0.0.1"), "shop.example", true);
         assert_eq!(request["x-forwarded-for"], "1.2.3.4, 10.0.0.1");
         assert_eq!(request["x-forwarded-proto"], "https");
     }

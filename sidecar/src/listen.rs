@@ -11,22 +11,24 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use crds::{policy::Direction, proxy::Listener as ListenerSpec};
-use http::{Uri, uri::Authority};
+use crds::policy::Direction;
 use socket2::{Domain, Protocol as SocketProtocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
     time::sleep,
 };
 
 use crate::{
-    connection::{Arrival, Entry},
+    connection::{Arrival, Entry, Preamble},
     drain::Phase,
     metrics::Metrics,
-    upstream::{Endpoint, Key, Protocol},
+    upstream::Key,
     worker::{Pod, Workers},
 };
+
+mod explicit;
+
+pub(crate) use explicit::{Explicit, ListenError};
 
 /// Connections that wait to be accepted; more than a burst of clients of one pod.
 const BACKLOG: i32 = 1024;
@@ -83,6 +85,7 @@ pub(crate) struct Listening {
     socket: TcpListener,
     direction: Direction,
     mode: Mode,
+    preamble: Preamble,
 }
 
 impl Listening {
@@ -90,21 +93,25 @@ impl Listening {
     pub(crate) fn inbound(port: u16) -> io::Result<Self> {
         let socket = bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
             .or_else(|_| bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)))?;
-        Ok(Self { socket, direction: Direction::Inbound, mode: Mode::Intercept })
+        Ok(Self::in_clear(socket, Direction::Inbound, Mode::Intercept))
     }
 
     /// Outbound interception on a loopback address.
     pub(crate) fn outbound(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { socket: bind(address)?, direction: Direction::Outbound, mode: Mode::Intercept })
+        Ok(Self::in_clear(bind(address)?, Direction::Outbound, Mode::Intercept))
     }
 
     /// A forward proxy.
     pub(crate) fn forward(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { socket: bind(address)?, direction: Direction::Outbound, mode: Mode::Forward })
+        Ok(Self::in_clear(bind(address)?, Direction::Outbound, Mode::Forward))
     }
 
-    fn explicit(address: SocketAddr, direction: Direction, mode: Mode) -> io::Result<Self> {
-        Ok(Self { socket: bind(address)?, direction, mode })
+    fn explicit(address: SocketAddr, direction: Direction, mode: Mode, preamble: Preamble) -> io::Result<Self> {
+        Ok(Self { socket: bind(address)?, direction, mode, preamble })
+    }
+
+    fn in_clear(socket: TcpListener, direction: Direction, mode: Mode) -> Self {
+        Self { socket, direction, mode, preamble: Preamble::default() }
     }
 
     /// Where it listens.
@@ -136,7 +143,7 @@ pub(crate) struct Acceptor {
 impl Acceptor {
     /// Accepts until the drain closes the direction.
     pub(crate) async fn accept(self, listening: Listening) {
-        let Listening { socket, direction, mode } = listening;
+        let Listening { socket, direction, mode, preamble } = listening;
         let drain = self.pod.drain.clone();
         let closing = drain.reached(match direction {
             Direction::Inbound => Phase::Closing,
@@ -144,15 +151,15 @@ impl Acceptor {
         });
         tokio::select! {
             () = closing => {}
-            () = self.accept_all(&socket, direction, &mode) => {}
+            () = self.accept_all(&socket, direction, &mode, &preamble) => {}
         }
     }
 
-    async fn accept_all(&self, socket: &TcpListener, direction: Direction, mode: &Mode) {
+    async fn accept_all(&self, socket: &TcpListener, direction: Direction, mode: &Mode, preamble: &Preamble) {
         let mut complained: Option<std::time::Instant> = None;
         loop {
             match socket.accept().await {
-                Ok((stream, peer)) => self.admit(stream, peer, direction, mode),
+                Ok((stream, peer)) => self.admit(stream, peer, direction, mode, preamble),
                 Err(error) if is_exhausted(&error) => {
                     self.pod.metrics.drop_counted(direction, "no_descriptors");
                     if complained.is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
@@ -166,7 +173,7 @@ impl Acceptor {
         }
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, direction: Direction, mode: &Mode) {
+    fn admit(&self, stream: TcpStream, peer: SocketAddr, direction: Direction, mode: &Mode, preamble: &Preamble) {
         let Some(counted) = self.cap.enter(direction) else {
             return refuse(&self.pod.metrics, &stream, direction, "connection_limit");
         };
@@ -180,7 +187,7 @@ impl Acceptor {
         };
         let held = (self.pod.drain.track(direction), counted);
         match stream.into_std() {
-            Ok(stream) => self.workers.serve(stream, Arrival { peer, direction, entry, held }),
+            Ok(stream) => self.workers.serve(stream, Arrival { peer, direction, entry, preamble: preamble.clone(), held }),
             Err(error) => tracing::warn!(%error, "A socket could not be handed over."),
         }
     }
@@ -224,133 +231,9 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// The listeners of mode Explicit. They follow the configuration: new ones are opened, old ones are closed, and one that keeps its
-/// address keeps its connections even if its upstream changes.
-pub(crate) struct Explicit {
-    acceptor: Acceptor,
-    open: Vec<OpenListener>,
-}
-
-struct OpenListener {
-    spec: ListenerSpec,
-    address: SocketAddr,
-    upstream: Option<Arc<ArcSwap<Key>>>,
-    task: JoinHandle<()>,
-}
-
-/// A listener that can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ListenError {
-    /// Its document is wrong.
-    #[error("listener {name}: {problem}")]
-    Spec {
-        /// Name of the listener.
-        name: String,
-        /// What is wrong, and what would be right.
-        problem: String,
-    },
-    /// The system refused.
-    #[error("could not listen on {address}")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-impl Explicit {
-    pub(crate) fn new(acceptor: Acceptor) -> Self {
-        Self { acceptor, open: Vec::new() }
-    }
-
-    /// Stops the listeners that are not among `specs`. Their ports are free when the tasks have ended.
-    pub(crate) fn close_others(&mut self, specs: &[ListenerSpec]) -> Vec<JoinHandle<()>> {
-        let gone = self.open.extract_if(.., |open| !specs.iter().any(|spec| open.continues_as(spec)));
-        let own = &self.acceptor.pod.own;
-        gone.map(|open| {
-            open.task.abort();
-            own.remove(&open.address);
-            open.task
-        })
-        .collect()
-    }
-
-    /// Opens the listeners of `specs` that are not open. What can't be opened is reported; the others are served.
-    pub(crate) fn open(&mut self, specs: &[ListenerSpec]) -> Vec<ListenError> {
-        specs.iter().filter_map(|spec| self.open_or_update(spec).err()).collect()
-    }
-
-    /// Addresses that are listened on, by name.
-    pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr)> {
-        self.open.iter().map(|open| (open.spec.name.clone(), open.address)).collect()
-    }
-
-    fn open_or_update(&mut self, spec: &ListenerSpec) -> Result<(), ListenError> {
-        let wrong = |problem: String| ListenError::Spec { name: spec.name.clone(), problem };
-        let upstream = spec.upstream.as_deref().map(parse_upstream).transpose().map_err(wrong)?;
-        if let Some(open) = self.open.iter_mut().find(|open| open.continues_as(spec)) {
-            if let (Some(current), Some(upstream)) = (&open.upstream, upstream) {
-                current.store(Arc::new(upstream));
-            }
-            open.spec = spec.clone();
-            return Ok(());
-        }
-        let ip: IpAddr = spec.address.parse().map_err(|_| wrong(format!("{:?} is no IP address", spec.address)))?;
-        let port = u16::try_from(spec.port).map_err(|_| wrong(format!("{} is no port", spec.port)))?;
-        if upstream.is_none() && spec.direction == Direction::Inbound {
-            return Err(wrong("without an upstream it is a forward proxy, and needs direction Outbound".to_owned()));
-        }
-        let upstream = upstream.map(|upstream| Arc::new(ArcSwap::from_pointee(upstream)));
-        let mode = upstream.clone().map_or(Mode::Forward, Mode::Reverse);
-        let wanted = SocketAddr::new(ip, port);
-        let refused = |source| ListenError::Bind { address: wanted, source };
-        let listening = Listening::explicit(wanted, spec.direction, mode).map_err(refused)?;
-        let address = listening.address().map_err(refused)?;
-        self.acceptor.pod.own.add(address);
-        tracing::info!(listener = spec.name, %address, "Listening.");
-        let task = tokio::spawn(self.acceptor.clone().accept(listening));
-        self.open.push(OpenListener { spec: spec.clone(), address, upstream, task });
-        Ok(())
-    }
-}
-
-impl OpenListener {
-    fn continues_as(&self, spec: &ListenerSpec) -> bool {
-        let place = |spec: &ListenerSpec| (spec.address.clone(), spec.port, spec.direction, spec.upstream.is_some());
-        place(&self.spec) == place(spec)
-    }
-}
-
-/// Reads `http://host:port` or `h2c://host:port`.
-pub(crate) fn parse_upstream(text: &str) -> Result<Key, String> {
-    let wrong = || format!("{text:?} is no upstream: write http://host:port or h2c://host:port");
-    let uri: Uri = text.parse().map_err(|_| wrong())?;
-    let protocol = match uri.scheme_str() {
-        Some("http") => Protocol::Http1,
-        Some("h2c") => Protocol::Http2,
-        _ => return Err(wrong()),
-    };
-    let authority: &Authority = uri.authority().ok_or_else(wrong)?;
-    if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err(wrong());
-    }
-    Ok(Key { endpoint: Endpoint::parse(authority, 80).ok_or_else(wrong)?, protocol })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn upstreams_are_hosts_with_a_protocol() {
-        let key = parse_upstream("h2c://App.example:9000/").unwrap();
-        assert_eq!((key.protocol, key.endpoint.to_string()), (Protocol::Http2, "app.example:9000".to_owned()));
-        assert_eq!(parse_upstream("http://[::1]:9000").unwrap().endpoint.to_string(), "[::1]:9000");
-        for wrong in ["https://a", "a:80", "http://", "http://a/path", "http://u@a", "http://a:99999", "http://a:"] {
-            assert!(parse_upstream(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn cap_frees_a_place_when_a_connection_ends() {

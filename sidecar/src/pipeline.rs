@@ -93,7 +93,10 @@ async fn admit_and_forward(
     if ex.limits.denied().is_some() {
         return Err(Stop::Limited);
     }
-    let target = target(ex, &parts)?;
+    let mut target = target(ex, &parts)?;
+    if target.tls.is_some() {
+        target.protocol = Box::pin(agreed(ex, &target, &parts, present)).await?;
+    }
     if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
         return Box::pin(connect_tunnel(ex, target, client)).await;
     }
@@ -178,11 +181,11 @@ fn open_tunnel(tunnel: Tunnel, ex: Exchange) -> Box<Response<Flow>> {
 fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
     let connection = &ex.connection;
     let key = match &connection.entry {
-        Entry::Intercepted(destination) => Key {
-            endpoint: Endpoint::Address(*destination),
+        Entry::Intercepted(destination) => {
             // The application hears the protocol that its client speaks.
-            protocol: if parts.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 },
-        },
+            let protocol = if parts.version == Version::HTTP_2 { Protocol::Http2 } else { Protocol::Http1 };
+            Key::in_clear(Endpoint::Address(*destination), protocol)
+        }
         Entry::Reverse(upstream) => Key::clone(&upstream.load()),
         Entry::Forward => return forward_target(parts),
     };
@@ -194,6 +197,15 @@ fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
     Ok(key)
 }
 
+/// What is spoken with an upstream under TLS. A switch to another protocol is asked for in HTTP/1.1.
+async fn agreed(ex: &Exchange, target: &Key, parts: &Parts, present: Present) -> Result<Protocol, ForwardError> {
+    if fields::upgrade(&parts.headers, present).is_some() || websocket::is_asked(&parts.headers) {
+        return Ok(Protocol::Http1);
+    }
+    let limit = Timeouts::of(&ex.config, &ex.route).connect;
+    ex.connection.worker.connector.protocol(target, limit).await
+}
+
 fn forward_target(parts: &Parts) -> Result<Key, ForwardError> {
     let authority = parts.uri.authority().ok_or(ForwardError::BadRequest("a forward proxy needs an absolute URI"))?;
     if parts.method == Method::CONNECT && authority.port_u16().is_none() {
@@ -203,7 +215,7 @@ fn forward_target(parts: &Parts) -> Result<Key, ForwardError> {
         return Err(ForwardError::BadRequest("a forward proxy takes http URIs, and CONNECT for all else"));
     }
     let endpoint = Endpoint::parse(authority, 80).ok_or(ForwardError::BadRequest("the port is not one"))?;
-    Ok(Key { endpoint, protocol: Protocol::Http1 })
+    Ok(Key::in_clear(endpoint, Protocol::Http1))
 }
 
 /// The request as the upstream gets it.
@@ -267,7 +279,8 @@ pub(crate) fn address(key: &Key, head: &mut Parts, authority: &str) -> Result<()
             headers.remove(header::HOST);
             let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
             let authority: Authority = authority.parse().map_err(|_| wrong())?;
-            let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path);
+            let scheme = if key.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+            let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(path);
             head.uri = uri.build().map_err(|_| wrong())?;
         }
     }

@@ -98,6 +98,8 @@ pub struct Pod {
     pub plan_keys: Vec<String>,
     /// Folder where `fetchr-plan` is mounted.
     pub plan_dir: Option<PathBuf>,
+    /// Folder where the Secrets that listeners name are mounted.
+    pub secrets_dir: Option<PathBuf>,
     /// Ports of interception; none in mode Explicit.
     pub interception: Option<Interception>,
     /// How long to wait for the first configuration.
@@ -196,9 +198,9 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
     let workers = settings.settings().workers.and_then(|workers| usize::try_from(workers).ok());
     // There are two directions, and each connection of a client needs one to its upstream.
     let clients = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 4).unwrap_or(MAX_CONNECTIONS);
-    let (interception, unique) = match &options.configuration {
-        Configuration::Files(_) => (None, format!("{}-{:x}", std::process::id(), rough_time())),
-        Configuration::Pod(pod) => (pod.interception, token(&pod.uid)),
+    let (interception, unique, secrets) = match &options.configuration {
+        Configuration::Files(_) => (None, format!("{}-{:x}", std::process::id(), rough_time()), None),
+        Configuration::Pod(pod) => (pod.interception, token(&pod.uid), pod.secrets_dir.clone()),
     };
     Setup {
         workers: options.workers.or(workers).unwrap_or(1),
@@ -206,6 +208,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         own,
         max_connections: clients.clamp(1, MAX_CONNECTIONS),
         unique,
+        secrets,
         name_servers: NameServers::System,
     }
 }

@@ -2,13 +2,17 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use crds::proxy::{FetchrProxySpec, InterceptionMode, Listener};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 
 use crate::{
     config::Shared,
@@ -17,7 +21,9 @@ use crate::{
     listen::{Acceptor, Cap, Explicit, ListenError, Listening},
     metrics::Metrics,
     own::Own,
+    tls::{self, Secrets},
     upstream::{connect::Connector, pool::Caps, resolve::Resolver, standing::Standing},
+    watch::{Watch, quiet},
     worker::{Pod, Vias, Workers},
 };
 
@@ -26,7 +32,10 @@ pub use crate::upstream::resolve::dns::NameServers;
 /// Port of the explicit forward proxy in a pod.
 pub const FORWARD_PORT: u16 = 4612;
 
-/// Until listening is tried again on an address that the system refused.
+/// How often certificates are read again.
+const RECHECK: Duration = Duration::from_secs(30);
+
+/// Until listening is tried again on an address that the system refused, or with certificates that can't be used.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Ports that intercepted connections are redirected to.
@@ -51,6 +60,8 @@ pub struct Setup {
     pub max_connections: usize,
     /// What tells this sidecar from all others in `Via`; token characters only.
     pub unique: String,
+    /// Where the Secrets that listeners name are mounted, one folder each; none outside of pods.
+    pub secrets: Option<PathBuf>,
     /// Whom to ask for the addresses of names.
     pub name_servers: NameServers,
 }
@@ -72,6 +83,8 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let own = Arc::new(Own::default());
         setup.own.iter().for_each(|address| own.add(*address));
+        let tls_metrics = tls::Metrics::default();
+        metrics.register(|registry| tls_metrics.register(registry));
         let pod = Pod {
             config: config.clone(),
             limiter,
@@ -83,6 +96,7 @@ impl Server {
                 Arc::clone(&own),
             )),
             metrics,
+            tls: tls_metrics,
             own,
             via: Arc::new(Vias::new(&setup.unique)),
         };
@@ -91,7 +105,7 @@ impl Server {
         if let Some(ports) = setup.interception {
             intercept(&acceptor, ports)?;
         }
-        let explicit = Arc::new(Mutex::new(Explicit::new(acceptor)));
+        let explicit = Arc::new(Mutex::new(Explicit::new(acceptor, Secrets(setup.secrets.clone()))));
         let changes = config.subscribe(); // before it is read, so that no change is missed
         let failed = lock(&explicit).open(listeners(config.load().settings()));
         if let Some(error) = failed.into_iter().next() {
@@ -139,12 +153,17 @@ fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
     }
 }
 
+/// Keeps the listeners as the configuration and its files say.
 async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc<Mutex<Explicit>>) {
-    let mut refused = false;
+    let mut files = Files::default();
+    let (mut refused, mut told) = (false, Vec::new());
     loop {
-        let again = if refused { BIND_AGAIN } else { Duration::MAX };
-        if let Ok(Err(_)) = timeout(again, changes.changed()).await {
-            return;
+        files.watch(lock(&explicit).files());
+        let again = if refused { BIND_AGAIN } else { files.recheck() };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = files.changed() => {}
+            () = sleep(again) => {}
         }
         let closed = lock(&explicit).close_others(listeners(config.load().settings()));
         for task in closed {
@@ -152,10 +171,58 @@ async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc
             let _ = task.await;
         }
         let failed = lock(&explicit).open(listeners(config.load().settings()));
-        refused = failed.iter().any(|error| matches!(error, ListenError::Bind { .. }));
-        for error in failed {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::error!(cause, "{error}.");
+        refused = failed.iter().any(ListenError::may_pass);
+        told = tell(&failed, &told);
+    }
+}
+
+/// Logs what failed, but not what was told the last time.
+fn tell(failed: &[ListenError], told: &[String]) -> Vec<String> {
+    let texts: Vec<String> = failed.iter().map(ToString::to_string).collect();
+    for (error, text) in failed.iter().zip(&texts).filter(|(_, text)| !told.contains(text)) {
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        tracing::error!(cause, "{text}.");
+    }
+    texts
+}
+
+/// The files of certificates.
+#[derive(Default)]
+struct Files {
+    paths: Vec<PathBuf>,
+    watched: Option<(Watch, mpsc::Receiver<()>)>,
+    /// What changed between the first reading and the first watch was told to nobody.
+    unsure: bool,
+}
+
+impl Files {
+    fn watch(&mut self, paths: Vec<PathBuf>) {
+        if paths != self.paths {
+            self.watched = (!paths.is_empty()).then(|| {
+                let (changes, changed) = mpsc::channel(1);
+                (Watch::new(&paths, changes), changed)
+            });
+            (self.paths, self.unsure) = (paths, true);
+        }
+        if let Some((watch, _)) = &mut self.watched {
+            watch.renew();
+        }
+    }
+
+    /// How long until they are read again although no change was told: events can be lost.
+    fn recheck(&mut self) -> Duration {
+        match std::mem::take(&mut self.unsure) {
+            _ if self.paths.is_empty() => Duration::MAX,
+            true => Duration::ZERO,
+            false => RECHECK,
+        }
+    }
+
+    async fn changed(&mut self) {
+        let Some((_, changed)) = &mut self.watched else { return std::future::pending().await };
+        match changed.recv().await {
+            Some(()) => quiet(changed).await,
+            None => std::future::pending().await, // they can't be watched
         }
     }
 }

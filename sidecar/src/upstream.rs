@@ -3,8 +3,12 @@
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ::h2::Reason;
+use crds::check::{self, UpstreamScheme};
 
-use crate::h1::{chunked::BadChunk, framing::BadFraming, head::BadHead};
+use crate::{
+    h1::{chunked::BadChunk, framing::BadFraming, head::BadHead},
+    tls::{self, Origination},
+};
 
 pub(crate) mod balance;
 pub(crate) mod breaker;
@@ -59,7 +63,9 @@ impl UpstreamError {
             Self::Closed => "http_response_incomplete",
             Self::Http2(error) if breaks_rules(error) => "http_protocol_error",
             Self::Http2(error) if error.is_incomplete_message() => "http_response_incomplete",
-            Self::Io(_) | Self::Upload | Self::Http2(_) => "connection_terminated",
+            // As a server of TLS 1.3 refuses its client's certificate: the handshake is over by then.
+            Self::Io(error) => tls::proxy_status(error).unwrap_or("connection_terminated"),
+            Self::Upload | Self::Http2(_) => "connection_terminated",
         }
     }
 }
@@ -85,15 +91,20 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
+    /// A host by name or address, and a port.
+    pub(crate) fn of(host: &str, port: u16) -> Self {
+        match host.parse() {
+            Ok(ip) => Self::Address(SocketAddr::new(ip, port)),
+            Err(_) => Self::Name(host.to_ascii_lowercase().into(), port),
+        }
+    }
+
     /// Reads `host:port`, `[v6]:port` or a host alone, which gets the default port. Nothing if there is a colon without a port.
     pub(crate) fn parse(authority: &http::uri::Authority, default_port: u16) -> Option<Self> {
         let host = authority.host();
         let port = if authority.as_str().ends_with(host) { default_port } else { authority.port_u16()? };
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        Some(match bare.parse() {
-            Ok(ip) => Self::Address(SocketAddr::new(ip, port)),
-            Err(_) => Self::Name(host.to_ascii_lowercase().into(), port),
-        })
+        Some(Self::of(bare, port))
     }
 }
 
@@ -111,7 +122,7 @@ impl fmt::Display for Endpoint {
 pub(crate) enum Protocol {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2 in clear, by prior knowledge.
+    /// HTTP/2: in clear by prior knowledge, under TLS by ALPN.
     Http2,
 }
 
@@ -122,9 +133,27 @@ pub(crate) struct Key {
     pub(crate) endpoint: Endpoint,
     /// How.
     pub(crate) protocol: Protocol,
+    /// Under TLS; the protocol is then the upstream's choice, see [`connect::Connector::protocol`].
+    pub(crate) tls: Option<Origination>,
 }
 
 impl Key {
+    /// Without TLS.
+    pub(crate) fn in_clear(endpoint: Endpoint, protocol: Protocol) -> Self {
+        Self { endpoint, protocol, tls: None }
+    }
+
+    /// Reads `http://host:port` or `h2c://host:port`.
+    pub(crate) fn parse_in_clear(upstream: &str) -> Result<Self, String> {
+        let address = check::parse_upstream(upstream)?;
+        let protocol = match address.scheme {
+            UpstreamScheme::Http => Protocol::Http1,
+            UpstreamScheme::H2c => Protocol::Http2,
+            UpstreamScheme::Https => return Err(format!("{upstream:?} has no TLS settings here: write http:// or h2c://")),
+        };
+        Ok(Self::in_clear(Endpoint::of(&address.host, address.port), protocol))
+    }
+
     /// The same at one of its addresses.
     pub(crate) fn at(&self, address: SocketAddr) -> Self {
         Self { endpoint: Endpoint::Address(address), ..self.clone() }

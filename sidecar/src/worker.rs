@@ -25,7 +25,7 @@ use crate::{
     limit::Limiter,
     metrics::{ByteLabels, ConnectionLabels, Meter, Metrics, Raised},
     own::Own,
-    tunnel,
+    tls, tunnel,
     upstream::{
         balance::Balancer,
         connect::Connector,
@@ -47,6 +47,7 @@ pub(crate) struct Pod {
     pub(crate) caps: Arc<Caps>,
     pub(crate) connector: Arc<Connector>,
     pub(crate) standing: Arc<Standing>,
+    pub(crate) tls: tls::Metrics,
     pub(crate) own: Arc<Own>,
     pub(crate) via: Arc<Vias>,
 }
@@ -71,6 +72,7 @@ pub(crate) struct Worker {
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) drain: drain::Handle,
     pub(crate) connector: Arc<Connector>,
+    pub(crate) tls: tls::Metrics,
     pub(crate) via: Arc<Vias>,
     pub(crate) pool: Rc<Pool>,
     /// How its upstreams stand, for all workers.
@@ -164,10 +166,10 @@ impl Seat {
 async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
-    let Pod { config, metrics, limiter, drain, connector, standing, via, .. } = pod;
+    let Pod { config, metrics, limiter, drain, connector, standing, tls, via, .. } = pod;
     let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
-    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, via, pool, seen, balancer, meter, date });
+    let worker = Rc::new(Worker { config, metrics, limiter, drain, connector, tls, via, pool, seen, balancer, meter, date });
     while let Some((stream, arrival, busy)) = incoming.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => {

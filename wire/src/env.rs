@@ -29,6 +29,8 @@ names! {
     PLAN_KEYS = "FETCHR_PLAN_KEYS";
     /// Folder where the ConfigMap `fetchr-plan` is mounted.
     PLAN_DIR = "FETCHR_PLAN_DIR";
+    /// Folder where the Secrets that listeners name are mounted, one folder each; absent where they name none.
+    SECRETS_DIR = "FETCHR_SECRETS_DIR";
     /// Folder that survives a restart of the container.
     STATE_DIR = "FETCHR_STATE_DIR";
     /// `Init` or `Explicit`.

@@ -13,9 +13,13 @@ pub(crate) const HOST_PATTERN: &str = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.
 /// Pattern of a network.
 pub(crate) const CIDR_PATTERN: &str = "^[0-9a-fA-F:.]+/[0-9]{1,3}$";
 
+/// Pattern of an upstream in clear.
+pub(crate) const CLEAR_UPSTREAM_PATTERN: &str =
+    r"^(http|h2c)://([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?/?$";
+
 /// Pattern of an upstream.
 pub(crate) const UPSTREAM_PATTERN: &str =
-    r"^(http|h2c)://([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?/?$";
+    r"^(http|h2c|https)://([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?/?$";
 
 /// How an upstream is spoken to.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -24,6 +28,8 @@ pub enum UpstreamScheme {
     Http,
     /// HTTP/2 in clear, with prior knowledge.
     H2c,
+    /// HTTP/2 or HTTP/1.1 over TLS, as the upstream chooses (ALPN).
+    Https,
 }
 
 /// Where a listener sends its requests.
@@ -33,17 +39,22 @@ pub struct UpstreamAddress {
     pub scheme: UpstreamScheme,
     /// A name or an IP address; IPv6 without brackets.
     pub host: String,
-    /// Its port; 80 unless written.
+    /// Its port; unless written 80, or 443 with TLS.
     pub port: u16,
 }
 
 /// Reads a listener's `upstream`, such as `http://127.0.0.1:9000`.
 pub fn parse_upstream(upstream: &str) -> Result<UpstreamAddress, String> {
-    let wrong = || format!("{upstream:?} is not an upstream: write http://HOST:PORT, or h2c://HOST:PORT for HTTP/2 in clear");
+    let wrong = || {
+        format!(
+            "{upstream:?} is not an upstream: write http://HOST:PORT, https://HOST:PORT, or h2c://HOST:PORT for HTTP/2 in clear"
+        )
+    };
     let (scheme, rest) = upstream.split_once("://").ok_or_else(wrong)?;
     let scheme = match scheme {
         "http" => UpstreamScheme::Http,
         "h2c" => UpstreamScheme::H2c,
+        "https" => UpstreamScheme::Https,
         _ => return Err(wrong()),
     };
     let authority = rest.strip_suffix('/').unwrap_or(rest);
@@ -52,6 +63,7 @@ pub fn parse_upstream(upstream: &str) -> Result<UpstreamAddress, String> {
         Some(port) => {
             port.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("{port} is not a port: write 1 to 65535"))?
         }
+        None if scheme == UpstreamScheme::Https => 443,
         None => 80,
     };
     if host.is_empty() || host.contains(['/', '?', '#', '@']) || host.contains(char::is_whitespace) {
@@ -119,6 +131,7 @@ mod tests {
         let read = |upstream: &str| parse_upstream(upstream).map(|address| (address.scheme, address.host, address.port));
         assert_eq!(read("http://127.0.0.1:9000"), Ok((UpstreamScheme::Http, "127.0.0.1".to_owned(), 9000)));
         assert_eq!(read("http://app.shop.svc/"), Ok((UpstreamScheme::Http, "app.shop.svc".to_owned(), 80)));
+        assert_eq!(read("https://app.example"), Ok((UpstreamScheme::Https, "app.example".to_owned(), 443)));
         assert_eq!(read("h2c://[::1]:9000"), Ok((UpstreamScheme::H2c, "::1".to_owned(), 9000)));
     }
 
@@ -126,7 +139,7 @@ mod tests {
     fn what_is_no_upstream_is_refused() {
         for upstream in [
             "127.0.0.1:9000",
-            "https://a",
+            "ftp://a",
             "http://",
             "http://a:0",
             "http://a:65536",

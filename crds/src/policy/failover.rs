@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Mode, PolicyKind};
 use crate::{
-    check::{UPSTREAM_PATTERN, check_upstream},
+    check::{CLEAR_UPSTREAM_PATTERN, check_upstream},
     problems::{FieldPath, Problems},
     rule::Rule,
 };
@@ -25,7 +25,7 @@ pub struct Failover {
     pub mode: Mode,
     /// Where to, such as `http://standby.example:8080`; `h2c://` speaks HTTP/2 in clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512), regex(pattern = UPSTREAM_PATTERN))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = CLEAR_UPSTREAM_PATTERN))]
     pub upstream: Option<String>,
 }
 

@@ -8,14 +8,14 @@ use std::{
 use crds::{
     FetchrProxy,
     plan::ObjectRef,
-    proxy::{InterceptionMode, OnNoConfig},
+    proxy::{Interception, InterceptionMode, OnNoConfig},
 };
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
         HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler, ObjectFieldSelector, PodSpec, Probe, ProjectedVolumeSource,
-        ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
-        VolumeProjection,
+        ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext, ServiceAccountTokenProjection, Volume,
+        VolumeMount, VolumeProjection,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
@@ -40,14 +40,16 @@ const STATE_VOLUME: &str = "fetchr-state";
 const PLAN_VOLUME: &str = "fetchr-plan";
 const TOKEN_VOLUME: &str = "fetchr-token";
 const RUN_VOLUME: &str = "fetchr-run";
+const SECRETS_VOLUME: &str = "fetchr-secrets";
 /// Volumes that only our containers may mount.
-pub(super) const VOLUMES: [&str; 4] = [STATE_VOLUME, PLAN_VOLUME, TOKEN_VOLUME, RUN_VOLUME];
+pub(super) const VOLUMES: [&str; 5] = [STATE_VOLUME, PLAN_VOLUME, TOKEN_VOLUME, RUN_VOLUME, SECRETS_VOLUME];
 
 /// Audience of the sidecar's token.
 pub(super) const TOKEN_AUDIENCE: &str = "fetchr.sh";
 
 const STATE_DIR: &str = "/var/lib/fetchr";
 const PLAN_DIR: &str = "/etc/fetchr/plan";
+const SECRETS_DIR: &str = "/etc/fetchr/secrets";
 const TOKEN_DIR: &str = "/var/run/secrets/fetchr.sh";
 const PLAN_CONFIG_MAP: &str = "fetchr-plan";
 
@@ -67,6 +69,7 @@ pub(super) struct Sidecar<'a> {
 pub fn settings_digest(proxy: &FetchrProxy, injector: &Injector, required: bool) -> String {
     let spec = &proxy.spec;
     let interception = &spec.interception;
+    let secrets: Vec<_> = interception.secrets().into_iter().map(|(secret, keys)| (&secret.name, keys.names())).collect();
     let inputs = json!({
         "proxy": proxy_ref(proxy),
         "image": injector.image,
@@ -78,6 +81,7 @@ pub fn settings_digest(proxy: &FetchrProxy, injector: &Injector, required: bool)
         "inbound": interception.inbound,
         "outboundPorts": interception.outbound.ports,
         "skipCIDRs": interception.outbound.skip_cidrs,
+        "secrets": secrets,
         "workers": spec.workers,
         "resources": spec.resources,
         "metricsPort": spec.telemetry.metrics_port,
@@ -103,6 +107,7 @@ impl Sidecar<'_> {
         let volumes = spec.volumes.get_or_insert_default();
         volumes.extend([state_volume(), plan_volume(&proxy_ref(self.proxy)), token_volume()]);
         volumes.extend(init_mode.then(run_volume));
+        volumes.extend(self.has_secrets().then(|| secrets_volume(&self.proxy.spec.interception)));
     }
 
     fn init_container(&self) -> Container {
@@ -150,6 +155,9 @@ impl Sidecar<'_> {
             protocol: Some("TCP".to_owned()),
             ..Default::default()
         };
+        let mut mounts =
+            vec![mount(STATE_VOLUME, STATE_DIR, false), mount(PLAN_VOLUME, PLAN_DIR, true), mount(TOKEN_VOLUME, TOKEN_DIR, true)];
+        mounts.extend(self.has_secrets().then(|| mount(SECRETS_VOLUME, SECRETS_DIR, true)));
         Container {
             name: PROXY_CONTAINER.to_owned(),
             command: Some(vec!["fetchr-proxy".to_owned(), "run".to_owned()]),
@@ -185,13 +193,13 @@ impl Sidecar<'_> {
                 run_as_non_root: Some(true),
                 ..confined(&[])
             }),
-            volume_mounts: Some(vec![
-                mount(STATE_VOLUME, STATE_DIR, false),
-                mount(PLAN_VOLUME, PLAN_DIR, true),
-                mount(TOKEN_VOLUME, TOKEN_DIR, true),
-            ]),
+            volume_mounts: Some(mounts),
             ..self.container()
         }
+    }
+
+    fn has_secrets(&self) -> bool {
+        !self.proxy.spec.interception.secrets().is_empty()
     }
 
     fn container(&self) -> Container {
@@ -219,6 +227,7 @@ impl Sidecar<'_> {
             value(env::CA_BUNDLE, cx.ca_bundle),
             value(env::PLAN_KEYS, cx.plan_keys.join(",")),
             value(env::PLAN_DIR, PLAN_DIR),
+            value(env::SECRETS_DIR, if self.has_secrets() { SECRETS_DIR } else { "" }),
             value(env::STATE_DIR, STATE_DIR),
             value(env::INTERCEPT, word(spec.interception.mode)),
             value(env::CONFIG_TIMEOUT, spec.startup.config_timeout),
@@ -350,6 +359,19 @@ fn plan_volume(proxy: &ObjectRef) -> Volume {
         ..Default::default()
     };
     Volume { name: PLAN_VOLUME.to_owned(), config_map: Some(source), ..Default::default() }
+}
+
+/// The Secrets that listeners name, one folder each. Not optional: a pod whose certificate is missing does not start, and its events
+/// name the Secret. The kubelet goes on writing what changes.
+fn secrets_volume(interception: &Interception) -> Volume {
+    let sources = interception.secrets().into_iter().map(|(secret, keys)| {
+        let item = |key: &&str| KeyToPath { key: (*key).to_owned(), path: format!("{}/{key}", secret.name), mode: None };
+        let items = Some(keys.names().iter().map(item).collect());
+        let projection = SecretProjection { name: secret.name.clone(), items, optional: Some(false) };
+        VolumeProjection { secret: Some(projection), ..Default::default() }
+    });
+    let source = ProjectedVolumeSource { sources: Some(sources.collect()), ..Default::default() };
+    Volume { name: SECRETS_VOLUME.to_owned(), projected: Some(source), ..Default::default() }
 }
 
 fn token_volume() -> Volume {

@@ -104,6 +104,9 @@ struct Run {
     /// Folder where the ConfigMap `fetchr-plan` is mounted.
     #[arg(long, env = env::PLAN_DIR)]
     plan_dir: Option<PathBuf>,
+    /// Folder where the Secrets that listeners name are mounted, one folder each.
+    #[arg(long, env = env::SECRETS_DIR)]
+    secrets_dir: Option<PathBuf>,
     /// Who redirects traffic to the sidecar.
     #[arg(long, env = env::INTERCEPT, value_enum, default_value_t = Intercept::Init, ignore_case = true)]
     intercept: Intercept,
@@ -201,6 +204,7 @@ fn options(flags: Run) -> Options {
         ca_bundle: flags.ca_bundle,
         plan_keys: flags.plan_keys,
         plan_dir: flags.plan_dir,
+        secrets_dir: flags.secrets_dir,
         interception: (flags.intercept == Intercept::Init).then_some(ports),
         config_timeout: flags.config_timeout.0,
         on_no_config: flags.on_no_config.into(),

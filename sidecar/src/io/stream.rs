@@ -57,7 +57,6 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ReadAhead<T> {
 pub(crate) enum Stream {
     /// In clear.
     Plain(TcpStream),
-    #[expect(dead_code, reason = "listeners with TLS come next")]
     /// Under TLS. Boxed, for its state is a hundred times that of a socket.
     Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
 }

@@ -11,14 +11,22 @@ use std::{
 };
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
 
 use super::{
-    Endpoint,
+    Endpoint, Key, Protocol,
     race::{ordered, race},
     resolve::Resolver,
 };
-use crate::{error::ForwardError, own::Own};
+use crate::{
+    error::ForwardError,
+    io::Stream,
+    own::Own,
+    tls::{Offer, Origination},
+};
 
 /// A peer that is gone without a word is found within 30 s: 15 s of silence, then three probes.
 const KEEPALIVE: TcpKeepalive =
@@ -47,6 +55,51 @@ impl Connector {
     /// The addresses of a host, within `limit`.
     pub(crate) async fn resolve(&self, host: &Arc<str>, limit: Duration) -> Result<Arc<[IpAddr]>, ForwardError> {
         self.resolver.resolve(host, limit).await
+    }
+
+    /// Opens a connection of a kind within `limit`, with TLS where the key says so.
+    pub(crate) async fn open(&self, key: &Key, limit: Duration) -> Result<Stream, ForwardError> {
+        match &key.tls {
+            None => Ok(self.connect(&key.endpoint, limit).await?.into()),
+            Some(tls) => {
+                let deadline = Instant::now() + limit;
+                Box::pin(self.open_tls(&key.endpoint, tls, Offer::Only(key.protocol), deadline, limit)).await
+            }
+        }
+    }
+
+    /// What is spoken with an upstream. One under TLS chooses; it is asked once, by a connection of its own.
+    pub(crate) async fn protocol(&self, key: &Key, limit: Duration) -> Result<Protocol, ForwardError> {
+        let Some(tls) = &key.tls else { return Ok(key.protocol) };
+        if let Some(known) = tls.known() {
+            return Ok(known);
+        }
+        let deadline = Instant::now() + limit;
+        let too_late = || ForwardError::ConnectTimeout { upstream: key.endpoint.to_string(), limit };
+        let _asking = timeout_at(deadline, tls.asking()).await.map_err(|_| too_late())?;
+        if let Some(known) = tls.known() {
+            return Ok(known); // by whoever asked before
+        }
+        drop(Box::pin(self.open_tls(&key.endpoint, tls, Offer::Either, deadline, limit)).await?);
+        Ok(tls.known().unwrap_or(Protocol::Http1))
+    }
+
+    async fn open_tls(
+        &self,
+        endpoint: &Endpoint,
+        tls: &Origination,
+        offer: Offer,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Stream, ForwardError> {
+        let socket = self.connect(endpoint, deadline.saturating_duration_since(Instant::now())).await?;
+        match timeout_at(deadline, tls.connect(socket, offer)).await {
+            Ok(connected) => connected.map_err(|source| ForwardError::Tls { upstream: endpoint.to_string(), source }),
+            Err(_) => {
+                tls.late();
+                Err(ForwardError::ConnectTimeout { upstream: endpoint.to_string(), limit })
+            }
+        }
     }
 
     /// Opens a connection within `limit`. The addresses of a name race.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crds::policy::{Failover, Mode};
 
 use super::Key;
-use crate::listen::parse_upstream;
 
 /// The section, compiled.
 #[derive(Clone, Debug)]
@@ -19,7 +18,7 @@ pub(crate) struct Standby {
 
 impl Standby {
     pub(crate) fn build(label: &Arc<str>, section: &Failover) -> Result<Self, String> {
-        let key = section.upstream.as_deref().map(parse_upstream).transpose()?;
+        let key = section.upstream.as_deref().map(Key::parse_in_clear).transpose()?;
         Ok(Self { mode: section.mode, label: Arc::clone(label), key })
     }
 }

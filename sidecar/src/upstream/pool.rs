@@ -204,9 +204,8 @@ impl Pool {
         match self.place(host, limits, deadline).await? {
             Place::Idle(conn) => Ok(Taken { conn, reused: true }),
             Place::Free(permit) => {
-                let stream =
-                    self.connector.connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
-                Ok(Taken { conn: H1::new(stream.into(), permit), reused: false })
+                let stream = self.connector.open(&host.key, deadline.saturating_duration_since(Instant::now())).await?;
+                Ok(Taken { conn: H1::new(stream, permit), reused: false })
             }
         }
     }
@@ -243,8 +242,8 @@ impl Pool {
                 Ok((_, Place::Idle(_))) => continue, // a connection of HTTP/1, which a host of HTTP/2 has none of
                 Err(conn) => return Ok(Taken { conn, reused: true }),
             };
-            let stream = self.connector.connect(&host.key.endpoint, deadline.saturating_duration_since(Instant::now())).await?;
-            let opened = H2::open(stream.into(), permit, Rc::clone(&host.h2.freed));
+            let stream = self.connector.open(&host.key, deadline.saturating_duration_since(Instant::now())).await?;
+            let opened = H2::open(stream, permit, Rc::clone(&host.h2.freed));
             let opened = timeout_at(deadline, opened)
                 .await
                 .map_err(|_| too_late())?

@@ -13,7 +13,7 @@ use std::{
 use crds::{
     plan::{AttachedPolicy, Attachment, Identity, ObjectRef, Plan, Position},
     policy::{Direction, PolicyRule},
-    proxy::{FetchrProxySpec, InterceptionMode, Listener},
+    proxy::{FetchrProxySpec, InterceptionMode, Listener, ProxyProtocol},
     scalar,
 };
 use sidecar::{
@@ -24,7 +24,7 @@ use sidecar::{
     server::{NameServers, Server, Setup},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout},
 };
@@ -82,13 +82,28 @@ impl Proxy {
     ) -> Self {
         let mut settings = FetchrProxySpec::default();
         settings.interception.mode = InterceptionMode::Explicit;
-        let listener = Listener { name: "test".to_owned(), address: "127.0.0.1".to_owned(), port: 0, direction, upstream };
-        settings.interception.listeners = vec![listener];
+        settings.interception.listeners = vec![Listener {
+            name: "test".to_owned(),
+            address: "127.0.0.1".to_owned(),
+            port: 0,
+            direction,
+            tls: None,
+            proxy_protocol: ProxyProtocol::Disabled,
+            upstream,
+            upstream_tls: None,
+        }];
         change(&mut settings);
         let config = Shared::new(config(&settings, Vec::new()));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
-        let setup =
-            Setup { workers, interception: None, own: Vec::new(), max_connections: 64, unique: "test".to_owned(), name_servers };
+        let setup = Setup {
+            workers,
+            interception: None,
+            own: Vec::new(),
+            max_connections: 64,
+            unique: "test".to_owned(),
+            secrets: None,
+            name_servers,
+        };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
@@ -203,7 +218,7 @@ impl Client {
     }
 }
 
-async fn read_response(stream: &mut TcpStream, has_body: bool) -> Response {
+pub(crate) async fn read_response(stream: &mut (impl AsyncRead + Unpin), has_body: bool) -> Response {
     let head = read_head(stream).await.expect("an answer");
     let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
     let (mut body, mut trailers) = (Vec::new(), String::new());
@@ -220,7 +235,7 @@ async fn read_response(stream: &mut TcpStream, has_body: bool) -> Response {
 }
 
 /// A head with its empty line; none when the peer closed before it began.
-pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
+pub(crate) async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -233,7 +248,7 @@ pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// A chunked body and its trailers.
-pub(crate) async fn read_chunks(stream: &mut TcpStream) -> (Vec<u8>, String) {
+pub(crate) async fn read_chunks(stream: &mut (impl AsyncRead + Unpin)) -> (Vec<u8>, String) {
     let (mut body, mut trailers) = (Vec::new(), String::new());
     loop {
         let line = read_line(stream).await;
@@ -255,7 +270,7 @@ pub(crate) async fn read_chunks(stream: &mut TcpStream) -> (Vec<u8>, String) {
     }
 }
 
-async fn read_line(stream: &mut TcpStream) -> String {
+async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut line = Vec::new();
     while !line.ends_with(b"\r\n") {
         line.push(stream.read_u8().await.unwrap());

@@ -1,5 +1,7 @@
 use std::fs;
 
+use tokio::time::timeout;
+
 use super::*;
 
 const PROXY: &str = "apiVersion: fetchr.sh/v1alpha1\nkind: FetchrProxy\nmetadata: {name: web}\nspec:\n  interception:\n    mode: Explicit\n    \

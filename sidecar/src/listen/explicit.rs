@@ -1,0 +1,249 @@
+//! The listeners of mode Explicit. They follow the configuration and the files that it names.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use crds::{
+    check::{self, UpstreamScheme},
+    policy::Direction,
+    proxy::{Listener as ListenerSpec, ProxyProtocol},
+};
+use rustls::ServerConfig;
+use tokio::task::JoinHandle;
+
+use super::{Acceptor, Listening, Mode};
+use crate::{
+    connection::Preamble,
+    tls::{Leaf, Origination, Read, Reader, Secrets, Terminator, TicketKeys, TlsError, server_config},
+    upstream::{Endpoint, Key, Protocol},
+};
+
+/// The open listeners: new ones are opened, old ones are closed, and one that keeps its address keeps its connections even if its
+/// upstream or its certificates change.
+pub(crate) struct Explicit {
+    acceptor: Acceptor,
+    secrets: Secrets,
+    open: Vec<OpenListener>,
+    /// Files that were read, also in vain.
+    files: BTreeSet<PathBuf>,
+}
+
+struct OpenListener {
+    spec: ListenerSpec,
+    address: SocketAddr,
+    upstream: Option<Arc<ArcSwap<Key>>>,
+    tls: Option<Tls>,
+    /// The files of its certificates as they are in force.
+    read: Read,
+    task: JoinHandle<()>,
+}
+
+/// The TLS of a listener, and what is kept from one certificate to the next.
+struct Tls {
+    terminator: Arc<Terminator>,
+    leaves: Vec<Leaf>,
+    tickets: TicketKeys,
+}
+
+/// A listener that can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListenError {
+    /// Its document is wrong.
+    #[error("listener {name}: {problem}")]
+    Spec {
+        /// Name of the listener.
+        name: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// Its certificates can't be used.
+    #[error("listener {name}: {source}")]
+    Tls {
+        /// Name of the listener.
+        name: String,
+        /// What is wrong.
+        source: TlsError,
+    },
+    /// The system refused.
+    #[error("could not listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ListenError {
+    /// Whether it may go well later, although no document changes.
+    pub(crate) fn may_pass(&self) -> bool {
+        !matches!(self, Self::Spec { .. })
+    }
+}
+
+/// What a document and its files say.
+struct Built {
+    upstream: Option<Key>,
+    tls: Option<(ServerConfig, Vec<Leaf>, TicketKeys)>,
+    read: Read,
+}
+
+impl Explicit {
+    pub(crate) fn new(acceptor: Acceptor, secrets: Secrets) -> Self {
+        Self { acceptor, secrets, open: Vec::new(), files: BTreeSet::new() }
+    }
+
+    /// Stops the listeners that are not among `specs`. Their ports are free when the tasks have ended.
+    pub(crate) fn close_others(&mut self, specs: &[ListenerSpec]) -> Vec<JoinHandle<()>> {
+        let gone = self.open.extract_if(.., |open| !specs.iter().any(|spec| open.continues_as(spec)));
+        let pod = &self.acceptor.pod;
+        gone.map(|open| {
+            open.task.abort();
+            pod.own.remove(&open.address);
+            pod.tls.expiries(&open.spec.name, &open.leaves(), &[]);
+            open.task
+        })
+        .collect()
+    }
+
+    /// Opens the listeners of `specs` that are not open, and puts what has changed of the others in force. What can't be opened is
+    /// reported; the others are served, as before if need be.
+    pub(crate) fn open(&mut self, specs: &[ListenerSpec]) -> Vec<ListenError> {
+        self.files.clear();
+        specs.iter().filter_map(|spec| self.open_or_update(spec).err()).collect()
+    }
+
+    /// Files that certificates were read from.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        self.files.iter().cloned().collect()
+    }
+
+    /// Addresses that are listened on, by name.
+    pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr)> {
+        self.open.iter().map(|open| (open.spec.name.clone(), open.address)).collect()
+    }
+
+    fn open_or_update(&mut self, spec: &ListenerSpec) -> Result<(), ListenError> {
+        let at = self.open.iter().position(|open| open.continues_as(spec));
+        let built = self.build(spec, at);
+        let Some(open) = at.map(|at| &mut self.open[at]) else { return self.open_new(spec, built?) };
+        let metrics = &self.acceptor.pod.tls;
+        match built {
+            Ok(built) if open.spec == *spec && open.read == built.read => Ok(()),
+            Ok(built) => {
+                if !built.read.paths.is_empty() {
+                    tracing::info!(listener = spec.name, "Its certificates are in force.");
+                    metrics.reloaded(true);
+                }
+                if let (Some(current), Some(upstream)) = (&open.upstream, built.upstream) {
+                    current.store(Arc::new(upstream));
+                }
+                if let (Some(tls), Some((config, leaves, tickets))) = (&mut open.tls, built.tls) {
+                    tls.terminator.replace(config);
+                    metrics.expiries(&spec.name, &tls.leaves, &leaves);
+                    (tls.leaves, tls.tickets) = (leaves, tickets);
+                }
+                (open.spec, open.read) = (spec.clone(), built.read);
+                Ok(())
+            }
+            Err(error) => {
+                metrics.reloaded(false);
+                Err(error)
+            }
+        }
+    }
+
+    fn open_new(&mut self, spec: &ListenerSpec, built: Built) -> Result<(), ListenError> {
+        let wrong = |problem: String| ListenError::Spec { name: spec.name.clone(), problem };
+        let ip: IpAddr = spec.address.parse().map_err(|_| wrong(format!("{:?} is no IP address", spec.address)))?;
+        let port = u16::try_from(spec.port).map_err(|_| wrong(format!("{} is no port", spec.port)))?;
+        if built.upstream.is_none() && spec.direction == Direction::Inbound {
+            return Err(wrong("without an upstream it is a forward proxy, and needs direction Outbound".to_owned()));
+        }
+        let pod = &self.acceptor.pod;
+        let tls = built.tls.map(|(config, leaves, tickets)| {
+            let terminator = Terminator::new(config, pod.tls.clone());
+            Tls { terminator, leaves, tickets }
+        });
+        let upstream = built.upstream.map(|upstream| Arc::new(ArcSwap::from_pointee(upstream)));
+        let mode = upstream.clone().map_or(Mode::Forward, Mode::Reverse);
+        let proxy_protocol = spec.proxy_protocol == ProxyProtocol::Required;
+        let preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)) };
+        let wanted = SocketAddr::new(ip, port);
+        let refused = |source| ListenError::Bind { address: wanted, source };
+        let listening = Listening::explicit(wanted, spec.direction, mode, preamble).map_err(refused)?;
+        let address = listening.address().map_err(refused)?;
+        pod.own.add(address);
+        tracing::info!(listener = spec.name, %address, tls = tls.is_some(), "Listening.");
+        let task = tokio::spawn(self.acceptor.clone().accept(listening));
+        let open = OpenListener { spec: spec.clone(), address, upstream, tls, read: built.read, task };
+        pod.tls.expiries(&spec.name, &[], &open.leaves());
+        self.open.push(open);
+        Ok(())
+    }
+
+    /// Reads what a listener needs. `at` is where it is open already.
+    fn build(&mut self, spec: &ListenerSpec, at: Option<usize>) -> Result<Built, ListenError> {
+        let mut reader = Reader::new(&self.secrets);
+        let before = at.map(|at| &self.open[at]);
+        let upstream = spec.upstream.as_deref().map(|upstream| self.upstream(spec, upstream, &mut reader)).transpose();
+        let tls = upstream.and_then(|upstream| Ok((upstream, tls(spec, before, &mut reader)?)));
+        let read = reader.finish();
+        self.files.extend(read.paths.iter().cloned());
+        tls.map(|(upstream, tls)| Built { upstream, tls, read })
+    }
+
+    fn upstream(&self, spec: &ListenerSpec, text: &str, reader: &mut Reader<'_>) -> Result<Key, ListenError> {
+        let wrong = |problem| ListenError::Spec { name: spec.name.clone(), problem };
+        let address = check::parse_upstream(text).map_err(wrong)?;
+        if address.scheme != UpstreamScheme::Https {
+            return Key::parse_in_clear(text).map_err(wrong);
+        }
+        let metrics = self.acceptor.pod.tls.clone();
+        let tls = Origination::new(&address.host, spec.upstream_tls.as_ref(), reader, metrics);
+        let tls = tls.map_err(|source| ListenError::Tls { name: spec.name.clone(), source })?;
+        Ok(Key { endpoint: Endpoint::of(&address.host, address.port), protocol: Protocol::Http1, tls: Some(tls) })
+    }
+}
+
+/// The TLS of a listener. Tickets of before are taken on, unless the CAs of clients could have changed: a session that goes on does
+/// not show its certificate again.
+fn tls(
+    spec: &ListenerSpec,
+    before: Option<&OpenListener>,
+    reader: &mut Reader<'_>,
+) -> Result<Option<(ServerConfig, Vec<Leaf>, TicketKeys)>, ListenError> {
+    let Some(tls) = &spec.tls else { return Ok(None) };
+    let mut build = || {
+        let asks_clients = tls.client_ca.is_some() || before.is_some_and(OpenListener::asks_clients);
+        let kept = before.and_then(|before| before.tls.as_ref()).filter(|_| !asks_clients);
+        let tickets = kept.map_or_else(TicketKeys::new, |kept| Ok(kept.tickets.clone()))?;
+        let (config, leaves) = server_config(tls, reader, tickets.clone())?;
+        Ok((config, leaves, tickets))
+    };
+    build().map(Some).map_err(|source| ListenError::Tls { name: spec.name.clone(), source })
+}
+
+impl OpenListener {
+    fn continues_as(&self, spec: &ListenerSpec) -> bool {
+        let place = |spec: &ListenerSpec| {
+            let kind = (spec.direction, spec.upstream.is_some(), spec.tls.is_some(), spec.proxy_protocol);
+            (spec.address.clone(), spec.port, kind)
+        };
+        place(&self.spec) == place(spec)
+    }
+
+    fn asks_clients(&self) -> bool {
+        self.spec.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
+    fn leaves(&self) -> Vec<Leaf> {
+        self.tls.as_ref().map_or_else(Vec::new, |tls| tls.leaves.clone())
+    }
+}

@@ -1,0 +1,170 @@
+//! TLS with upstreams. A certificate is always verified: there is no setting that says otherwise.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use crds::proxy::UpstreamTls;
+use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, sign::SingleCertAndKey};
+use tokio::{net::TcpStream, sync::Mutex};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    H2, HTTP1, Metrics, failure,
+    load::{Reader, TlsError, system_roots},
+    provider, success,
+};
+use crate::{
+    io::{ReadAhead, Stream},
+    upstream::Protocol,
+};
+
+/// Sessions that are kept to be resumed.
+const SESSIONS: usize = 32;
+
+/// The TLS of one upstream. Two are alike only if they are the same: no connection that was made with other settings, or with a
+/// certificate of before, is taken for a request.
+#[derive(Clone)]
+pub(crate) struct Origination(Arc<Inner>);
+
+struct Inner {
+    name: ServerName<'static>,
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+    either: Arc<ClientConfig>,
+    /// What the upstream chose when it was asked.
+    known: AtomicU8,
+    /// Held by whoever asks it.
+    asking: Mutex<()>,
+    metrics: Metrics,
+}
+
+const UNKNOWN: u8 = 0;
+const CHOSE_HTTP1: u8 = 1;
+const CHOSE_HTTP2: u8 = 2;
+
+/// What is offered to the upstream by ALPN.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Offer {
+    /// One protocol.
+    Only(Protocol),
+    /// Both; the upstream chooses.
+    Either,
+}
+
+impl Origination {
+    /// TLS to a host as a document asks for it.
+    pub(crate) fn new(
+        host: &str,
+        tls: Option<&UpstreamTls>,
+        reader: &mut Reader<'_>,
+        metrics: Metrics,
+    ) -> Result<Self, TlsError> {
+        let settings = tls.cloned().unwrap_or_default();
+        let name = settings.server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
+        let roots = settings.ca.as_ref().map_or_else(system_roots, |bundle| reader.roots(bundle))?;
+        let builder = ClientConfig::builder_with_provider(provider());
+        let builder = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots);
+        let mut config = match &settings.client_certificate {
+            Some(certificate) => {
+                let (key, _) = reader.certificate(certificate)?;
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        let offering = |protocols: &[&[u8]]| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            Arc::new(config)
+        };
+        Ok(Self(Arc::new(Inner {
+            name,
+            http1: offering(&[HTTP1]),
+            http2: offering(&[H2]),
+            either: offering(&[H2, HTTP1]),
+            known: AtomicU8::new(UNKNOWN),
+            asking: Mutex::new(()),
+            metrics,
+        })))
+    }
+
+    /// What the upstream chose, if it was asked.
+    pub(crate) fn known(&self) -> Option<Protocol> {
+        match self.0.known.load(Ordering::Relaxed) {
+            CHOSE_HTTP1 => Some(Protocol::Http1),
+            CHOSE_HTTP2 => Some(Protocol::Http2),
+            _ => None,
+        }
+    }
+
+    /// Waits until nobody else asks the upstream.
+    pub(crate) async fn asking(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.asking.lock().await
+    }
+
+    /// Shakes hands. What the upstream chose among both protocols is remembered until it refuses one of them.
+    pub(crate) async fn connect(&self, socket: TcpStream, offer: Offer) -> io::Result<Stream> {
+        let config = match offer {
+            Offer::Only(Protocol::Http1) => &self.0.http1,
+            Offer::Only(Protocol::Http2) => &self.0.http2,
+            Offer::Either => &self.0.either,
+        };
+        let connector = TlsConnector::from(Arc::clone(config));
+        let connected = connector.connect(self.0.name.clone(), ReadAhead::new(Bytes::new(), socket)).await;
+        let connected = connected.and_then(|stream| {
+            let chosen = stream.get_ref().1.alpn_protocol();
+            if offer == Offer::Only(Protocol::Http2) && chosen != Some(H2) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::NoApplicationProtocol));
+            }
+            if offer == Offer::Either {
+                self.0.known.store(if chosen == Some(H2) { CHOSE_HTTP2 } else { CHOSE_HTTP1 }, Ordering::Relaxed);
+            }
+            Ok(stream)
+        });
+        match connected {
+            Ok(stream) => {
+                self.0.metrics.handshake("upstream", success(stream.get_ref().1));
+                Ok(Stream::Tls(Box::new(stream.into())))
+            }
+            Err(error) => {
+                self.0.known.store(UNKNOWN, Ordering::Relaxed); // it may be another server by now
+                self.0.metrics.handshake("upstream", failure(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// A handshake was given up.
+    pub(crate) fn late(&self) {
+        self.0.metrics.handshake("upstream", "timeout");
+    }
+}
+
+impl fmt::Debug for Origination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Origination").field(&self.0.name).finish()
+    }
+}
+
+impl PartialEq for Origination {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Origination {}
+
+impl Hash for Origination {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
