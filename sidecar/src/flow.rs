@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
     sync::{
@@ -107,6 +107,9 @@ pub(crate) enum End {
     Untaken,
 }
 
+/// How much of an answer that nobody wants is read.
+const MAX_DISCARDED: usize = 64 << 10;
+
 /// A response body: where it comes from, how long it may pause, and what must be told when it ends.
 pub(crate) struct Flow {
     source: Source,
@@ -154,6 +157,17 @@ impl Flow {
     pub(crate) fn watched(mut self, shadow: Option<Rc<Shadow>>) -> Self {
         self.silence = Silence::watched(self.limit, shadow);
         self
+    }
+
+    /// Reads what is left of an answer that nobody wants, so that its connection can serve again; of a long one it is not worth it.
+    pub(crate) async fn discard(mut self) {
+        let mut left = MAX_DISCARDED;
+        while let Some(Ok(frame)) = poll_fn(|cx| self.poll_source(cx)).await {
+            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
     }
 
     /// Hands over what ends with the body.

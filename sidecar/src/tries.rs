@@ -13,9 +13,9 @@ use std::{
 };
 
 use crds::policy::{Direction, Mode};
-use futures::future::{Either, select};
+use futures::future::{Either, join, select};
 use http::{HeaderName, StatusCode, header};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     attempt::{self, Answered, Call},
@@ -77,8 +77,8 @@ impl Tries<'_> {
         loop {
             let outcome = self.once(call).await;
             let Some(pause) = self.pause(&outcome, call, done) else { return outcome };
-            drop(outcome);
-            sleep(pause).await;
+            // Its answer is read meanwhile, but not for longer.
+            let _ = join(sleep(pause), timeout(pause, discard(outcome))).await;
             call.upload = call.upload.again();
             done += 1;
         }
@@ -298,6 +298,13 @@ impl Drop for Pass<'_> {
         if !self.ended {
             self.breaker.note(self.settings, self.asked, Verdict::Neutral, Millis::now());
         }
+    }
+}
+
+/// Ends a try whose answer nobody wants.
+async fn discard(outcome: Tried) {
+    if let Ok(Answered::Response(response)) = outcome {
+        response.into_body().discard().await;
     }
 }
 

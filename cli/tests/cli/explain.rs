@@ -76,6 +76,44 @@ fn policy_of_another_workload_is_named_with_the_reason() {
 }
 
 #[test]
+fn sections_about_tries_are_won_each_for_itself() {
+    const UPSTREAMS: &str = r#"
+apiVersion: fetchr.sh/v1alpha1
+kind: FetchrPolicy
+metadata: {name: upstreams, namespace: shop}
+spec:
+  targetRefs: [{kind: FetchrProxy, name: web}]
+  rules:
+  - name: all
+    retry: {}
+    circuitBreaker: {mode: Shadow, consecutiveFailures: 5}
+    failover: {upstream: "http://standby.example"}
+  - name: reads
+    matches: [{methods: [GET]}]
+    retry: {attempts: 3}
+    loadBalancing: {}
+"#;
+    let said = run_with(&mut command(&["explain", "GET", "/", "-f", "-"]), &format!("{WEB}---{UPSTREAMS}"));
+    insta::assert_snapshot!(said.stdout, @r"
+    GET localhost/ (Inbound, client 127.0.0.1)
+
+    Applies
+    SECTION                POLICY                RULE    ATTACHED TO       MODE
+    loadBalancing          shop/upstreams        reads   its FetchrProxy   Enforce
+    retry                  shop/upstreams        reads   its FetchrProxy   Enforce
+    circuitBreaker         shop/upstreams        all     its FetchrProxy   Shadow
+    failover               shop/upstreams        all     its FetchrProxy   Enforce
+    headers                fetchr-system/floor   all     the platform      Enforce
+    rateLimits: everyone   fetchr-system/floor   all     the platform      Enforce
+
+    Does not apply
+    POLICY           RULE    ATTACHED TO            WHY NOT
+    shop/upstreams   all     its FetchrProxy        retry: shop/upstreams/reads wins
+    shop/catalogue   (all)   Deployment catalogue   the pod has no workload and behind no Service
+    ");
+}
+
+#[test]
 fn header_fields_are_matched_and_json_says_the_same() {
     let text = explain(&["get", "/", "-H", "X-Tier: gold", "--workload", "Deployment/catalogue", "-o", "json"]);
     let answer: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -1,6 +1,7 @@
 //! The sections about tries: `retry`, `loadBalancing`, `circuitBreaker`, `failover`.
 
 use std::{
+    convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -9,9 +10,13 @@ use std::{
     time::Duration,
 };
 
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     time::{Instant, sleep},
 };
 
@@ -94,6 +99,7 @@ async fn safe_request_is_tried_again_after_a_status_that_says_so() {
     let proxy = before(&origin, r#""retry": {}"#);
     assert_eq!(proxy.ask(GET).await.status, 200);
     assert_eq!((came.load(Ordering::SeqCst), events(&proxy, "retry", "retried", "enforce")), (2, 1.0));
+    assert_eq!(origin.connections(), 1, "the answer that nobody wanted was read");
 }
 
 #[tokio::test]
@@ -181,6 +187,54 @@ async fn chunked_body_is_sent_again_from_its_start() {
     let mut client = proxy.client().await;
     client.send("PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").await;
     assert_eq!(client.response().await.text(), "abcde");
+}
+
+/// Answers over HTTP/2: 503 to the first stream, and to the others their body.
+async fn http2_origin() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, came) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let came = Arc::clone(&came);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let first = came.fetch_add(1, Ordering::SeqCst) == 0;
+                async move {
+                    if first {
+                        // Its body is still on its way then.
+                        return Ok::<_, Infallible>(http::Response::builder().status(503).body(Full::default()).unwrap());
+                    }
+                    Ok(http::Response::new(Full::new(request.into_body().collect().await.unwrap().to_bytes())))
+                }
+            });
+            tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn body_is_sent_again_over_http2_and_an_earlier_stream_takes_nothing_of_it() {
+    let proxy = Proxy::with(&format!("h2c://{}", http2_origin().await), |_| {});
+    proxy.apply(r#"[{"name": "rule", "retry": {"methods": ["PUT"], "maxBody": "1Mi"}}]"#);
+    let body: Vec<u8> = (0..300_000).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let mut client = proxy.client().await;
+    client.send(format!("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len())).await;
+    client.send(&body[..100_000]).await;
+    sleep(Duration::from_millis(100)).await;
+    client.send(&body[100_000..]).await;
+    let answer = client.response().await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.body == body, "the body is another");
+}
+
+#[tokio::test]
+async fn second_upstream_may_speak_another_version() {
+    let standby = http2_origin().await;
+    let proxy = Proxy::before(nobody().await);
+    proxy.apply(&format!(r#"[{{"name": "rule", "retry": {{}}, "failover": {{"upstream": "h2c://{standby}"}}}}]"#));
+    assert_eq!(proxy.ask("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n").await.status, 503);
+    assert_eq!(proxy.ask("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc").await.text(), "abc");
 }
 
 #[tokio::test]
