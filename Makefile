@@ -72,6 +72,9 @@ faults: ## what fails on purpose for long, under load; half an hour; the table o
 	$(RELEASE)
 	@$(CARGO_TARGET_DIR)/release/fetchr-e2e faults --report docs/reliability.md
 
+fuzz: ## each fuzz target for SECONDS=60; needs a nightly toolchain
+	@scripts/fuzz $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+
 generate: ## CRDs and manifests from the code and the chart
 	cargo run --locked -q -p fetchr-crds --bin crdgen
 	@$(MAKE) --no-print-directory manifests
@@ -79,4 +82,4 @@ generate: ## CRDs and manifests from the code and the chart
 manifests: ## manifests/fetchr.yaml from the chart
 	scripts/manifests >manifests/fetchr.yaml.part && mv manifests/fetchr.yaml.part manifests/fetchr.yaml
 
-.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench figures faults generate manifests
+.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench figures faults fuzz generate manifests

@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, io};
 
-mod frames;
+pub(crate) mod frames;
 pub(crate) mod guard;
 pub(crate) mod strict;
 

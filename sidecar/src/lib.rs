@@ -13,6 +13,8 @@ mod exchange;
 pub mod facts;
 mod fields;
 mod flow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod h1;
 mod h2;
 pub mod health;

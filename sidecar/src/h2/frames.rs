@@ -10,7 +10,7 @@ const HEAD: usize = 9;
 const KEPT: usize = 40;
 
 /// Types of frames (RFC 9113, section 6).
-pub(super) mod kind {
+pub(crate) mod kind {
     pub(crate) const DATA: u8 = 0;
     pub(crate) const HEADERS: u8 = 1;
     pub(crate) const RST_STREAM: u8 = 3;
@@ -18,31 +18,31 @@ pub(super) mod kind {
 }
 
 /// DATA and HEADERS: the last frame of its stream.
-pub(super) const END_STREAM: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
 
 /// DATA: the payload begins with the length of its padding.
 const PADDED: u8 = 8;
 
 /// A frame that passes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Frame<'a> {
-    pub(super) kind: u8,
-    pub(super) flags: u8,
-    pub(super) stream: u32,
+pub(crate) struct Frame<'a> {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
     length: usize,
     /// The start of the payload of RST_STREAM, GOAWAY, HEADERS and padded DATA; else nothing.
-    pub(super) start: &'a [u8],
+    pub(crate) start: &'a [u8],
 }
 
 impl Frame<'_> {
     /// Whether a DATA frame moves nothing and ends nothing.
-    pub(super) fn is_empty_data(&self) -> bool {
+    pub(crate) fn is_empty_data(&self) -> bool {
         let padding = if self.flags & PADDED == 0 { 0 } else { 1 + usize::from(self.start.first().copied().unwrap_or(0)) };
         self.kind == kind::DATA && self.flags & END_STREAM == 0 && self.length <= padding
     }
 
     /// Whether a header block that is neither padded nor has a priority holds one field, and that a status.
-    pub(super) fn is_lone_status(&self) -> bool {
+    pub(crate) fn is_lone_status(&self) -> bool {
         match *self.start {
             [_] => self.length == 1,
             // The name by its place in the static table, and the value as a string (RFC 7541, section 6.2).
@@ -52,14 +52,14 @@ impl Frame<'_> {
     }
 
     /// The error code at a place of the payload.
-    pub(super) fn code(&self, at: usize) -> Option<u32> {
+    pub(crate) fn code(&self, at: usize) -> Option<u32> {
         Some(u32::from_be_bytes(self.start.get(at..at + 4)?.try_into().ok()?))
     }
 }
 
 /// Finds the frames of one direction of a connection.
 #[derive(Debug)]
-pub(super) struct Scanner {
+pub(crate) struct Scanner {
     /// Bytes to pass over.
     skip: usize,
     head: [u8; HEAD + KEPT],
@@ -68,22 +68,22 @@ pub(super) struct Scanner {
 
 impl Scanner {
     /// For what a client says, which begins with the preface.
-    pub(super) fn of_client() -> Self {
+    pub(crate) fn of_client() -> Self {
         Self { skip: PREFACE, ..Self::of_server() }
     }
 
     /// For what a server says.
-    pub(super) fn of_server() -> Self {
+    pub(crate) fn of_server() -> Self {
         Self { skip: 0, head: [0; HEAD + KEPT], filled: 0 }
     }
 
     /// Whether the last frame has passed whole.
-    pub(super) fn is_between_frames(&self) -> bool {
+    pub(crate) fn is_between_frames(&self) -> bool {
         self.skip == 0 && self.filled == 0
     }
 
     /// Passes bytes on, and shows each frame once enough of it is there.
-    pub(super) fn pass(&mut self, mut bytes: &[u8], mut found: impl FnMut(Frame<'_>)) {
+    pub(crate) fn pass(&mut self, mut bytes: &[u8], mut found: impl FnMut(Frame<'_>)) {
         loop {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
