@@ -25,15 +25,17 @@ use crate::{
         head::{self, BadHead, Reader},
     },
     h2::frames::Scanner,
+    proxy_protocol,
     route::{Routes, Spelling},
     source::file::{self, Files},
+    tls::hello::{self, Hello},
 };
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("request_head", request_head),
     ("response_head", response_head),
     ("chunked", chunked),
@@ -42,6 +44,8 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("path", path),
     ("matcher", matcher),
     ("frames", frames),
+    ("proxy_protocol", proxy_protocol),
+    ("tls_hello", tls_hello),
     ("documents", documents),
 ];
 
@@ -275,6 +279,23 @@ pub fn frames(input: &[u8]) {
         (found, scanner.is_between_frames())
     };
     assert_eq!(found(usize::from(*piece)), found(text.len()));
+}
+
+/// A header of the PROXY protocol is told from its first bytes, and what follows it changes nothing.
+pub fn proxy_protocol(input: &[u8]) {
+    let whole = proxy_protocol::read(input);
+    let first = (0..=input.len()).map(|len| proxy_protocol::read(&input[..len])).find(|read| *read != Ok(None));
+    assert_eq!(first.unwrap_or(Ok(None)), whole);
+    if let Ok(Some(header)) = whole {
+        assert!(header.len <= input.len().min(proxy_protocol::MAX_HEADER));
+    }
+}
+
+/// The host of a TLS client stays what it is when more bytes come. The first byte says where they are cut.
+pub fn tls_hello(input: &[u8]) {
+    let Some((cut, bytes)) = input.split_first() else { return };
+    let (early, late) = (hello::read(&bytes[..bytes.len() * usize::from(*cut) / 256]), hello::read(bytes));
+    assert!(early == Hello::Unfinished || early == late, "{early:?} {late:?}");
 }
 
 /// Documents are read and compiled, or refused with a reason.

@@ -4,32 +4,49 @@ use std::{path::Path, process::Stdio};
 
 use tokio::process::Command;
 
-use crate::support::{Origin, Proxy};
+use crate::{
+    pki::{Pki, listener_tls},
+    support::{Origin, Proxy},
+};
 
-/// Cases that fail, by package and number, and why.
-const EXCEPTIONS: [(&str, &str); 1] =
-    [("http2/3.5: Sends invalid connection preface", "the port speaks HTTP/1 too, and answers what is neither with its 400")];
+/// A case that fails in clear text: the port speaks HTTP/1 too, and answers what is neither with its 400.
+const IN_CLEAR: &str = "http2/3.5: Sends invalid connection preface";
+
+const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
 #[tokio::test]
 async fn listener_passes_h2spec() {
-    let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
-    let proxy = Proxy::before(origin.address);
-    let report = run(proxy.address.port()).await;
-    let failed: Vec<_> = failures(&report);
-    let expected: Vec<_> = EXCEPTIONS.iter().map(|(case, _)| (*case).to_owned()).collect();
-    assert_eq!(failed, expected, "cases that fail, and those that are known to");
+    let proxy = Proxy::before(Origin::answering(ANSWER).await.address);
+    check(&run(&proxy, &[]).await, &[IN_CLEAR]);
+}
+
+#[tokio::test]
+async fn listener_with_tls_passes_h2spec() {
+    let pki = Pki::new();
+    let tls = listener_tls(vec![pki.issue("local", &["127.0.0.1"])]);
+    let upstream = format!("http://{}", Origin::answering(ANSWER).await.address);
+    let proxy = Proxy::with(&upstream, |settings| settings.interception.listeners[0].tls = Some(tls));
+    check(&run(&proxy, &["--tls", "--insecure"]).await, &[]);
+}
+
+/// Holds the cases that failed against those that are known to.
+fn check(report: &str, known: &[&str]) {
+    assert_eq!(failures(report), known);
     assert!(report.matches("<testcase").count() > 140, "all of it ran");
 }
 
 /// The report of h2spec as JUnit writes it.
-async fn run(port: u16) -> String {
+async fn run(proxy: &Proxy, more: &[&str]) -> String {
     let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/h2spec/install");
     let installed = Command::new(install).stderr(Stdio::inherit()).output().await.unwrap();
     assert!(installed.status.success(), "h2spec could not be built; what it said is above");
     let program = String::from_utf8(installed.stdout).unwrap();
     let report = tempfile::NamedTempFile::new().unwrap();
     let mut command = Command::new(program.trim());
-    command.args(["--strict", "--timeout", "2", "--port", &port.to_string(), "--junit-report"]).arg(report.path());
+    command
+        .args(["--strict", "--timeout", "2", "--port", &proxy.address.port().to_string(), "--junit-report"])
+        .arg(report.path())
+        .args(more);
     // Its status only says that something failed; the report says what.
     command.stdout(Stdio::null()).status().await.unwrap();
     std::fs::read_to_string(report.path()).unwrap()
