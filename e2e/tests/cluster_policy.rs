@@ -117,3 +117,67 @@ async fn no_request_fails_while_policies_change() {
     })
     .await;
 }
+
+/// A client whose requests to port 8080 pass its sidecar, and three pods behind a Service without an address of its own.
+const HEADLESS: &str = "
+apiVersion: fetchr.sh/v1alpha1
+kind: FetchrProxy
+metadata: {name: client}
+spec:
+  selector: {matchLabels: {app: client}}
+  interception: {outbound: {ports: [8080]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: pods}
+spec:
+  clusterIP: None
+  selector: {app: web}
+  ports: [{name: http, port: 8080}]
+";
+
+/// The application keeps one connection, and so all its requests went to one pod.
+#[tokio::test]
+async fn requests_of_one_connection_to_a_headless_service_are_spread_over_its_pods() {
+    with_namespace(async |namespace| {
+        namespace.apply(HEADLESS).await.unwrap();
+        namespace.apply(&application("web", 3, "")).await.unwrap();
+        namespace.apply(&application("client", 1, "fetchr.sh/inject: enabled")).await.unwrap();
+        let servers = namespace.ready_pods("app=web", 3).await.unwrap();
+        let client = namespace.ready_pods("app=client", 1).await.unwrap().remove(0);
+        let policies = namespace.api::<FetchrPolicy>();
+        let policy = json!({
+            "apiVersion": "fetchr.sh/v1alpha1",
+            "kind": "FetchrPolicy",
+            "metadata": {"name": "spread"},
+            "spec": {
+                "targetRefs": [{"kind": "Deployment", "name": "client"}],
+                "direction": "Outbound",
+                "rules": [{"name": "all", "loadBalancing": {"policy": "RoundRobin"}, "retry": {}}],
+            },
+        });
+        policies.patch("spread", &PatchParams::apply("e2e").force(), &Patch::Apply(policy)).await.unwrap();
+        let load = ["fetchr-origin", "load", "--url", "http://pods:8080/bytes/10", "--rate", "30", "--duration", "1"];
+        eventually("each pod gets its share", DEADLINE, async || {
+            let before = came(&servers).await?;
+            let report: Report = serde_json::from_str(&client.exec("app", &load).await?)?;
+            report.check()?;
+            let shares: Vec<u64> = came(&servers).await?.iter().zip(before).map(|(after, before)| after - before).collect();
+            ensure!(shares.iter().all(|share| *share * 4 >= report.sent), "{shares:?} of {}", report.sent);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    })
+    .await;
+}
+
+/// How many numbered requests each pod has had.
+async fn came(pods: &[Pod]) -> anyhow::Result<Vec<u64>> {
+    let mut counts = Vec::new();
+    for pod in pods {
+        let seen = pod.get(PORT, "/seen").await?.json()?;
+        counts.push(seen["count"].as_u64().unwrap_or_default() + seen["repeated"].as_u64().unwrap_or_default());
+    }
+    Ok(counts)
+}

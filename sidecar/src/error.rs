@@ -163,7 +163,14 @@ impl ForwardError {
 
     /// Whether no connection came to stand, so that nothing of the request was sent.
     pub(crate) fn is_connect(&self) -> bool {
-        matches!(self, Self::Resolve { .. } | Self::ResolveTimeout { .. } | Self::Connect { .. } | Self::ConnectTimeout { .. })
+        matches!(
+            self,
+            Self::Resolve { .. }
+                | Self::ResolveTimeout { .. }
+                | Self::Connect { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::Tls { .. }
+        )
     }
 
     /// Whether it speaks against the upstream.

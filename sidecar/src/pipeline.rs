@@ -95,7 +95,12 @@ async fn admit_and_forward(
     }
     let mut target = target(ex, &parts)?;
     if target.tls.is_some() {
-        target.protocol = Box::pin(agreed(ex, &target, &parts, present)).await?;
+        match Box::pin(agreed(ex, &target, &parts, present)).await {
+            Ok(protocol) => target.protocol = protocol,
+            // Its tries meet the same, and know what to do about it.
+            Err(error) if error.is_connect() && ex.route.has_tries() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
         return Box::pin(connect_tunnel(ex, target, client)).await;

@@ -23,6 +23,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use crate::{
+    dns::{Names, Says},
     pki::{Pki, serve},
     support::{Origin, Proxy, ms, read_head},
 };
@@ -83,6 +84,37 @@ async fn upstream_that_knows_http2_gets_it_on_one_connection() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
     // One asks what is spoken, the other one speaks.
     assert_eq!(handshakes(&proxy, "full") + handshakes(&proxy, "resumed"), 2.0);
+}
+
+#[tokio::test]
+async fn second_upstream_steps_in_for_one_under_tls_that_is_absent_or_not_who_it_should_be() {
+    let (pki, stranger) = (Pki::new(), Pki::new());
+    let standby = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let (strange, _) = versions(stranger.server(&stranger.issue("app", &["127.0.0.1"]), &["h2", "http/1.1"], false)).await;
+    for address in [crate::support::nobody().await, strange] {
+        let proxy = proxy(address, &pki, |_| {});
+        proxy.apply(&format!(r#"[{{"name": "rule", "failover": {{"upstream": "http://{}"}}}}]"#, standby.address));
+        for _ in 0..2 {
+            assert_eq!(proxy.ask(GET).await.text(), "ok");
+        }
+    }
+}
+
+#[tokio::test]
+async fn addresses_of_a_name_under_tls_are_asked_for_the_name() {
+    let (pki, names) = (Pki::new(), Names::serve().await);
+    let (address, connections) = versions(pki.server(&pki.issue("app", &["web.example"]), &["http/1.1"], false)).await;
+    names.set("web.example", Says::Addresses(vec![address.ip()], 60));
+    let upstream = format!("https://web.example:{}", address.port());
+    let proxy = Proxy::to_name(&upstream, names.servers(&[], 1), |settings| {
+        settings.interception.listeners[0].upstream_tls = Some(UpstreamTls { ca: Some(pki.ca()), ..UpstreamTls::default() });
+    });
+    proxy.apply(r#"[{"name": "rule", "loadBalancing": {}}]"#);
+    for _ in 0..3 {
+        let answer = proxy.ask(GET).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    assert!(connections.load(Ordering::SeqCst) <= 2);
 }
 
 #[tokio::test]
