@@ -194,7 +194,7 @@ async fn what_is_no_tls_is_closed_and_health_checks_are_no_errors() {
     let mut plain = proxy.client().await;
     plain.send(GET).await;
     assert!(!plain.rest().await.starts_with(b"HTTP/1.1 2"));
-    assert_eq!(handshakes(&proxy, "not_tls"), 1.0);
+    eventually("the refusal", || handshakes(&proxy, "not_tls") == 1.0).await;
     drop(proxy.client().await);
     eventually("the check", || handshakes(&proxy, "broken_off") == 1.0).await;
     assert_eq!(proxy.metric("fetchr_errors_total{direction=\"inbound\",reason=\"tls_handshake_failed\"}"), 1.0);
