@@ -332,7 +332,9 @@ async fn serve_http2(connection: Rc<Connection>, stream: Stream, ahead: Bytes) {
         let connection = Rc::clone(&connection);
         move |reason| connection.error(reason)
     };
-    let io = TokioIo::new(Guarded::of_client(ClientIo::new(stream, ahead, stall), refused));
+    let guarded = Guarded::of_client(ClientIo::new(stream, ahead, stall), refused);
+    let leaves = guarded.leaves();
+    let io = TokioIo::new(guarded);
     let service = {
         let connection = Rc::clone(&connection);
         service_fn(move |request| {
@@ -340,11 +342,14 @@ async fn serve_http2(connection: Rc<Connection>, stream: Stream, ahead: Bytes) {
         })
     };
     let served = http2_builder(stall).serve_connection(io, service);
+    let mut served = pin!(until_announced(&connection, served, |served| served.graceful_shutdown()));
     tokio::select! {
-        served = until_announced(&connection, served, |served| served.graceful_shutdown()) => {
-            report(&connection, served);
+        served = served.as_mut() => report(&connection, served),
+        () = connection.progress.flooded() => {
+            connection.error("reset_flood");
+            leaves.set(true);
+            let _ = served.await; // it ends at the next look at the socket, and has told why
         }
-        () = connection.progress.flooded() => connection.error("reset_flood"),
     }
 }
 

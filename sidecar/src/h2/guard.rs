@@ -5,8 +5,10 @@
 //! library stay in force besides.
 
 use std::{
+    cell::Cell,
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -200,31 +202,48 @@ pub(crate) struct Guarded<T, R> {
     io: T,
     watch: Watch,
     refused: R,
+    /// The peer is to be left.
+    leaves: Rc<Cell<bool>>,
 }
 
 impl<T, R: FnMut(&'static str)> Guarded<T, R> {
     /// A connection on which a client speaks to us.
     pub(crate) fn of_client(io: T, refused: R) -> Self {
-        Self { io, watch: Watch::of_client(Instant::now()), refused }
+        Self { io, watch: Watch::of_client(Instant::now()), refused, leaves: Rc::default() }
     }
 
     /// A connection on which we speak to a server.
     pub(crate) fn of_server(io: T, refused: R) -> Self {
-        Self { io, watch: Watch::of_server(Instant::now()), refused }
+        Self { io, watch: Watch::of_server(Instant::now()), refused, leaves: Rc::default() }
+    }
+
+    /// Set, it ends the connection: the peer floods in a way that shows elsewhere.
+    pub(crate) fn leaves(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.leaves)
+    }
+}
+
+impl<T: AsyncWrite + Unpin, R> Guarded<T, R> {
+    /// Tells the peer why, if it reads. The error ends the connection.
+    fn leave(&mut self, cx: &mut Context<'_>) -> io::Error {
+        if let Some(goaway) = self.watch.goaway() {
+            let _ = Pin::new(&mut self.io).poll_write(cx, &goaway);
+        }
+        io::Error::new(io::ErrorKind::InvalidData, Flood)
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin, R: FnMut(&'static str) + Unpin> AsyncRead for Guarded<T, R> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.leaves.get() {
+            return Poll::Ready(Err(this.leave(cx)));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        if let Err(flood) = this.watch.receive(&buf.filled()[before..], Instant::now) {
+        if this.watch.receive(&buf.filled()[before..], Instant::now).is_err() {
             (this.refused)("frame_flood");
-            if let Some(goaway) = this.watch.goaway() {
-                let _ = Pin::new(&mut this.io).poll_write(cx, &goaway); // who floods may not read
-            }
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, flood)));
+            return Poll::Ready(Err(this.leave(cx)));
         }
         Poll::Ready(Ok(()))
     }

@@ -147,6 +147,7 @@ async fn flood_of_resets_ends_the_connection() {
     .await;
     let proxy = Proxy::before(origin.address);
     let mut sender = client(&proxy).await;
+    let held = tokio::spawn(sender.send_request(Request::get("http://a/slow").body(Full::default()).unwrap()));
     let mut sent = 0;
     while !sender.is_closed() {
         assert!(sent < 2000, "the flood goes on");
@@ -161,6 +162,7 @@ async fn flood_of_resets_ends_the_connection() {
         // What is reset before it is accepted is bounded by the library's own count; these have reached the origin.
         eventually("the requests at the origin", || heads.load(Ordering::SeqCst) >= sent || sender.is_closed()).await;
     }
+    assert!(held.await.unwrap().is_err(), "its other streams end with it");
     assert_eq!(proxy.metric("fetchr_errors_total{direction=\"inbound\",reason=\"reset_flood\"}"), 1.0);
     assert_eq!(proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 204, "others are served");
 }
