@@ -135,11 +135,12 @@ fn sidecar_for(plain: &undo::Plain, ask: Ask, cx: &InjectContext<'_>) -> Result<
     let mut pod = plain.pod.clone();
     let spec = pod.spec.get_or_insert_default();
     let inbound = ports::intercepted(spec, proxy);
+    let speakers = ports::speakers(spec, &inbound);
     let probes = probes::rewrite(spec, &inbound, proxy.spec.telemetry.metrics_port);
     termination::adjust(spec, &proxy.spec.drain);
     let settings = settings_digest(proxy, cx.injector, ask == Ask::Required);
     let kept = plain.resources_if(&settings);
-    containers::Sidecar { cx, proxy, ask, inbound: &inbound, probes: &probes, kept: &kept }.add_to(spec);
+    containers::Sidecar { cx, proxy, ask, inbound: &inbound, speakers: &speakers, probes: &probes, kept: &kept }.add_to(spec);
 
     let labels = pod.metadata.labels.get_or_insert_default();
     labels.insert(stamp::INJECTED.to_owned(), "true".to_owned());

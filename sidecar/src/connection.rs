@@ -22,8 +22,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
+use wire::speaker::Speaker;
 
 use crate::{
     contain::contained,
@@ -47,10 +48,12 @@ use crate::{
 mod detect;
 mod named;
 mod preamble;
+mod speakers;
 pub(crate) mod taking;
 
 use detect::{Guess, guess};
 pub(crate) use preamble::Preamble;
+pub(crate) use speakers::Speakers;
 use taking::Streams;
 
 /// How long a client may be silent before the upstream is asked whether it speaks first.
@@ -256,8 +259,17 @@ async fn detect_any(
     ahead: &mut BytesMut,
     destination: SocketAddr,
 ) -> Result<Detected, &'static str> {
-    if timeout(SILENCE, stream.readable()).await.is_ok() {
+    let speakers = &connection.worker.speakers;
+    let patience = match speakers.first(connection.direction, destination, Instant::now()) {
+        Some(Speaker::Client) => tunnel::IDLE,
+        Some(Speaker::Server) => Duration::ZERO,
+        None => SILENCE,
+    };
+    if timeout(patience, stream.readable()).await.is_ok() {
         return detect_spoken(connection, stream, ahead).await;
+    }
+    if patience == tunnel::IDLE {
+        return Ok(Detected::Nothing);
     }
     let config = connection.worker.config.load();
     if config.blocks() {
@@ -270,10 +282,14 @@ async fn detect_any(
     let upstream = tokio::select! {
         biased;
         _ = stream.readable() => Some(upstream),
-        greeting = greets_in_http2(&upstream) => match greeting {
+        greeting = greeting(&upstream) => match greeting {
             // Its clients speak too, and have policies.
-            true => None,
-            false => return Ok(Detected::Bytes(Some(upstream))),
+            Greeting::Http2 => None,
+            Greeting::Farewell => return Ok(Detected::Bytes(Some(upstream))),
+            Greeting::Other => {
+                speakers.remember(destination, Instant::now());
+                return Ok(Detected::Bytes(Some(upstream)));
+            }
         },
         () = tokio::time::sleep(tunnel::IDLE) => return Ok(Detected::Nothing),
     };
@@ -286,10 +302,24 @@ async fn detect_any(
     })
 }
 
-/// Waits until the upstream speaks; true if that is HTTP/2. What it said is left for the tunnel.
-async fn greets_in_http2(upstream: &TcpStream) -> bool {
+/// What an upstream says unasked.
+enum Greeting {
+    Http2,
+    /// Its end, or an answer to nothing, as some servers send before they close an idle connection: no habit to remember.
+    Farewell,
+    /// Something else.
+    Other,
+}
+
+/// Waits until the upstream speaks. What it said is left for the tunnel.
+async fn greeting(upstream: &TcpStream) -> Greeting {
     let mut greeting = [0; 9];
-    upstream.peek(&mut greeting).await.is_ok_and(|read| detect::is_settings(&greeting[..read]))
+    let read = upstream.peek(&mut greeting).await.unwrap_or(0);
+    match &greeting[..read] {
+        said if detect::is_settings(said) => Greeting::Http2,
+        said if said.is_empty() || said.starts_with(b"HTTP/") => Greeting::Farewell,
+        _ => Greeting::Other,
+    }
 }
 
 async fn detect_spoken(connection: &Connection, stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Detected, &'static str> {

@@ -20,6 +20,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
+use wire::speaker::Speakers;
 
 use crate::{
     admin::{self, Admin, Public, SetLevel, probe::Probes},
@@ -110,6 +111,8 @@ pub struct Pod {
     pub drain_delay: Duration,
     /// How long requests under way may take after that.
     pub drain_timeout: Duration,
+    /// Who speaks first on ports of the application.
+    pub speakers: Speakers,
     /// JSON of the probes that were rewritten.
     pub probes: String,
 }
@@ -198,9 +201,9 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
     let workers = settings.settings().workers.and_then(|workers| usize::try_from(workers).ok());
     // There are two directions, and each connection of a client needs one to its upstream.
     let clients = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 4).unwrap_or(MAX_CONNECTIONS);
-    let (interception, unique, secrets) = match &options.configuration {
-        Configuration::Files(_) => (None, format!("{}-{:x}", std::process::id(), rough_time()), None),
-        Configuration::Pod(pod) => (pod.interception, token(&pod.uid), pod.secrets_dir.clone()),
+    let (interception, unique, secrets, speakers) = match &options.configuration {
+        Configuration::Files(_) => (None, format!("{}-{:x}", std::process::id(), rough_time()), None, Speakers::default()),
+        Configuration::Pod(pod) => (pod.interception, token(&pod.uid), pod.secrets_dir.clone(), pod.speakers.clone()),
     };
     Setup {
         workers: options.workers.or(workers).unwrap_or(1),
@@ -209,6 +212,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         max_connections: clients.clamp(1, MAX_CONNECTIONS),
         unique,
         secrets,
+        speakers,
         name_servers: NameServers::System,
     }
 }

@@ -13,9 +13,11 @@ use tokio::{
     sync::{mpsc, watch},
     time::sleep,
 };
+use wire::speaker::Speakers as Declared;
 
 use crate::{
     config::Shared,
+    connection::Speakers,
     drain,
     limit::Limiter,
     listen::{Acceptor, Cap, Explicit, ListenError, Listening},
@@ -62,6 +64,8 @@ pub struct Setup {
     pub unique: String,
     /// Where the Secrets that listeners name are mounted, one folder each; none outside of pods.
     pub secrets: Option<PathBuf>,
+    /// Who speaks first on ports of the application, by their names.
+    pub speakers: Declared,
     /// Whom to ask for the addresses of names.
     pub name_servers: NameServers,
 }
@@ -97,6 +101,7 @@ impl Server {
             )),
             metrics,
             tls: tls_metrics,
+            speakers: Arc::new(Speakers::new(setup.speakers.clone())),
             own,
             via: Arc::new(Vias::new(&setup.unique)),
         };

@@ -8,11 +8,12 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     process::{Child, Command},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
+use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
 use tempfile::TempDir;
 
 const SIDECAR: u32 = 2733;
@@ -53,6 +54,70 @@ fn protocol_whose_server_speaks_first_passes() {
             (String::from_utf8(greeting.to_vec()).unwrap(), rest)
         });
         assert_eq!(heard, ("220 app\r\n".to_owned(), "got hello\r\n".to_owned()));
+    });
+}
+
+#[test]
+fn server_that_spoke_first_once_is_not_waited_for_again() {
+    Pod::with(|pod| {
+        let delays = pod.peer(|| {
+            let greeting = || {
+                let start = Instant::now();
+                connect("10.9.0.2:8081").read_exact(&mut [0; 9]).unwrap();
+                start.elapsed()
+            };
+            (greeting(), (0..5).map(|_| greeting()).min().unwrap())
+        });
+        // Until then the client's silence is waited for.
+        let silence = Duration::from_millis(200);
+        assert!(delays.0 >= silence && delays.1 < silence / 2, "{delays:?}");
+    });
+}
+
+#[test]
+fn tls_passes_through_and_is_counted_by_whether_it_names_its_host() {
+    Pod::with(|pod| {
+        let (sent, heard) = pod.peer(|| {
+            let (hello, mut stream) = (hello("shop.example"), connect("10.9.0.2:8083"));
+            stream.write_all(&hello).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut heard = String::new();
+            stream.read_to_string(&mut heard).unwrap();
+            (hello.len(), heard)
+        });
+        assert_eq!(heard, format!("got {sent} bytes\n"));
+        let page = pod.peer(|| ask("10.9.0.2:4621", "GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"));
+        assert!(page.contains("fetchr_tls_passed_total{direction=\"inbound\",server_name=\"present\"} 1"), "{page}");
+    });
+}
+
+#[test]
+fn tls_client_of_the_forward_proxy_reaches_the_host_that_it_names() {
+    Pod::with(|_| {
+        let listener = TcpListener::bind("127.0.0.1:443").unwrap();
+        let (sent, mut client) = (hello("localhost"), connect("127.0.0.1:4612"));
+        client.write_all(&sent).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let mut came = vec![0; sent.len()];
+        server.read_exact(&mut came).unwrap();
+        assert_eq!(came, sent, "to the last byte");
+        server.write_all(b"ok").unwrap();
+        let mut answer = [0; 2];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"ok");
+        drop(listener);
+        for unreachable in ["localhost", "nobody.invalid"] {
+            let mut client = connect("127.0.0.1:4612");
+            client.write_all(&hello(unreachable)).unwrap();
+            let mut alert = Vec::new();
+            client.read_to_end(&mut alert).unwrap();
+            assert_eq!(alert, [21, 3, 1, 0, 2, 2, 49], "{unreachable}: access_denied");
+        }
+        let mut nameless = connect("127.0.0.1:4612");
+        nameless.write_all(&hello("192.0.2.1")).unwrap();
+        let mut rest = Vec::new();
+        let _ = nameless.read_to_end(&mut rest); // a reset is an end too
+        assert_eq!(rest, b"");
     });
 }
 
@@ -120,7 +185,7 @@ fn drain_takes_inbound_away_and_leaves_outbound() {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A namespace with an application on 8080, 8081 and 8082, and a sidecar that passes everything without policy.
+/// A namespace with an application on 8080 to 8083, and a sidecar that passes everything without policy.
 struct Pod {
     peer: mpsc::Sender<Job>,
     folder: TempDir,
@@ -159,7 +224,12 @@ impl Pod {
             // It answers nothing; the end of the client's bytes ends it.
             let _ = stream.read_to_end(&mut Vec::new());
         });
-        run(env!("CARGO_BIN_EXE_fetchr-init"), &["--inbound-ports", "8080,8081,8082", "--outbound-ports", "80"]);
+        serve("[::]:8083", |mut stream| {
+            let mut said = Vec::new();
+            stream.read_to_end(&mut said).unwrap();
+            stream.write_all(format!("got {} bytes\n", said.len()).as_bytes()).unwrap();
+        });
+        run(env!("CARGO_BIN_EXE_fetchr-init"), &["--inbound-ports", "8080,8081,8082,8083", "--outbound-ports", "80"]);
         let pod = Self { peer, folder: folder(), sidecar: None.into() };
         *pod.sidecar.borrow_mut() = Some(pod.proxy_command("run").spawn().unwrap());
         let start = Instant::now();
@@ -273,6 +343,17 @@ fn echo_head(mut stream: TcpStream) {
     let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{head}", head.len());
     // A client that only looked whether the port is open is gone by now.
     let _ = stream.write_all(answer.as_bytes());
+}
+
+/// The first message of a TLS client that asks for a host.
+fn hello(host: &'static str) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let mut client = ClientConnection::new(config.into(), ServerName::try_from(host).unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes
 }
 
 fn connect(address: &str) -> TcpStream {

@@ -57,6 +57,8 @@ names! {
     INBOUND_PORT = "FETCHR_INBOUND_PORT";
     /// Port of intercepted outbound traffic.
     OUTBOUND_PORT = "FETCHR_OUTBOUND_PORT";
+    /// Who speaks first on ports of the application, by their names: `3306=server,8080=client`; absent where no name says so.
+    PORT_SPEAKERS = "FETCHR_PORT_SPEAKERS";
     /// JSON of the probes that were rewritten.
     PROBES = "FETCHR_PROBES";
     /// `fetchr-init`: ports whose inbound traffic is redirected, comma-separated.

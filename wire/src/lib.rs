@@ -3,6 +3,7 @@
 
 pub mod env;
 pub mod signed;
+pub mod speaker;
 
 /// The stream's messages and its client and server, generated from `proto/fetchr.proto`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]

@@ -21,7 +21,7 @@ use k8s_openapi::{
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use wire::env;
+use wire::{env, speaker::Speakers};
 
 use super::{Ask, INIT_CONTAINER, InjectContext, Injector, PROXY_CONTAINER, probes::Originals, proxy_ref};
 
@@ -59,6 +59,7 @@ pub(super) struct Sidecar<'a> {
     pub(super) proxy: &'a FetchrProxy,
     pub(super) ask: Ask,
     pub(super) inbound: &'a BTreeSet<i32>,
+    pub(super) speakers: &'a Speakers,
     pub(super) probes: &'a Originals,
     /// Resources that our containers had before, if this pod was injected with the same settings.
     pub(super) kept: &'a BTreeMap<String, ResourceRequirements>,
@@ -241,6 +242,7 @@ impl Sidecar<'_> {
             value(env::METRICS_PORT, spec.telemetry.metrics_port),
             value(env::INBOUND_PORT, INBOUND_PORT),
             value(env::OUTBOUND_PORT, OUTBOUND_PORT),
+            value(env::PORT_SPEAKERS, self.speakers),
             probes.and_then(|probes| value(env::PROBES, probes)),
         ];
         env.into_iter().flatten().collect()

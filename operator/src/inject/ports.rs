@@ -7,6 +7,7 @@ use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
+use wire::speaker::{Speaker, Speakers};
 
 use super::{conflicts, is_native_sidecar};
 
@@ -32,6 +33,17 @@ pub(super) fn intercepted(spec: &PodSpec, proxy: &FetchrProxy) -> BTreeSet<i32> 
         ports.remove(port);
     }
     ports
+}
+
+/// Who speaks first on intercepted ports, as far as their names say.
+pub(super) fn speakers(spec: &PodSpec, intercepted: &BTreeSet<i32>) -> Speakers {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let named = ports.filter(|port| intercepted.contains(&port.container_port)).filter_map(|port| {
+        let speaker = Speaker::of_port_name(port.name.as_deref()?)?;
+        Some((u16::try_from(port.container_port).ok()?, speaker))
+    });
+    Speakers(named.collect())
 }
 
 /// TCP ports that a container declares.

@@ -98,6 +98,47 @@ fn pod_in_mode_explicit() {
 }
 
 #[test]
+fn secrets_of_listeners_are_mounted_into_the_sidecar_only() {
+    let listener = |certificate: &str| {
+        let ca = json!({"secretRef": {"name": "clients"}});
+        json!([{"name": "web", "port": 8443, "upstream": "http://127.0.0.1:9000",
+            "tls": {"certificates": [{"secretRef": {"name": certificate}}], "clientCA": ca}}])
+    };
+    let spec = |certificate| proxy(json!({"interception": {"mode": "Explicit", "listeners": listener(certificate)}}));
+    let app = pod(json!({"containers": [{"name": "app", "image": "app"}]}));
+    let patched = json!(injected(&app, &spec("web-tls")));
+    let volumes = patched["spec"]["volumes"].as_array().unwrap();
+    let secrets = volumes.iter().find(|volume| volume["name"] == "fetchr-secrets").expect("the volume");
+    assert_eq!(
+        secrets["projected"]["sources"],
+        json!([
+            {"secret": {"name": "clients", "optional": false, "items": [{"key": "ca.crt", "path": "clients/ca.crt"}]}},
+            {"secret": {"name": "web-tls", "optional": false, "items": [
+                {"key": "tls.crt", "path": "web-tls/tls.crt"}, {"key": "tls.key", "path": "web-tls/tls.key"}]}},
+        ])
+    );
+    let container = &patched["spec"]["initContainers"][0];
+    let mount = json!({"name": "fetchr-secrets", "mountPath": "/etc/fetchr/secrets", "readOnly": true});
+    assert!(container["volumeMounts"].as_array().unwrap().contains(&mount), "{container}");
+    assert!(
+        container["env"].as_array().unwrap().contains(&json!({"name": "FETCHR_SECRETS_DIR", "value": "/etc/fetchr/secrets"}))
+    );
+    assert_eq!(patched["spec"]["containers"][0].get("volumeMounts"), None);
+    let stamp = |proxy: &FetchrProxy| settings_digest(proxy, &injector(), false);
+    assert_ne!(stamp(&spec("web-tls")), stamp(&spec("other-tls")), "a pod without the Secret is outdated");
+}
+
+#[test]
+fn names_of_ports_say_who_speaks_first() {
+    let ports = json!([{"name": "http", "containerPort": 8080}, {"name": "tcp-admin", "containerPort": 9000},
+        {"name": "web", "containerPort": 8081}, {"name": "mysql", "containerPort": 3306}]);
+    let app = pod(json!({"containers": [{"name": "app", "image": "app", "ports": ports}]}));
+    let patched = json!(injected(&app, &proxy(json!({"interception": {"inbound": {"skipPorts": [3306]}}}))));
+    let env = patched["spec"]["initContainers"][1]["env"].as_array().unwrap();
+    assert!(env.contains(&json!({"name": "FETCHR_PORT_SPEAKERS", "value": "8080=client,9000=server"})), "{env:?}");
+}
+
+#[test]
 fn skipped_pod_says_why() {
     let mut app = pod(json!({"containers": [{"name": "app"}], "hostNetwork": true}));
     let Decision::Skip { pod, reason } = decide_in(&[], &app, Some(&proxy(json!({})))) else { panic!("skipped") };

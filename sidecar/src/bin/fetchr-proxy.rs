@@ -21,7 +21,7 @@ use sidecar::{
     run::{Configuration, Options, Pod, init_logging, run},
     server::Interception,
 };
-use wire::env;
+use wire::{env, speaker::Speakers};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -140,6 +140,9 @@ struct Run {
     /// Port of intercepted outbound traffic.
     #[arg(long, env = env::OUTBOUND_PORT, default_value_t = 4611)]
     outbound_port: u16,
+    /// Who speaks first on ports of the application, by their names: 3306=server,8080=client.
+    #[arg(long, env = env::PORT_SPEAKERS, default_value = "")]
+    port_speakers: Speakers,
     /// JSON of the probes that were rewritten.
     #[arg(long, env = env::PROBES, default_value = "")]
     probes: String,
@@ -210,6 +213,7 @@ fn options(flags: Run) -> Options {
         on_no_config: flags.on_no_config.into(),
         drain_delay: flags.drain_delay.0,
         drain_timeout: flags.drain_timeout.0,
+        speakers: flags.port_speakers,
         probes: flags.probes,
     };
     Options {

@@ -155,3 +155,42 @@ impl ResolvesServerCert for ByName {
         Some(self.of(hello.server_name()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crds::proxy::Certificate;
+    use tokio::{net::TcpListener, time::Instant};
+
+    use super::*;
+    use crate::tls::Secrets;
+
+    fn terminator() -> Arc<Terminator> {
+        let folder = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["shop.example".to_owned()]).unwrap();
+        let file = |name: &str, text: String| {
+            fs::write(folder.path().join(name), text).unwrap();
+            Some(folder.path().join(name).display().to_string())
+        };
+        let certificate = Certificate {
+            secret_ref: None,
+            certificate_file: file("tls.crt", made.cert.pem()),
+            key_file: file("tls.key", made.signing_key.serialize_pem()),
+        };
+        let tls = ListenerTls { certificates: vec![certificate], client_ca: None, min_version: TlsVersion::Tls12 };
+        let secrets = Secrets::default();
+        let (config, _) = server_config(&tls, &mut Reader::new(&secrets), TicketKeys::new().unwrap()).unwrap();
+        Terminator::new(config, Metrics::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_does_not_shake_hands_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        let start = Instant::now();
+        let outcome = terminator().accept(socket, Bytes::new()).await.map(|_| ());
+        assert_eq!((outcome, start.elapsed()), (Err("tls_handshake_timeout"), HANDSHAKE));
+    }
+}

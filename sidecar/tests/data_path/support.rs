@@ -102,6 +102,7 @@ impl Proxy {
             max_connections: 64,
             unique: "test".to_owned(),
             secrets: None,
+            speakers: Default::default(),
             name_servers,
         };
         let limiter = Arc::new(Limiter::default());
