@@ -56,10 +56,11 @@ cluster-shell: ## a shell that reaches its pods and Services by address
 	@$(E2E) cluster shell
 
 bench: ## fetchr beside nginx and HAProxy; start and memory; a thousand streams; the tables of docs/performance.md
-	@command -v wrk nginx haproxy >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nginx-light haproxy)
+	@command -v wrk h2load nginx haproxy >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nghttp2-client nginx-light haproxy)
 	$(RELEASE)
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md start
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md pass
+	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md scenarios --json docs/scenarios.json --svg docs/scenarios.svg
 	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md streams
 
 figures: ## fetchr on the cluster on this machine: pods, policies, memory, images; a table of docs/performance.md

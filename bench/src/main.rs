@@ -3,8 +3,10 @@
 //! Machines are shared, so what counts are ratios within a run: CPU time per request of each proxy's own processes, with the
 //! proxies pinned to one core and the load and the origin to another.
 
+mod load;
 mod peers;
 mod process;
+mod scenarios;
 mod start;
 mod streams;
 mod traffic;
@@ -32,6 +34,8 @@ struct Args {
 enum Command {
     /// CPU per request, latency and memory under load, beside nginx and HAProxy.
     Pass(traffic::Options),
+    /// CPU per request of one kind after the other, beside nginx and HAProxy.
+    Scenarios(scenarios::Options),
     /// Time from start to ready, and memory when idle.
     Start(start::Options),
     /// From a changed policy to a thousand streams of one operator, and its memory.
@@ -44,6 +48,7 @@ fn main() -> Result<()> {
         args.binaries.canonicalize().with_context(|| format!("no folder {}; run `make build` first", args.binaries.display()))?;
     let (name, table) = match &args.command {
         Command::Pass(options) => ("pass", traffic::run(&binaries, options)?),
+        Command::Scenarios(options) => ("scenarios", scenarios::run(&binaries, options)?),
         Command::Start(options) => ("start", start::run(&binaries, options)?),
         Command::Streams(options) => ("streams", streams::run(&binaries, options)?),
     };

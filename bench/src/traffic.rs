@@ -1,12 +1,12 @@
 //! CPU per request, latency and memory under load.
 
-use std::{net::SocketAddr, path::Path, process::Command};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use e2e::report::{median, table};
 
-use crate::peers::{self, LOAD_CORE};
+use crate::{load, peers};
 
 /// How much load, how often.
 #[derive(Args)]
@@ -43,7 +43,8 @@ pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
     for _ in 0..options.rounds {
         for (peer, turns) in peers.iter().zip(&mut turns) {
             let before = peer.process.cpu();
-            let load = load(peer.address, options).with_context(|| format!("load on {}", peer.name))?;
+            let load = load::wrk(&format!("http://{}/1k", peer.http), options.connections, options.seconds, &[])
+                .with_context(|| format!("load on {}", peer.name))?;
             let cpu = (peer.process.cpu() - before).as_secs_f64() * 1e6 / load.requests;
             turns.push(Turn {
                 rate: load.rate,
@@ -79,54 +80,4 @@ pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
 fn medians(turns: &[Turn]) -> Turn {
     let of = |value: fn(&Turn) -> f64| median(&turns.iter().map(value).collect::<Vec<_>>());
     Turn { rate: of(|t| t.rate), p50: of(|t| t.p50), p99: of(|t| t.p99), cpu: of(|t| t.cpu), memory: of(|t| t.memory) }
-}
-
-struct Load {
-    requests: f64,
-    rate: f64,
-    p50: f64,
-    p99: f64,
-}
-
-fn load(address: SocketAddr, options: &Options) -> Result<Load> {
-    let output = Command::new("taskset")
-        .args(["-c", &LOAD_CORE.to_string(), "wrk", "-t1", "--latency"])
-        .args([format!("-c{}", options.connections), format!("-d{}s", options.seconds), format!("http://{address}/path")])
-        .output()
-        .context("could not run wrk; `apt-get install wrk` brings it")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if text.contains("Non-2xx") || text.contains("Socket errors") {
-        bail!("not every request was answered with 200:\n{text}");
-    }
-    parse(&text).with_context(|| format!("wrk said something unexpected:\n{text}"))
-}
-
-fn parse(text: &str) -> Option<Load> {
-    let line = |has: &str| text.lines().find(|line| line.contains(has));
-    let word = |line: &str, index: usize| line.split_whitespace().nth(index).map(str::to_owned);
-    Some(Load {
-        requests: word(line("requests in")?, 0)?.parse().ok()?,
-        rate: word(line("Requests/sec:")?, 1)?.parse().ok()?,
-        p50: micros(&word(line(" 50%")?, 1)?)?,
-        p99: micros(&word(line(" 99%")?, 1)?)?,
-    })
-}
-
-/// `1.25ms` as microseconds.
-fn micros(text: &str) -> Option<f64> {
-    let (number, factor) =
-        [("us", 1.0), ("ms", 1e3), ("s", 1e6)].into_iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)))?;
-    Some(number.parse::<f64>().ok()? * factor)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wrk_output_is_read() {
-        let text = "  Latency Distribution\n     50%  640.00us\n     75%    0.9ms\n     99%    1.50ms\n  409600 requests in 4.00s, 1MB read\nRequests/sec: 102400.25\n";
-        let load = parse(text).expect("this is what wrk prints");
-        assert_eq!((load.requests, load.rate, load.p50, load.p99), (409_600.0, 102_400.25, 640.0, 1500.0));
-    }
 }

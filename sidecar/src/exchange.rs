@@ -89,6 +89,9 @@ impl Exchange {
 
     /// Charges the limits that hold.
     pub(crate) fn charge(&mut self, parts: &Parts) {
+        if !self.route.has_limits() {
+            return;
+        }
         let host = fields::host(&self.authority);
         let limiter = &self.connection.worker.limiter;
         self.limits = limiter.charge(&self.route, &facts(&self.connection, parts, &host, self.client), self.started);

@@ -8,6 +8,9 @@ use super::{MAX_FIELDS, MAX_HEAD, MAX_TARGET, names};
 /// Fields for which there is room from the start: those of usual messages, and what the proxy adds.
 const USUAL_FIELDS: usize = 12;
 
+/// Fields whose places a connection keeps memory for.
+const KEPT_FIELDS: usize = 16;
+
 /// Fields that the proxy adds.
 const ADDED_FIELDS: usize = 5;
 
@@ -112,7 +115,9 @@ impl Reader {
 
     /// Forgets what was read, and gives the memory back that an idle connection does not need.
     pub(crate) fn release(&mut self) {
-        *self = Self::default();
+        (self.first, self.line) = (0, 0);
+        self.fields.clear();
+        self.fields.shrink_to(KEPT_FIELDS);
     }
 
     fn take_head(&mut self, buf: &mut BytesMut) -> Result<Option<Bytes>, BadHead> {
@@ -139,6 +144,9 @@ impl Reader {
                 }
                 Line::Field(..) if self.fields.len() == MAX_FIELDS => return Err(BadHead::TooManyFields),
                 Line::Field(field, next) => {
+                    if self.fields.capacity() == 0 {
+                        self.fields.reserve_exact(KEPT_FIELDS);
+                    }
                     self.fields.push(field);
                     self.line = next;
                 }
@@ -160,8 +168,8 @@ impl Reader {
 
 /// A value between two ends that [`next_line`] has found.
 fn checked_value(value: Bytes) -> HeaderValue {
-    // SAFETY: a value may hold what is no control character, and tabs. `next_line` ends a value at the first byte that is
-    // neither, and `Reader` cuts the head from the buffer that `next_line` was given.
+    // SAFETY: a value may hold what is no control character, and tabs. `next_line` lets no other
+    // value pass, and `Reader` cuts the head from the buffer that `next_line` was given.
     unsafe { HeaderValue::from_maybe_shared_unchecked(value) }
 }
 
@@ -177,46 +185,35 @@ enum Line {
 
 /// Reads the line that begins at `start`. `buf` is no longer than [`MAX_HEAD`].
 fn next_line(buf: &[u8], start: usize) -> Result<Line, BadHead> {
-    let line = &buf[start..];
+    let Some(len) = memchr::memchr(b'\n', &buf[start..]) else { return Ok(Line::Partial) };
+    let Some((b'\r', line)) = buf[start..start + len].split_last() else { return Err(BadHead::LineEnd) };
     match line {
-        [] | [b'\r'] => return Ok(Line::Partial),
-        [b'\r', b'\n', ..] => return Ok(Line::Empty),
-        [b'\n', ..] => return Err(BadHead::LineEnd),
+        [] => return Ok(Line::Empty),
         [b' ' | b'\t', ..] => return Err(BadHead::Folded),
         _ => {}
     }
-    let Some(colon) = line.iter().position(|byte| *byte == b':' || *byte <= b' ') else { return Ok(Line::Partial) };
-    if line[colon] != b':' {
-        return Err(BadHead::Name);
+    let colon = memchr::memchr(b':', line).ok_or(BadHead::Name)?;
+    let (mut value, mut end) = (colon + 1, line.len());
+    while value < end && is_space(line[value]) {
+        value += 1;
     }
-    let spaces = line[colon + 1..].iter().position(|byte| !is_space(*byte));
-    let Some(value) = spaces.map(|spaces| colon + 1 + spaces) else { return Ok(Line::Partial) };
-    let Some(stop) = value_end(&line[value..]).map(|len| value + len) else { return Ok(Line::Partial) };
-    match line[stop..] {
-        [b'\r'] => return Ok(Line::Partial),
-        [b'\r', b'\n', ..] => {}
-        [b'\n', ..] => return Err(BadHead::LineEnd),
-        _ => return Err(BadHead::Value),
+    while value < end && is_space(line[end - 1]) {
+        end -= 1;
     }
-    let end = line[value..stop].iter().rposition(|byte| !is_space(*byte)).map_or(value, |last| value + last + 1);
+    if !is_value(&line[value..end]) {
+        return Err(BadHead::Value);
+    }
     let at = |offset: usize| u16::try_from(start + offset).map_err(|_| BadHead::TooLarge);
     let field = Field { name: at(0)?, colon: at(colon)?, value: at(value)?, end: at(end)? };
-    Ok(Line::Field(field, start + stop + 2))
+    Ok(Line::Field(field, start + len + 1))
 }
 
-/// The first byte that can't be in a value.
-fn value_end(text: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    loop {
-        let (words, _) = text[from..].as_chunks::<8>();
-        let clean = words.iter().take_while(|word| !has_control(u64::from_le_bytes(**word))).count() * 8;
-        let next = text[from + clean..].iter().take(8).position(|byte| is_control(*byte));
-        match next {
-            Some(at) => return Some(from + clean + at),
-            None if text.len() - from - clean <= 8 => return None,
-            None => from += clean + 8, // there was a tab
-        }
-    }
+/// Whether a value holds no control characters but tabs (RFC 9110, section 5.5).
+fn is_value(text: &[u8]) -> bool {
+    let (words, rest) = text.as_chunks::<8>();
+    let suspect = words.iter().fold(false, |suspect, word| suspect | has_control(u64::from_le_bytes(*word)));
+    let checked = if suspect { text } else { rest };
+    checked.iter().all(|byte| !is_control(*byte))
 }
 
 /// Whether one of eight bytes is a control character, tabs among them.

@@ -98,7 +98,9 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: Stream, ahead: Byt
 /// One request and its answer.
 async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Parts>, stall: Duration) -> After {
     let present = Present::of(&head.headers);
-    let framing = match framing::request(head.version, &head.headers) {
+    let framed = present.any(Present::TRANSFER_ENCODING.and(Present::CONTENT_LENGTH));
+    let framing = if framed { framing::request(head.version, &head.headers) } else { Ok(Framing::Length(0)) };
+    let framing = match framing {
         Ok(framing) => framing,
         Err(bad) => {
             connection.error("malformed_request");
