@@ -24,7 +24,7 @@ use crate::{
     io::Progress,
     limit,
     metrics::{Meter, Raised, RequestLabels},
-    route::Route,
+    route::{Route, is_plain},
 };
 
 /// A client that leaves within this time never wanted the answer.
@@ -289,6 +289,9 @@ fn check(parts: &Parts, present: Present, config: &Config, connection: &Connecti
 /// Spells the path as policies look at it, so that no other spelling is a way around them.
 fn spell(parts: &mut Parts, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
     let path = parts.uri.path();
+    if is_plain(path) {
+        return Ok(());
+    }
     config.spelling().check(path).map_err(ForwardError::Path)?;
     if config.forwards_normalized(connection.direction)
         && let Cow::Owned(path) = config.spelling().normal(path)

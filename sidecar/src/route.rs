@@ -23,6 +23,7 @@ use crds::{
 use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
 
+pub(crate) use self::spelling::is_plain;
 use self::{
     condition::{Conditions, HostPattern, Miss},
     path::{Index, Pattern},
@@ -166,12 +167,12 @@ impl Routes {
         if table.entries.is_empty() || table.skips(facts) {
             return route;
         }
-        let path = table.spelling.normal(facts.path);
+        let (path, others) = table.spelling.readings(facts.path);
         let request = cel::Request::new(facts, &path);
         let mut candidates: SmallVec<[u64; 8]> = smallvec![0; table.entries.len().div_ceil(64)];
         let mut found = |entry: u32| candidates[entry as usize / 64] |= 1 << (entry % 64);
         table.index.find(&path, &mut found);
-        for other in table.spelling.others(&path) {
+        for other in others {
             table.index.find(&other, &mut found);
         }
         for entry in ones(&candidates) {

@@ -93,8 +93,7 @@ pub struct LimitNamed {
 }
 
 pub(super) fn explain(table: &Table, facts: &Facts<'_>) -> Explanation {
-    let path = table.spelling.normal(facts.path);
-    let others = table.spelling.others(&path);
+    let (path, others) = table.spelling.readings(facts.path);
     let skipped = table.skips(facts);
     let (best, mut rules) = if skipped { (None, Vec::new()) } else { verdicts(table, facts, &path, &others) };
     rules.extend(table.others.iter().map(|(policy, attachment)| RuleVerdict {

@@ -75,8 +75,18 @@ impl Spelling {
         Cow::Owned(resolve(&normal, self.settings.slashes == Slashes::Merge))
     }
 
+    /// The one spelling, and the other readings.
+    pub(super) fn readings<'a>(&self, path: &'a str) -> (Cow<'a, str>, Readings) {
+        if is_plain(path) {
+            return (Cow::Borrowed(path), Readings::new());
+        }
+        let normal = self.normal(path);
+        let others = self.others(&normal);
+        (normal, others)
+    }
+
     /// The other readings of a path that is in its one spelling.
-    pub(super) fn others(&self, normal: &str) -> Readings {
+    fn others(&self, normal: &str) -> Readings {
         let mut others = Readings::new();
         if is_plain(normal) {
             return others;
@@ -93,13 +103,16 @@ impl Spelling {
     }
 }
 
-/// Whether there is nothing in a path that could be spelled in another way.
-fn is_plain(path: &str) -> bool {
-    let bytes = path.as_bytes();
-    !bytes.iter().enumerate().any(|(at, byte)| match byte {
+/// Whether there is nothing in a path that could be spelled in another way, or read so. Most are plain.
+pub(crate) fn is_plain(path: &str) -> bool {
+    let mut begins = false; // a segment
+    !path.bytes().any(|byte| match byte {
         b'%' | b'\\' | b';' => true,
-        b'/' => matches!(bytes.get(at + 1), Some(b'/' | b'.')),
-        _ => false,
+        b'/' | b'.' if begins => true,
+        _ => {
+            begins = byte == b'/';
+            false
+        }
     })
 }
 
