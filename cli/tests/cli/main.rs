@@ -5,6 +5,7 @@ mod cluster;
 mod explain;
 mod help;
 mod inject;
+mod instructions;
 mod run;
 mod support;
 mod validate;

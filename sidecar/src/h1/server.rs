@@ -131,8 +131,8 @@ impl Client {
         poll_fn(|cx| {
             let mut socket = self.socket.borrow_mut();
             let head = socket.poll_head(cx, &mut since);
-            let closes = closing.is_terminated() || closing.as_mut().poll(cx).is_ready();
-            if head.is_pending() && closes && socket.is_idle() { Poll::Ready(Ok(None)) } else { head }
+            let ends = head.is_pending() && socket.is_idle() && (closing.is_terminated() || closing.as_mut().poll(cx).is_ready());
+            if ends { Poll::Ready(Ok(None)) } else { head }
         })
         .await
     }
