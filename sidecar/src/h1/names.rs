@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use http::HeaderName;
 
 /// Names that are remembered, at most: one in each place.
-const PLACES: usize = 64;
+const PLACES: usize = 128;
 
 /// The longest spelling that is remembered.
 const LONGEST: usize = 31;
@@ -23,11 +23,10 @@ thread_local! {
 
 /// Reads the name of a field; none if it is not one (RFC 9110, section 5.1).
 pub(super) fn read(text: &[u8]) -> Option<HeaderName> {
-    let [first, .., last] = text else { return HeaderName::from_bytes(text).ok() };
     if text.len() > LONGEST {
         return HeaderName::from_bytes(text).ok();
     }
-    let place = (text.len() * 7 + usize::from(*first) * 5 + usize::from(*last)) % PLACES;
+    let place = place(text);
     KNOWN.with_borrow_mut(|known| {
         let slot = &mut known[place];
         if let Some(known) = slot
@@ -41,6 +40,16 @@ pub(super) fn read(text: &[u8]) -> Option<HeaderName> {
         *slot = Some(known);
         Some(name)
     })
+}
+
+/// Where a spelling is remembered. Names that are often seen together rarely share a place; if they do, both are read anew each time.
+fn place(text: &[u8]) -> usize {
+    let (first, last) = match (text.first_chunk::<8>(), text.last_chunk::<8>()) {
+        (Some(first), Some(last)) => (u64::from_le_bytes(*first), u64::from_le_bytes(*last)),
+        _ => text.iter().fold((0, 0), |(word, _), byte| (word << 8 | u64::from(*byte), 0)),
+    };
+    let mixed = first.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ last.wrapping_mul(0xc2b2_ae3d_27d4_eb4f) ^ text.len() as u64;
+    (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 57) as usize % PLACES
 }
 
 #[cfg(test)]
