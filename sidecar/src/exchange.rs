@@ -288,6 +288,10 @@ fn check(parts: &Parts, present: Present, config: &Config, connection: &Connecti
 
 /// Spells the path as policies look at it, so that no other spelling is a way around them.
 fn spell(parts: &mut Parts, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
+    if parts.uri.authority().is_some() && parts.uri.path_and_query().is_some_and(|target| target.as_str().starts_with('?')) {
+        // `http://a?b` is `http://a/?b` (RFC 9112, section 3.2.1).
+        parts.uri = with_path(&parts.uri, "/".to_owned()).ok_or(ForwardError::BadRequest("the path is malformed"))?;
+    }
     let path = parts.uri.path();
     if is_plain(path) {
         return Ok(());

@@ -34,7 +34,12 @@ pub(crate) fn request(out: &mut Vec<u8>, method: &Method, uri: &Uri, headers: &H
 fn target(out: &mut Vec<u8>, method: &Method, uri: &Uri) {
     match (uri.authority(), uri.path_and_query()) {
         (Some(authority), _) if *method == Method::CONNECT => out.extend_from_slice(authority.as_str().as_bytes()),
-        (_, Some(target)) => out.extend_from_slice(target.as_str().as_bytes()),
+        (_, Some(target)) => {
+            if target.as_str().starts_with('?') {
+                out.push(b'/'); // of `http://a?b`, whose path is empty
+            }
+            out.extend_from_slice(target.as_str().as_bytes());
+        }
         (_, None) => out.push(b'/'),
     }
 }

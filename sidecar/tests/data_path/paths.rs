@@ -39,6 +39,7 @@ async fn no_spelling_is_a_way_around_a_rule_and_the_origin_gets_what_was_matched
         ("/%61dmin", ok("/admin", true)),
         ("/./admin/.", ok("/admin/", true)),
         ("http://a/x/../admin", ok("/admin", true)),
+        ("http://a?b", ok("/?b", false)),
         ("/admin/../x", ok("/x", false)),
         ("/%%361dmin", ok("/%2561dmin", false)),
         ("/administrator", ok("/administrator", false)),
