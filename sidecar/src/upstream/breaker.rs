@@ -11,7 +11,10 @@ use std::{
 
 use crds::policy::{CircuitBreaker, Mode};
 
-use super::{Verdict, standing::Millis};
+use super::{
+    Verdict,
+    standing::{Counts, Millis},
+};
 
 /// The section, compiled.
 #[derive(Clone, Debug)]
@@ -63,6 +66,8 @@ pub(crate) struct Breaker {
     open_until: AtomicU64,
     /// Tries that are under way although it has been open.
     probing: AtomicU32,
+    /// When the last of them began.
+    probed: AtomicU64,
     /// Failures in a row.
     row: AtomicU32,
     /// Number of the window that is counted in, and what was counted.
@@ -100,10 +105,22 @@ impl Breaker {
             return Answer::Open(Duration::from_millis(until - now.0));
         }
         let one_more = |probing| (probing < settings.probes).then_some(probing + 1);
-        match self.probing.fetch_update(Relaxed, Relaxed, one_more) {
-            Ok(_) => Answer::Probe(until),
-            Err(_) => Answer::Open(Duration::from_secs(1)),
+        if self.probing.fetch_update(Relaxed, Relaxed, one_more).is_ok() {
+            self.probed.store(now.0, Relaxed);
+            return Answer::Probe(until);
         }
+        if self.outlasts(settings, now) {
+            self.probing.fetch_add(1, Relaxed);
+            return Answer::Probe(until);
+        }
+        Answer::Open(Duration::from_secs(1))
+    }
+
+    /// Whether the tries that are to decide take so long that another may begin: one that never ends, such as an upload that trickles,
+    /// must not keep it open for ever.
+    fn outlasts(&self, settings: &Breaking, now: Millis) -> bool {
+        let last = self.probed.load(Relaxed);
+        now.0 >= last.saturating_add(settings.open_for) && self.probed.compare_exchange(last, now.0, Relaxed, Relaxed).is_ok()
     }
 
     /// Notes what a try came to.
@@ -155,6 +172,12 @@ impl Breaker {
         self.row.store(0, Relaxed);
         self.window.store(0, Relaxed);
         Some(change)
+    }
+}
+
+impl Counts for Breaker {
+    fn is_blank(&self) -> bool {
+        [&self.row, &self.failures].into_iter().all(|count| count.load(Relaxed) == 0) && self.open_until.load(Relaxed) == 0
     }
 }
 
@@ -220,6 +243,19 @@ mod tests {
         assert_eq!(breaker.note(&settings, second, Verdict::Good, later), Some(Change::Closed));
         assert_eq!(breaker.note(&settings, first, Verdict::Bad, later), None, "decided already");
         assert_eq!(breaker.ask(&settings, later), Answer::Closed);
+    }
+
+    #[test]
+    fn probe_that_never_ends_makes_room_after_a_while() {
+        let settings = breaking(r#"{"consecutiveFailures": 1, "openFor": "5s"}"#);
+        let breaker = Breaker::default();
+        breaker.note(&settings, breaker.ask(&settings, Millis(0)), Verdict::Bad, Millis(0));
+        assert!(matches!(breaker.ask(&settings, Millis(6000)), Answer::Probe(_)), "it trickles");
+        assert!(matches!(breaker.ask(&settings, Millis(10_999)), Answer::Open(_)));
+        let second = breaker.ask(&settings, Millis(11_000));
+        assert!(matches!(second, Answer::Probe(_)));
+        assert!(matches!(breaker.ask(&settings, Millis(11_000)), Answer::Open(_)), "one at a time");
+        assert_eq!(breaker.note(&settings, second, Verdict::Good, Millis(11_001)), Some(Change::Closed));
     }
 
     #[test]

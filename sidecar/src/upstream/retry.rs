@@ -11,6 +11,7 @@ use std::{
 use crds::policy::{Mode, Retry, retry::RetryOn};
 use http::{Method, StatusCode};
 
+use super::standing::Counts;
 use crate::error::ForwardError;
 
 /// What one further try takes of a budget.
@@ -110,6 +111,12 @@ impl Budget {
     pub(crate) fn take(&self, settings: &Retrying) -> bool {
         let more = |spent: u32| spent.checked_add(TRY).filter(|spent| *spent <= settings.burst.saturating_mul(TRY));
         self.spent.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+}
+
+impl Counts for Budget {
+    fn is_blank(&self) -> bool {
+        self.spent.load(Relaxed) == 0
     }
 }
 

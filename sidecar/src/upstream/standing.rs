@@ -1,7 +1,7 @@
 //! How upstreams stand: what all workers of the pod count together.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     hash::Hash,
     sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
@@ -10,7 +10,8 @@ use std::{
 
 use super::{Key, balance::Cluster, breaker::Breaker, retry::Budget};
 
-/// Things of one kind that a worker holds on to; those that nobody uses are let go beyond that.
+/// Things of one kind that a worker holds on to. Beyond that those that count nothing are let go, or else the one that was used least
+/// recently.
 const MAX_HELD: usize = 512;
 
 /// Milliseconds since the process began to count, for atomics.
@@ -23,6 +24,12 @@ impl Millis {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
         Self(u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
+}
+
+/// What counts.
+pub(super) trait Counts {
+    /// Whether it says no more than a new one would.
+    fn is_blank(&self) -> bool;
 }
 
 /// A rule by its label, and one upstream.
@@ -68,26 +75,41 @@ pub(crate) struct Seen {
     clusters: Held<Key, Cluster>,
 }
 
-struct Held<K, V>(RefCell<HashMap<K, Arc<V>>>);
+/// Values by key, and for each the number of its last use.
+struct Held<K, V> {
+    values: RefCell<HashMap<K, (Arc<V>, u64)>>,
+    uses: Cell<u64>,
+}
 
 impl<K, V> Default for Held<K, V> {
     fn default() -> Self {
-        Self(RefCell::default())
+        Self { values: RefCell::default(), uses: Cell::default() }
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Default> Held<K, V> {
+impl<K: Clone + Eq + Hash, V: Counts + Default> Held<K, V> {
     fn of(&self, key: K, shared: &Shared<K, V>) -> Arc<V> {
-        let mut held = self.0.borrow_mut();
-        if let Some(value) = held.get(&key) {
+        let this_use = self.uses.get() + 1;
+        self.uses.set(this_use);
+        let mut values = self.values.borrow_mut();
+        if let Some((value, last_use)) = values.get_mut(&key) {
+            *last_use = this_use;
             return Arc::clone(value);
         }
-        if held.len() >= MAX_HELD {
-            held.clear();
+        if values.len() >= MAX_HELD {
+            make_room(&mut values);
         }
         let value = shared.of(&key);
-        held.insert(key, Arc::clone(&value));
+        values.insert(key, (Arc::clone(&value), this_use));
         value
+    }
+}
+
+fn make_room<K: Clone + Eq + Hash, V: Counts>(values: &mut HashMap<K, (Arc<V>, u64)>) {
+    values.retain(|_, (value, _)| !value.is_blank());
+    if values.len() >= MAX_HELD {
+        let oldest = values.iter().min_by_key(|(_, (_, last_use))| *last_use).map(|(key, _)| key.clone());
+        oldest.map(|key| values.remove(&key));
     }
 }
 
@@ -109,5 +131,34 @@ impl Seen {
     /// The addresses of a name.
     pub(super) fn cluster(&self, name: &Key) -> Arc<Cluster> {
         self.clusters.of(name.clone(), &self.standing.clusters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Thing(AtomicBool);
+
+    impl Counts for Thing {
+        fn is_blank(&self) -> bool {
+            !self.0.load(Relaxed)
+        }
+    }
+
+    #[test]
+    fn what_counts_is_kept_as_long_as_there_is_room_and_then_what_was_used_last() {
+        let (held, shared) = (Held::<usize, Thing>::default(), Shared::default());
+        let counts = |key| !held.of(key, &shared).is_blank();
+        held.of(0, &shared).0.store(true, Relaxed);
+        (1..3 * MAX_HELD).for_each(|key| drop(held.of(key, &shared)));
+        assert!(counts(0), "those that count nothing have gone");
+        (1..MAX_HELD).for_each(|key| held.of(key, &shared).0.store(true, Relaxed));
+        assert!(counts(0));
+        held.of(MAX_HELD, &shared);
+        assert!(!counts(1) && counts(0) && (2..MAX_HELD).filter(|key| counts(*key)).count() >= MAX_HELD - 3);
     }
 }

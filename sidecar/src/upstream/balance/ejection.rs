@@ -12,7 +12,7 @@ use std::{
 
 use crds::policy::load_balancing::Ejection;
 
-use crate::upstream::standing::Millis;
+use crate::upstream::standing::{Counts, Millis};
 
 /// The time for which an address is left out grows up to so many times the first.
 const MAX_TIMES: u32 = 10;
@@ -97,6 +97,13 @@ impl Cluster {
         health.row.store(0, Relaxed);
         health.ejected_until.store(now.0 + settings.time.saturating_mul(times.into()), Relaxed);
         true
+    }
+}
+
+impl Counts for Cluster {
+    fn is_blank(&self) -> bool {
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        addresses.values().all(|health| health.row.load(Relaxed) == 0 && health.times.load(Relaxed) == 0)
     }
 }
 
