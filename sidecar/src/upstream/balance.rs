@@ -96,14 +96,15 @@ pub(crate) struct Group {
 pub(crate) struct Member {
     key: Key,
     load: Load,
-    health: Arc<Health>,
+    health: RefCell<Arc<Health>>,
 }
 
-/// An address that was chosen for a try. What came of it must be told by [`Choice::end`], or it says nothing.
+/// An address that was chosen for a try. What came of it must be told by [`Choice::end`], or it says only how long it took at least.
 pub(crate) struct Choice {
     group: Rc<Group>,
     member: Rc<Member>,
     began: Instant,
+    ended: Cell<bool>,
 }
 
 impl Balancer {
@@ -141,18 +142,23 @@ impl Group {
         unique.sort_unstable();
         unique.dedup();
         let mut members = self.members.borrow_mut();
+        // Asked also if the addresses are the same: one may have gone and come back meanwhile, and another worker has seen it.
+        let healths = self.cluster.follow(&unique);
         let same = members.len() == unique.len() && members.iter().zip(&unique).all(|(member, ip)| member.ip() == Some(*ip));
         if same {
+            members.iter().zip(healths).for_each(|(member, health)| drop(member.health.replace(health)));
             return;
         }
-        let healths = self.cluster.follow(&unique);
         let known = std::mem::take(&mut *members);
         *members = unique
             .iter()
             .zip(healths)
             .map(|(ip, health)| {
-                let stays = known.iter().find(|member| member.ip() == Some(*ip));
-                stays.cloned().unwrap_or_else(|| Rc::new(Member::new(self.name.at(SocketAddr::new(*ip, self.port)), health)))
+                if let Some(stays) = known.iter().find(|member| member.ip() == Some(*ip)) {
+                    stays.health.replace(health);
+                    return Rc::clone(stays);
+                }
+                Rc::new(Member::new(self.name.at(SocketAddr::new(*ip, self.port)), health))
             })
             .collect();
         *self.ring.borrow_mut() = None;
@@ -168,7 +174,7 @@ impl Group {
     ) -> Option<Choice> {
         let members = self.members.borrow();
         let millis = Millis::now();
-        let well = |index: &usize| !members[*index].health.is_ejected(millis);
+        let well = |index: &usize| !members[*index].health.borrow().is_ejected(millis);
         let new = |index: &usize| tried != Some(&members[*index].key);
         let all = || 0..members.len();
         let mut fit: SmallVec<[usize; 16]> = all().filter(|index| well(index) && new(index)).collect();
@@ -196,13 +202,13 @@ impl Group {
         };
         let member = Rc::clone(&members[chosen]);
         member.load.begin();
-        Some(Choice { group: Rc::clone(self), member, began: now })
+        Some(Choice { group: Rc::clone(self), member, began: now, ended: Cell::new(false) })
     }
 }
 
 impl Member {
     fn new(key: Key, health: Arc<Health>) -> Self {
-        Self { key, load: Load::new(), health }
+        Self { key, load: Load::new(), health: RefCell::new(health) }
     }
 
     fn ip(&self) -> Option<IpAddr> {
@@ -221,15 +227,17 @@ impl Choice {
 
     /// What came of the try. Tells whether the address is left out from now on.
     pub(crate) fn end(&self, settings: &Balancing, verdict: Verdict, now: Instant) -> bool {
+        self.ended.set(true);
+        let health = self.member.health.borrow();
         if verdict != Verdict::Neutral {
             self.member.load.observe(now.duration_since(self.began), now);
         }
         match verdict {
             Verdict::Good => {
-                self.member.health.succeeded();
+                health.succeeded();
                 false
             }
-            Verdict::Bad => self.group.cluster.failed(&self.member.health, &settings.ejecting, Millis::now()),
+            Verdict::Bad => self.group.cluster.failed(&health, &settings.ejecting, Millis::now()),
             Verdict::Neutral => false,
         }
     }
@@ -238,5 +246,77 @@ impl Choice {
 impl Drop for Choice {
     fn drop(&mut self) {
         self.member.load.end();
+        if !self.ended.get() {
+            let now = Instant::now();
+            self.member.load.observe_at_least(now.saturating_duration_since(self.began), now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::upstream::{Protocol, standing::Standing};
+
+    struct Worker {
+        balancer: Balancer,
+        seen: Seen,
+        settings: Balancing,
+    }
+
+    impl Worker {
+        fn of(standing: &Arc<Standing>, section: &str) -> Self {
+            let settings = Balancing::build(&"shop/web/rule".into(), &serde_json::from_str(section).unwrap()).unwrap();
+            Self { balancer: Balancer::default(), seen: Seen::new(Arc::clone(standing)), settings }
+        }
+
+        fn group(&self, addresses: &Arc<[IpAddr]>) -> Rc<Group> {
+            let name = Key { endpoint: Endpoint::Name("web".into(), 80), protocol: Protocol::Http1, tls: None };
+            self.balancer.group(&name, 80, addresses, &self.seen)
+        }
+    }
+
+    fn addresses(last: &[u8]) -> Arc<[IpAddr]> {
+        last.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect()
+    }
+
+    #[test]
+    fn address_that_came_back_stands_the_same_for_all_workers() {
+        let standing = Arc::default();
+        let [a, b] = [(); 2].map(|()| {
+            Worker::of(&standing, r#"{"policy": "RoundRobin", "ejection": {"consecutiveFailures": 1, "maxEjectedPercent": 100}}"#)
+        });
+        let before = addresses(&[1, 2]);
+        a.group(&before);
+        b.group(&before);
+        a.group(&addresses(&[2]));
+        let after = addresses(&[1, 2]);
+        a.group(&after);
+        b.group(&after);
+        let choose = |worker: &Worker| worker.group(&after).choose(&worker.settings, None, None, Instant::now()).unwrap();
+        let failed = choose(&b);
+        assert!(failed.end(&b.settings, Verdict::Bad, Instant::now()));
+        assert!((0..4).all(|_| choose(&a).key() != failed.key()));
+    }
+
+    #[test]
+    fn try_that_is_given_up_tells_that_its_address_is_slow() {
+        let worker = Worker::of(&Arc::default(), "{}");
+        let (group, now) = (worker.group(&addresses(&[1, 2])), Instant::now());
+        for _ in 0..2 {
+            let choice = group.choose(&worker.settings, None, None, now).unwrap();
+            choice.end(&worker.settings, Verdict::Good, now + Duration::from_millis(10));
+        }
+        let began = now.checked_sub(Duration::from_secs(5)).unwrap();
+        let hangs = group.choose(&worker.settings, None, None, began).unwrap();
+        let slow = hangs.key().clone();
+        drop(hangs);
+        for _ in 0..20 {
+            let choice = group.choose(&worker.settings, None, None, now).unwrap();
+            assert_ne!(*choice.key(), slow);
+            choice.end(&worker.settings, Verdict::Good, now);
+        }
     }
 }

@@ -43,6 +43,13 @@ impl Load {
         self.at.set(Some(now));
     }
 
+    /// Notes that a latency is not known but for what it is at least.
+    pub(super) fn observe_at_least(&self, latency: Duration, now: Instant) {
+        if latency.as_secs_f64() > self.decayed(now) {
+            self.observe(latency, now);
+        }
+    }
+
     /// What another request would cost at `now`.
     pub(super) fn cost(&self, now: Instant) -> f64 {
         let latency = self.decayed(now);
