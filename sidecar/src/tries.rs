@@ -21,7 +21,7 @@ use crate::{
     attempt::{self, Answered, Call},
     connection::Entry,
     error::ForwardError,
-    exchange::Exchange,
+    exchange::{Exchange, Timeouts},
     fields,
     metrics::RequestLabels,
     pipeline::address,
@@ -39,6 +39,9 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// gRPC's UNAVAILABLE.
 const UNAVAILABLE: &[u8] = b"14";
+
+/// How long a name may take that the application has resolved itself: its request can go without.
+const RESOLVED_WAIT: Duration = Duration::from_millis(100);
 
 type Tried = Result<Answered, ForwardError>;
 
@@ -230,7 +233,8 @@ impl Tries<'_> {
         let Some(name) = self.name(&call.key) else { return Ok(None) };
         let Endpoint::Name(host, port) = &name.endpoint else { return Ok(None) };
         let worker = &self.ex.connection.worker;
-        let addresses = match (worker.connector.resolve(host, call.timeouts.connect).await, &call.key.endpoint) {
+        let patience = patience(call);
+        let addresses = match (worker.connector.resolve(host, patience).await, &call.key.endpoint) {
             (Ok(addresses), Endpoint::Name(..)) => addresses,
             // The application has resolved the name itself: only if its choice is one of ours, another is as good.
             (Ok(addresses), Endpoint::Address(asked)) if addresses.contains(&asked.ip()) => addresses,
@@ -299,6 +303,14 @@ impl Drop for Pass<'_> {
             self.breaker.note(self.settings, self.asked, Verdict::Neutral, Millis::now());
         }
     }
+}
+
+/// How long a try waits for the addresses of a name: no longer than for a connection, and than its time and the whole request's last.
+fn patience(call: &Call) -> Duration {
+    let Timeouts { connect, request, per_try, .. } = call.timeouts;
+    let left = request.map(|limit| (call.started() + limit).saturating_duration_since(Instant::now()));
+    let resolved = matches!(call.key.endpoint, Endpoint::Address(_)).then_some(RESOLVED_WAIT);
+    [left, per_try, resolved].into_iter().flatten().fold(connect, Duration::min)
 }
 
 /// Ends a try whose answer nobody wants.

@@ -14,9 +14,10 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use sidecar::server::NameServers;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     time::{Instant, sleep},
 };
 
@@ -503,6 +504,17 @@ impl Fleet {
     fn came(&self) -> Vec<usize> {
         self.came.iter().map(|came| came.load(Ordering::SeqCst)).collect()
     }
+}
+
+#[tokio::test]
+async fn name_that_nobody_resolves_takes_no_longer_than_the_request_may() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let servers = NameServers::Fixed { servers: vec![silent.local_addr().unwrap()], search: Vec::new(), ndots: 1 };
+    let proxy = Proxy::to_name("http://web.example:80", servers, |_| {});
+    proxy.apply(r#"[{"name": "rule", "loadBalancing": {}, "timeouts": {"connect": "20s", "request": "200ms"}}]"#);
+    let start = Instant::now();
+    assert_eq!(proxy.ask(GET).await.status, 504);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
