@@ -116,7 +116,11 @@ impl Explicit {
     /// reported; the others are served, as before if need be.
     pub(crate) fn open(&mut self, specs: &[ListenerSpec]) -> Vec<ListenError> {
         self.files.clear();
-        specs.iter().filter_map(|spec| self.open_or_update(spec).err()).collect()
+        let errors = specs.iter().filter_map(|spec| self.open_or_update(spec).err()).collect();
+        for open in &self.open {
+            self.acceptor.pod.tls.expiries(&open.spec.name, &[], &open.leaves());
+        }
+        errors
     }
 
     /// Files that certificates were read from.
@@ -146,7 +150,7 @@ impl Explicit {
                 }
                 if let (Some(tls), Some((config, leaves, tickets))) = (&mut open.tls, built.tls) {
                     tls.terminator.replace(config);
-                    metrics.expiries(&spec.name, &tls.leaves, &leaves);
+                    metrics.expiries(&open.spec.name, &tls.leaves, &[]); // under its name of before
                     (tls.leaves, tls.tickets) = (leaves, tickets);
                 }
                 (open.spec, open.read) = (spec.clone(), built.read);
@@ -183,7 +187,6 @@ impl Explicit {
         tracing::info!(listener = spec.name, %address, tls = tls.is_some(), "Listening.");
         let task = tokio::spawn(self.acceptor.clone().accept(listening));
         let open = OpenListener { spec: spec.clone(), address, upstream, tls, read: built.read, task };
-        pod.tls.expiries(&spec.name, &[], &open.leaves());
         self.open.push(open);
         Ok(())
     }

@@ -125,6 +125,21 @@ async fn rotated_certificate_is_shown_from_then_on_and_open_connections_stay() {
 }
 
 #[tokio::test]
+async fn listener_with_a_new_name_leaves_no_certificate_under_the_old_one() {
+    let pki = Pki::new();
+    let mut proxy = proxy(&Origin::echo_head().await, listener_tls(vec![pki.issue("shop", &["shop.example"])]));
+    let expiry = |proxy: &Proxy, name| {
+        proxy.metric(&format!(
+            "fetchr_tls_certificate_expiry_timestamp_seconds{{listener=\"{name}\",certificate=\"shop.example\"}}"
+        ))
+    };
+    assert!(expiry(&proxy, "test") > 1e9);
+    proxy.settings.interception.listeners[0].name = "renamed".to_owned();
+    proxy.apply("[]");
+    eventually("the new name", || expiry(&proxy, "renamed") > 1e9 && expiry(&proxy, "test") == 0.0).await;
+}
+
+#[tokio::test]
 async fn certificate_that_can_not_be_used_leaves_the_one_before_in_force() {
     let pki = Pki::new();
     let proxy = proxy(&Origin::echo_head().await, listener_tls(vec![pki.issue("shop", &["shop.example"])]));
