@@ -339,6 +339,7 @@ async fn detect_spoken(connection: &Connection, stream: &mut TcpStream, ahead: &
     };
     match timeout(DETECTION, read).await {
         Ok(detected) => detected,
+        Err(_) if hello::is_handshake(ahead) => Ok(Detected::Tls(None)),
         // It began like HTTP and stopped: as HTTP it is held to the limits on heads.
         Err(_) => Ok(Detected::Http1),
     }

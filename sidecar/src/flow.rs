@@ -356,7 +356,14 @@ impl Upload {
 
     /// Keeps what is taken from now on for a further try, up to `max` bytes.
     pub(crate) fn keep(&self, max: usize) {
-        self.shared.kept.replace(Some(Kept { max, ..Kept::default() }));
+        self.shared.kept.replace(Some(Kept { max, ended: true, ..Kept::default() }));
+    }
+
+    /// There will be no further try: what was kept is let go, unless the current one has still to have some of it.
+    pub(crate) fn keep_no_more(&self) {
+        if !self.has_kept() {
+            self.shared.kept.replace(None);
+        }
     }
 
     /// Whether a further try can have all of it.
@@ -370,11 +377,12 @@ impl Upload {
         let shared = &self.shared;
         let mut left = !shared.body.borrow().is_end_stream();
         if let Some(kept) = &mut *shared.kept.borrow_mut() {
-            kept.next = 0;
-            left |= !kept.pieces.is_empty();
+            kept.rewind();
+            left |= !kept.ended;
         }
         shared.touched.set(false);
         shared.done.set(!left);
+        shared.moved.set(Instant::now());
         shared.turn.set(shared.turn.get() + 1);
         Self { shared: Rc::clone(shared), turn: shared.turn.get() }
     }
@@ -425,7 +433,7 @@ impl Upload {
 
     /// Whether a piece that was kept is left to be given.
     fn has_kept(&self) -> bool {
-        self.shared.kept.borrow().as_ref().is_some_and(|kept| kept.next < kept.pieces.len())
+        self.shared.kept.borrow().as_ref().is_some_and(|kept| !kept.ended)
     }
 
     fn fail(&self, failure: Failure) {
@@ -491,22 +499,23 @@ impl Body for Upload {
     }
 }
 
-/// What an upload has given away, to give it once more.
+/// What an upload has given away, to give it once more. It is a copy: a piece as it was read holds the whole buffer that it was read
+/// into, which may be a thousand times as large.
 #[derive(Default)]
 struct Kept {
-    pieces: Vec<Piece>,
-    /// The first that the current try has not had.
-    next: usize,
-    bytes: usize,
+    data: Vec<u8>,
+    trailers: Option<HeaderMap>,
+    /// Bytes that the current try has had.
+    given: usize,
+    /// The current try has had all, the trailers too.
+    ended: bool,
     max: usize,
     /// There was too much of it.
     lost: bool,
 }
 
-enum Piece {
-    Data(Bytes),
-    Trailers(HeaderMap),
-}
+/// Bytes of a kept body that are given at a time.
+const GIVEN: usize = 64 << 10;
 
 impl Kept {
     /// Keeps a frame that was taken for the first time.
@@ -514,31 +523,43 @@ impl Kept {
         if self.lost {
             return;
         }
-        self.bytes += frame.data_ref().map_or(0, Bytes::len);
-        if self.bytes > self.max {
-            self.pieces = Vec::new();
-            (self.next, self.lost) = (0, true);
-            return;
+        if let Some(data) = frame.data_ref() {
+            if self.data.len() + data.len() > self.max {
+                *self = Self { lost: true, ended: true, ..Self::default() };
+                return;
+            }
+            self.data.extend_from_slice(data);
         }
-        self.pieces.extend(frame.data_ref().cloned().map(Piece::Data));
-        self.pieces.extend(frame.trailers_ref().cloned().map(Piece::Trailers));
-        self.next = self.pieces.len();
+        self.trailers = frame.trailers_ref().cloned();
+        (self.given, self.ended) = (self.data.len(), true);
+    }
+
+    /// Begins anew, for a further try.
+    fn rewind(&mut self) {
+        (self.given, self.ended) = (0, self.data.is_empty() && self.trailers.is_none());
     }
 
     /// The next piece for a further try.
     fn next(&mut self) -> Option<Frame<Bytes>> {
-        let piece = self.pieces.get(self.next)?;
-        self.next += 1;
-        Some(match piece {
-            Piece::Data(data) => Frame::data(data.clone()),
-            Piece::Trailers(trailers) => Frame::trailers(trailers.clone()),
-        })
+        if self.ended {
+            return None;
+        }
+        let rest = &self.data[self.given..];
+        let piece = &rest[..rest.len().min(GIVEN)];
+        self.given += piece.len();
+        let all = self.given == self.data.len();
+        if piece.is_empty() {
+            self.ended = true;
+            return self.trailers.clone().map(Frame::trailers);
+        }
+        let frame = Frame::data(Bytes::copy_from_slice(piece));
+        self.ended = all && self.trailers.is_none();
+        Some(frame)
     }
 
     /// Bytes that a further try has not had.
     fn left(&self) -> u64 {
-        let len = |piece: &Piece| if let Piece::Data(data) = piece { data.len() as u64 } else { 0 };
-        self.pieces[self.next..].iter().map(len).sum()
+        (self.data.len() - self.given) as u64
     }
 }
 

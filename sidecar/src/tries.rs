@@ -51,17 +51,18 @@ pub(crate) async fn send(ex: &Exchange, labels: RequestLabels, mut call: Call) -
     let budget = retry.map(|settings| ex.connection.worker.seen.budget(&settings.label));
     if let (Some(settings), Some(budget)) = (retry, &budget) {
         budget.deposit(settings);
-        if settings.mode == Mode::Enforce {
+        if settings.mode == Mode::Enforce && settings.repeats(&call.head.method) {
             call.upload.keep(settings.max_body);
         }
     }
     let tries = Tries { ex, labels, retry: retry.zip(budget), tried: RefCell::default() };
-    let outcome = tries.at_one_upstream(&mut call).await;
-    if !tries.fails_over(&outcome, &mut call) {
-        return outcome;
+    let mut outcome = tries.at_one_upstream(&mut call).await;
+    if tries.fails_over(&outcome, &mut call) {
+        drop(outcome);
+        outcome = tries.at_one_upstream(&mut call).await;
     }
-    drop(outcome);
-    tries.at_one_upstream(&mut call).await
+    call.upload.keep_no_more();
+    outcome
 }
 
 /// What all tries of a request share.
@@ -80,9 +81,11 @@ impl Tries<'_> {
         loop {
             let outcome = self.once(call).await;
             let Some(pause) = self.pause(&outcome, call, done) else { return outcome };
+            // Before the pause, so that what is left of this try takes no more of the body.
+            call.upload = call.upload.again();
             // Its answer is read meanwhile, but not for longer.
             let _ = join(sleep(pause), timeout(pause, discard(outcome))).await;
-            call.upload = call.upload.again();
+            call.upload.restart();
             done += 1;
         }
     }

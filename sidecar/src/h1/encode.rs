@@ -175,11 +175,18 @@ impl Outbox {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, stream: &mut Stream, count: &mut u64) -> Poll<io::Result<()>> {
         while !self.is_empty() {
             let head = &self.buf[self.written..];
-            let written = if self.large.is_empty() && self.end.is_empty() {
-                ready!(Pin::new(&mut *stream).poll_write(cx, head))?
+            let polled = if self.large.is_empty() && self.end.is_empty() {
+                Pin::new(&mut *stream).poll_write(cx, head)
             } else {
                 let parts = [IoSlice::new(head), IoSlice::new(&self.large), IoSlice::new(self.end)];
-                ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &parts))?
+                Pin::new(&mut *stream).poll_write_vectored(cx, &parts)
+            };
+            let written = match ready!(polled) {
+                Ok(written) => written,
+                Err(error) => {
+                    *count += u64::from(stream.is_tls()); // a part may have left before the failure, and nobody says so
+                    return Poll::Ready(Err(error));
+                }
             };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));

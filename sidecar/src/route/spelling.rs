@@ -92,11 +92,15 @@ impl Spelling {
             return others;
         }
         let merge = self.settings.slashes == Slashes::Merge;
-        let slashed = decode_slashes(normal);
-        for reading in [without_parameters(normal), without_parameters(&slashed), Cow::Borrowed(&*slashed)] {
-            let reading = resolve(&reading, merge);
-            if reading != normal && !others.contains(&reading) {
-                others.push(reading);
+        // An application may take some of these for slashes, and not the others.
+        let (triplets, all) = (normal.replace("%2F", "/"), decode_slashes(normal));
+        let backslashes = normal.replace("%5C", "/").replace('\\', "/");
+        for slashed in [normal, &*triplets, &*backslashes, &*all] {
+            for reading in [Cow::Borrowed(slashed), without_parameters(slashed)] {
+                let reading = resolve(&reading, merge);
+                if reading != normal && !others.contains(&reading) {
+                    others.push(reading);
+                }
             }
         }
         others
@@ -270,7 +274,8 @@ mod tests {
             ("/admin;x=1", &["/admin"]),
             (r"/a\b", &["/a/b"]),
             ("/a%5Cb", &["/a/b"]),
-            ("/a%2Fb;x", &["/a%2Fb", "/a/b", "/a/b;x"]),
+            ("/a%2Fb;x", &["/a%2Fb", "/a/b;x", "/a/b"]),
+            ("/admin%2Fx%5C..%5C..", &["/admin/x%5C..%5C..", "/"]),
         ] {
             assert_eq!(Spelling::default().others(&normal(path)).as_slice(), expected, "{path}");
         }

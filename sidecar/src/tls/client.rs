@@ -136,7 +136,10 @@ impl Origination {
                 Ok(Stream::Tls(Box::new(stream.into())))
             }
             Err(error) => {
-                self.0.known.store(UNKNOWN, Ordering::Relaxed); // it may be another server by now
+                // It may be another server by now, unless it only refused what a client's upgrade needs.
+                if offer == Offer::Either || self.known().is_some_and(|known| offer == Offer::Only(known)) {
+                    self.0.known.store(UNKNOWN, Ordering::Relaxed);
+                }
                 self.0.metrics.handshake("upstream", failure(&error));
                 Err(error)
             }

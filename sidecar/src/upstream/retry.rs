@@ -81,6 +81,11 @@ impl Retrying {
         }
     }
 
+    /// Whether a request of this method may be sent again after something of it was sent.
+    pub(crate) fn repeats(&self, method: &Method) -> bool {
+        self.methods.contains(method)
+    }
+
     /// The pause before a further try, of which `done` came before it: half of it is certain, and a random part of the other half added.
     /// What the upstream asks for holds instead; none if that is too long.
     pub(crate) fn pause(&self, done: u32, asked: Option<Duration>, random: u32) -> Option<Duration> {

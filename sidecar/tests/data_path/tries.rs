@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     dns::{Names, Says},
-    support::{LONG, Origin, Proxy, field, nobody, read_chunks, read_head},
+    support::{LONG, Origin, Proxy, eventually, field, nobody, read_chunks, read_head},
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -224,6 +224,21 @@ async fn body_is_sent_again_over_http2_and_an_earlier_stream_takes_nothing_of_it
     client.send(&body[..100_000]).await;
     sleep(Duration::from_millis(100)).await;
     client.send(&body[100_000..]).await;
+    let answer = client.response().await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.body == body, "the body is another");
+}
+
+#[tokio::test]
+async fn body_that_goes_on_in_the_pause_before_a_further_try_is_sent_whole() {
+    let proxy = Proxy::with(&format!("h2c://{}", http2_origin().await), |_| {});
+    proxy.apply(r#"[{"name": "rule", "retry": {"methods": ["PUT"], "backoff": {"base": "1s"}}}]"#);
+    let body: Vec<u8> = (0..200_000).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let mut client = proxy.client().await;
+    client.send(format!("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len())).await;
+    client.send(&body[..40_000]).await;
+    eventually("the pause", || events(&proxy, "retry", "retried", "enforce") == 1.0).await;
+    client.send(&body[40_000..]).await;
     let answer = client.response().await;
     assert_eq!(answer.status, 200);
     assert!(answer.body == body, "the body is another");
