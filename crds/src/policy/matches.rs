@@ -35,22 +35,22 @@ pub struct Match {
     /// Hosts, without a port; `*.example.org` matches one label or more. None: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
-        length(max = 16),
+        length(min = 1, max = 16),
         inner(length(min = 1, max = 253), regex(pattern = HOST_PATTERN)),
         extend("x-kubernetes-list-type" = "set")
     )]
     pub hosts: Vec<String>,
     /// Methods. None: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 32), regex(pattern = "^[A-Z][A-Z-]*$")), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 32), regex(pattern = "^[A-Z][A-Z-]*$")), extend("x-kubernetes-list-type" = "set"))]
     pub methods: Vec<String>,
     /// Header fields; names are compared without regard to case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub headers: Vec<ValueMatch>,
     /// Query parameters, compared after percent-decoding; the first of a name counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub query: Vec<ValueMatch>,
     /// A condition in the Common Expression Language over `request` (method, path, host, scheme, query, headers) and
     /// `source` (address), such as `request.headers['x-tier'] == 'gold'`.
