@@ -27,7 +27,7 @@ pub struct Retry {
     /// Failures after which there is another try.
     #[serde(default = "default_on")]
     #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
-    pub on: Vec<RetryOn>,
+    pub failures: Vec<RetryOn>,
     /// Statuses after which there is another try. gRPC's UNAVAILABLE counts as 503.
     #[serde(default = "default_statuses")]
     #[schemars(length(max = 16), inner(range(min = 400, max = 599)), extend("x-kubernetes-list-type" = "set"))]

@@ -57,7 +57,7 @@ impl Retrying {
             attempts: count(section.attempts),
             max_body: usize::try_from(section.max_body.0).unwrap_or(usize::MAX),
             hedge: section.hedge.map(|hedge| hedge.after.0),
-            on: section.on.clone(),
+            on: section.failures.clone(),
             statuses: section.statuses.iter().filter_map(|status| u16::try_from(*status).ok()).collect(),
             methods: section.methods.iter().map(method).collect::<Result<_, _>>()?,
             base: section.backoff.base.0,

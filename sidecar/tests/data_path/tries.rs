@@ -133,7 +133,7 @@ async fn connection_that_breaks_off_or_never_answers_is_tried_again() {
 #[tokio::test]
 async fn failures_that_are_not_listed_are_final() {
     let (origin, came) = origin(&[Does::Close]).await;
-    let proxy = before(&origin, r#""retry": {"on": ["ConnectFailure"]}"#);
+    let proxy = before(&origin, r#""retry": {"failures": ["ConnectFailure"]}"#);
     assert_eq!(proxy.ask(GET).await.status, 502);
     assert_eq!(came.load(Ordering::SeqCst), 1);
 }
