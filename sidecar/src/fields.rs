@@ -65,7 +65,7 @@ pub(crate) fn expects_continue(headers: &HeaderMap, present: Present) -> bool {
 }
 
 /// Whether the sender closes the connection after this message (RFC 9112, section 9.6).
-pub(crate) fn closes(headers: &HeaderMap) -> bool {
+fn closes(headers: &HeaderMap) -> bool {
     list(headers, header::CONNECTION).any(|option| option.eq_ignore_ascii_case("close"))
 }
 
@@ -132,19 +132,19 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
 /// Removes `Connection` and what it names.
 fn remove_connection(headers: &mut HeaderMap) {
     let options = headers.get(header::CONNECTION).map(HeaderValue::as_bytes);
-    if options.is_some_and(|options| matches!(options, b"keep-alive" | b"close")) && is_single(headers, header::CONNECTION) {
+    if matches!(options, Some(b"keep-alive" | b"close")) && is_single(headers, header::CONNECTION) {
         headers.remove(header::CONNECTION); // most of them name nothing else
-    } else if options.is_some() {
-        let named: Vec<HeaderName> =
-            list(headers, header::CONNECTION).filter_map(|token| token.parse().ok()).filter(|name| !is_protected(name)).collect();
-        let trailers = trailers_wanted(headers);
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
-        if trailers {
-            headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        }
+        return;
+    }
+    let named: Vec<HeaderName> =
+        list(headers, header::CONNECTION).filter_map(|token| token.parse().ok()).filter(|name| !is_protected(name)).collect();
+    let trailers = trailers_wanted(headers);
+    for name in named {
+        headers.remove(name);
+    }
+    headers.remove(header::CONNECTION);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
 }
 

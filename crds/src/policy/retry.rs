@@ -25,9 +25,9 @@ pub struct Retry {
     #[schemars(range(min = 2, max = 10))]
     pub attempts: i32,
     /// Failures after which there is another try.
-    #[serde(default = "default_on")]
+    #[serde(default = "default_failures")]
     #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
-    pub failures: Vec<RetryOn>,
+    pub failures: Vec<RetryFailure>,
     /// Statuses after which there is another try. gRPC's UNAVAILABLE counts as 503.
     #[serde(default = "default_statuses")]
     #[schemars(length(max = 16), inner(range(min = 400, max = 599)), extend("x-kubernetes-list-type" = "set"))]
@@ -52,7 +52,7 @@ pub struct Retry {
 
 /// What failed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
-pub enum RetryOn {
+pub enum RetryFailure {
     /// No connection came to stand, or the name could not be resolved: nothing of the request was sent.
     ConnectFailure,
     /// The connection broke off before the head of an answer.
@@ -101,8 +101,8 @@ fn default_attempts() -> i32 {
     2
 }
 
-fn default_on() -> Vec<RetryOn> {
-    vec![RetryOn::ConnectFailure, RetryOn::Broken, RetryOn::Timeout]
+fn default_failures() -> Vec<RetryFailure> {
+    vec![RetryFailure::ConnectFailure, RetryFailure::Broken, RetryFailure::Timeout]
 }
 
 fn default_statuses() -> Vec<i32> {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crds::policy::{Mode, Retry, retry::RetryOn};
+use crds::policy::{Mode, Retry, retry::RetryFailure};
 use http::{Method, StatusCode};
 
 use super::standing::Counts;
@@ -29,7 +29,7 @@ pub(crate) struct Retrying {
     pub(crate) max_body: usize,
     /// How long the first try is alone.
     pub(crate) hedge: Option<Duration>,
-    on: Vec<RetryOn>,
+    failures: Vec<RetryFailure>,
     statuses: Vec<u16>,
     methods: Vec<Method>,
     base: Duration,
@@ -57,7 +57,7 @@ impl Retrying {
             attempts: count(section.attempts),
             max_body: usize::try_from(section.max_body.0).unwrap_or(usize::MAX),
             hedge: section.hedge.map(|hedge| hedge.after.0),
-            on: section.failures.clone(),
+            failures: section.failures.clone(),
             statuses: section.statuses.iter().filter_map(|status| u16::try_from(*status).ok()).collect(),
             methods: section.methods.iter().map(method).collect::<Result<_, _>>()?,
             base: section.backoff.base.0,
@@ -71,12 +71,12 @@ impl Retrying {
     /// listed.
     pub(crate) fn wants(&self, method: &Method, outcome: Outcome<'_>) -> bool {
         let listed = || self.methods.contains(method);
-        let on = |failure| self.on.contains(&failure);
+        let on = |failure| self.failures.contains(&failure);
         match outcome {
             Outcome::Status(status) => self.statuses.contains(&status.as_u16()) && listed(),
-            Outcome::Error(error) if error.is_connect() => on(RetryOn::ConnectFailure),
-            Outcome::Error(ForwardError::Broken(_)) => on(RetryOn::Broken) && listed(),
-            Outcome::Error(ForwardError::ResponseTimeout(_)) => on(RetryOn::Timeout) && listed(),
+            Outcome::Error(error) if error.is_connect() => on(RetryFailure::ConnectFailure),
+            Outcome::Error(ForwardError::Broken(_)) => on(RetryFailure::Broken) && listed(),
+            Outcome::Error(ForwardError::ResponseTimeout(_)) => on(RetryFailure::Timeout) && listed(),
             Outcome::Error(_) => false,
         }
     }
