@@ -67,7 +67,7 @@ enum Action {
     },
 }
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")] // as the load needs it
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
