@@ -153,3 +153,37 @@ fn rule_that_wants_a_section_knows_every_kind() {
         assert!(rule["properties"].get(feature).is_some(), "{feature} is no field of a rule");
     }
 }
+
+/// Readers of YAML 1.1 (helm, kubectl, many editors) take such a key or value for a boolean, and the field is lost or refused.
+#[test]
+fn no_name_or_value_of_a_schema_is_a_boolean_in_yaml_1_1() {
+    let mut found = Vec::new();
+    for definition in definitions() {
+        find_booleans(definition.schema(), definition.kind, &mut found);
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    let mut planted = Vec::new();
+    find_booleans(&json!({"properties": {"On": {"enum": ["No", "Other"]}}}), "X", &mut planted);
+    assert_eq!(planted, ["X.On", "X.On: No"]);
+}
+
+fn find_booleans(schema: &Value, at: &str, found: &mut Vec<String>) {
+    const BOOLEANS: &[&str] = &["y", "n", "yes", "no", "on", "off", "true", "false"];
+    let is_boolean = |word: &str| BOOLEANS.contains(&word.to_ascii_lowercase().as_str());
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        let at = format!("{at}.{name}");
+        if is_boolean(name) {
+            found.push(at.clone());
+        }
+        find_booleans(property, &at, found);
+    }
+    // The states of a condition are Kubernetes' own, and nobody writes them.
+    let values = schema["enum"].as_array().filter(|values| !values.contains(&json!("Unknown")));
+    let values = values.into_iter().flatten().filter_map(Value::as_str);
+    found.extend(values.filter(|value| is_boolean(value)).map(|value| format!("{at}: {value}")));
+    for keyword in ["items", "additionalProperties"] {
+        if let Some(inner) = schema.get(keyword) {
+            find_booleans(inner, &format!("{at}[]"), found);
+        }
+    }
+}

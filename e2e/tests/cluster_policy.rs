@@ -118,14 +118,14 @@ async fn no_request_fails_while_policies_change() {
     .await;
 }
 
-/// A client whose requests to port 8080 pass its sidecar, and three pods behind a Service without an address of its own.
+/// A client whose requests to these ports pass its sidecar, and three pods behind a Service without an address of its own.
 const HEADLESS: &str = "
 apiVersion: fetchr.sh/v1alpha1
 kind: FetchrProxy
 metadata: {name: client}
 spec:
   selector: {matchLabels: {app: client}}
-  interception: {outbound: {ports: [8080]}}
+  interception: {outbound: {ports: [8080, 8081]}}
 ---
 apiVersion: v1
 kind: Service
@@ -136,6 +136,18 @@ spec:
   ports: [{name: http, port: 8080}]
 ";
 
+/// Applies a policy with one rule for what the Deployment `client` sends.
+async fn outbound(namespace: &Namespace, rule: serde_json::Value) {
+    let policy = json!({
+        "apiVersion": "fetchr.sh/v1alpha1",
+        "kind": "FetchrPolicy",
+        "metadata": {"name": "outbound"},
+        "spec": {"targetRefs": [{"kind": "Deployment", "name": "client"}], "direction": "Outbound", "rules": [rule]},
+    });
+    let policies = namespace.api::<FetchrPolicy>();
+    policies.patch("outbound", &PatchParams::apply("e2e").force(), &Patch::Apply(policy)).await.unwrap();
+}
+
 /// The application keeps one connection, and so all its requests went to one pod.
 #[tokio::test]
 async fn requests_of_one_connection_to_a_headless_service_are_spread_over_its_pods() {
@@ -145,18 +157,7 @@ async fn requests_of_one_connection_to_a_headless_service_are_spread_over_its_po
         namespace.apply(&application("client", 1, "fetchr.sh/inject: enabled")).await.unwrap();
         let servers = namespace.ready_pods("app=web", 3).await.unwrap();
         let client = namespace.ready_pods("app=client", 1).await.unwrap().remove(0);
-        let policies = namespace.api::<FetchrPolicy>();
-        let policy = json!({
-            "apiVersion": "fetchr.sh/v1alpha1",
-            "kind": "FetchrPolicy",
-            "metadata": {"name": "spread"},
-            "spec": {
-                "targetRefs": [{"kind": "Deployment", "name": "client"}],
-                "direction": "Outbound",
-                "rules": [{"name": "all", "loadBalancing": {"policy": "RoundRobin"}, "retry": {}}],
-            },
-        });
-        policies.patch("spread", &PatchParams::apply("e2e").force(), &Patch::Apply(policy)).await.unwrap();
+        outbound(&namespace, json!({"name": "all", "loadBalancing": {"policy": "RoundRobin"}, "retry": {}})).await;
         let load = ["fetchr-origin", "load", "--url", "http://pods:8080/bytes/10", "--rate", "30", "--duration", "1"];
         eventually("each pod gets its share", DEADLINE, async || {
             let before = came(&servers).await?;
@@ -164,6 +165,45 @@ async fn requests_of_one_connection_to_a_headless_service_are_spread_over_its_po
             report.check()?;
             let shares: Vec<u64> = came(&servers).await?.iter().zip(before).map(|(after, before)| after - before).collect();
             ensure!(shares.iter().all(|share| *share * 4 >= report.sent), "{shares:?} of {}", report.sent);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn upstream_that_is_gone_is_left_alone_and_a_second_one_steps_in() {
+    with_namespace(async |namespace| {
+        namespace.apply(HEADLESS).await.unwrap();
+        for name in ["web", "standby"] {
+            namespace.apply(&application(name, 1, "")).await.unwrap();
+        }
+        namespace.apply(&application("client", 1, "fetchr.sh/inject: enabled")).await.unwrap();
+        for app in ["app=web", "app=standby"] {
+            namespace.ready_pods(app, 1).await.unwrap();
+        }
+        let client = namespace.ready_pods("app=client", 1).await.unwrap().remove(0);
+        // Nobody listens there.
+        let ask = async || {
+            let told = client.exec("app", &["fetchr-origin", "get", "http://pods:8081/"]).await?;
+            Ok::<serde_json::Value, anyhow::Error>(serde_json::from_str(&told)?)
+        };
+        let breaker = json!({"consecutiveFailures": 3, "openFor": "1h"});
+        outbound(&namespace, json!({"name": "all", "circuitBreaker": breaker})).await;
+        eventually("the circuit is open", DEADLINE, async || {
+            let answer = ask().await?;
+            ensure!(answer["status"] == 503 && answer["headers"]["retry-after"].is_array(), "answered {answer}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        outbound(&namespace, json!({"name": "all", "circuitBreaker": breaker, "failover": {"upstream": "http://standby"}})).await;
+        eventually("the second upstream answers", DEADLINE, async || {
+            let answer = ask().await?;
+            let body = answer["body"].as_str().unwrap_or_default();
+            ensure!(answer["status"] == 200 && body.starts_with("standby "), "answered {answer}");
             Ok(())
         })
         .await

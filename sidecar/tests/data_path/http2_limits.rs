@@ -65,6 +65,7 @@ async fn flood_of_frames_that_move_nothing_ends_its_connection() {
         serves_others(&proxy).await;
         assert_eq!(proxy.metric(&counter("frame_flood")), count as f64, "{name}: so many may come");
         client.send(&flood.repeat(1100 - few)).await;
+        assert_eq!(client.next(&[GOAWAY]).await.map(|found| found.code()), Some(ENHANCE_YOUR_CALM), "{name}");
         assert!(client.is_closed().await, "{name}");
         eventually(name, || proxy.metric(&counter("frame_flood")) == count as f64 + 1.0).await;
         serves_others(&proxy).await;

@@ -9,7 +9,7 @@ use crate::{
         DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, Peer, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, get,
         request,
     },
-    support::{Origin, Proxy, eventually, read_head},
+    support::{Origin, Proxy, eventually, read_chunks, read_head},
 };
 
 /// What a client gets.
@@ -241,4 +241,56 @@ async fn answer_over_http2_that_is_none_is_502_and_the_next_request_is_served() 
             assert!(response.field("proxy-status").contains("http_protocol_error"), "{name}: {}", response.head);
         }
     }
+}
+
+/// An origin that says which trailers it got.
+async fn tells_trailers() -> Origin {
+    Origin::scripted(|mut stream, _| async move {
+        while read_head(&mut stream).await.is_some() {
+            let trailers = read_chunks(&mut stream).await.1;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{trailers}", trailers.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await
+}
+
+/// A request with a body, then trailers.
+fn with_trailers(trailers: &[(&str, &str)]) -> Vec<u8> {
+    let head = [(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
+    [frame(HEADERS, END_HEADERS, 1, &block(&head)), frame(DATA, 0, 1, b"body"), request(1, trailers)].concat()
+}
+
+#[tokio::test]
+async fn trailers_that_are_none_are_refused() {
+    let proxy = Proxy::before(tells_trailers().await.address);
+    let leaves = Leaves(PROTOCOL_ERROR);
+    for (trailers, expected) in [
+        ([("x-end", "1"), (":method", "POST")], Reset(PROTOCOL_ERROR)),
+        ([(":path", "/"), (":path", "/")], Reset(PROTOCOL_ERROR)),
+        ([(":x", "1"), ("x-end", "1")], leaves),
+        ([("X-End", "1"), ("x-end", "1")], leaves),
+    ] {
+        assert_eq!(gets(&proxy, &with_trailers(&trailers)).await, expected, "{trailers:?}");
+    }
+}
+
+/// The library drops them without a word.
+#[tokio::test]
+async fn pseudo_header_fields_in_trailers_go_nowhere() {
+    let fields = [(":path", "/other"), (":status", "200"), ("x-end", "1")];
+    let proxy = Proxy::before(tells_trailers().await.address);
+    let mut client = Peer::connect(proxy.address).await;
+    client.send(&with_trailers(&fields)).await;
+    assert_eq!(client.next(&[HEADERS, RST_STREAM, GOAWAY]).await.map(|found| of(&found)), Some(Status(200)));
+    assert_eq!(client.next(&[DATA]).await.unwrap().payload, b"x-end: 1\n");
+
+    let origin = origin(|stream| {
+        let head = frame(HEADERS, END_HEADERS, stream, &block(&[(":status", "200")]));
+        [head, frame(DATA, 0, stream, b"body"), request(stream, &[(":path", "/other"), (":status", "500"), ("x-end", "1")])]
+            .concat()
+    });
+    let proxy = Proxy::with(&format!("h2c://{}", origin.await.address), |_| {});
+    let answer = proxy.ask("GET / HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\r\n").await;
+    assert_eq!((answer.status, answer.text(), &*answer.trailers), (200, "body", "x-end: 1\n"));
 }

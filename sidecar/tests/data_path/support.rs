@@ -371,3 +371,12 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// Waits until something that has to be asked for holds.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < LONG, "{what} did not come");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
