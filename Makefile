@@ -55,13 +55,13 @@ cluster-down: ## end it and remove its files
 cluster-shell: ## a shell that reaches its pods and Services by address
 	@$(E2E) cluster shell
 
-bench: ## fetchr beside nginx and HAProxy; start and memory; a thousand streams; the tables of docs/performance.md
-	@command -v wrk h2load nginx haproxy >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nghttp2-client nginx-light haproxy)
+bench: ## fetchr beside other proxies, start, memory, sections, a thousand streams; 20 min; the tables of docs/performance.md
+	@command -v wrk h2load nginx haproxy varnishd valgrind >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nghttp2-client nginx-light haproxy varnish valgrind)
 	$(RELEASE)
-	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md start
-	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md pass
-	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md scenarios --json docs/scenarios.json --svg docs/scenarios.svg
-	$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md streams
+	@FETCHR_BENCH_ENVOY=$$(scripts/envoy/install); export FETCHR_BENCH_ENVOY; set -e; \
+	for part in $(or $(PARTS),start pass scenarios workers rate idle rules sections streams); do \
+		$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md --figures docs/bench $$part; \
+	done
 
 figures: ## fetchr on the cluster on this machine: pods, policies, memory, images; a table of docs/performance.md
 	@e2e/tools/install >/dev/null
@@ -73,6 +73,10 @@ faults: ## what fails on purpose for long, under load; half an hour; the table o
 	$(RELEASE)
 	@$(CARGO_TARGET_DIR)/release/fetchr-e2e faults --report docs/reliability.md
 
+soak: ## mixed load with faults for MINUTES=30, no exchange lost, doubled or mixed up; the tables of docs/reliability.md
+	$(RELEASE)
+	@$(CARGO_TARGET_DIR)/release/fetchr-e2e soak --minutes $(or $(MINUTES),30) --report docs/reliability.md
+
 fuzz: ## each fuzz target for SECONDS=60; needs a nightly toolchain
 	@scripts/fuzz $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
 
@@ -83,4 +87,4 @@ generate: ## CRDs and manifests from the code and the chart
 manifests: ## manifests/fetchr.yaml from the chart
 	scripts/manifests >manifests/fetchr.yaml.part && mv manifests/fetchr.yaml.part manifests/fetchr.yaml
 
-.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench figures faults fuzz generate manifests
+.PHONY: help build run test lint e2e docs demo cluster-up cluster-down cluster-shell bench figures faults soak fuzz generate manifests

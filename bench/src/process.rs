@@ -18,9 +18,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a command on one core.
-    pub(crate) fn pinned(core: usize, command: &[String], log: &Path) -> Result<Self> {
-        let mut words = vec!["taskset".to_owned(), "-c".to_owned(), core.to_string()];
+    /// Starts a command on some cores, such as `1` or `0-1`.
+    pub(crate) fn pinned(cores: &str, command: &[String], log: &Path) -> Result<Self> {
+        let mut words = vec!["taskset".to_owned(), "-c".to_owned(), cores.to_owned()];
         words.extend_from_slice(command);
         Self::start(&words, log)
     }
@@ -38,12 +38,32 @@ impl Process {
         Ok(Self { name: command.join(" "), child })
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU time of the process and its children so far.
     pub(crate) fn cpu(&self) -> Duration {
         // SAFETY: sysconf reads a constant of the system and touches no memory of ours.
         let ticks_per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u32;
         let ticks: u32 = tree(self.child.id()).into_iter().filter_map(cpu_ticks).sum();
         Duration::from_secs(1) * ticks / ticks_per_second
+    }
+
+    /// Waits until it has used no CPU for a second, as after its start; at most a minute.
+    pub(crate) fn wait_until_quiet(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut before = self.cpu();
+        while Instant::now() < deadline {
+            thread::sleep(Duration::from_secs(1));
+            let now = self.cpu();
+            // A tick is for what any process does now and then.
+            if now - before <= Duration::from_millis(10) {
+                return;
+            }
+            before = now;
+        }
     }
 
     /// Resident memory of the process and its children, in KiB.
@@ -80,6 +100,29 @@ impl Drop for Process {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// How many descriptors a process may have open, this one and its children from now on: all that the system allows them.
+pub(crate) fn descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a local that outlives both calls.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+    limit.rlim_cur
+}
+
+/// Keeps the calling thread on one core.
+pub(crate) fn pin_thread(core: usize) {
+    // SAFETY: the set is a local that outlives the calls, and a core's number is bounded by its size. A refusal leaves the thread free.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
     }
 }
 

@@ -12,7 +12,11 @@ use anyhow::{Result, bail};
 use clap::Args;
 use e2e::report::{median, table};
 
-use crate::{peers, process::Process};
+use crate::{
+    findings::Findings,
+    peers::{fetchr, words},
+    process::Process,
+};
 
 /// How often to start.
 #[derive(Args)]
@@ -23,14 +27,16 @@ pub(crate) struct Options {
 }
 
 /// Starts the proxy again and again; a table of milliseconds to ready and MiB when idle.
-pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
+pub(crate) fn run(binaries: &Path, options: &Options) -> Result<Findings> {
     let folder = tempfile::tempdir()?;
-    let documents = peers::fetchr_documents(folder.path(), 1)?;
+    let documents = fetchr::documents(folder.path(), fetchr::PORTS, 1, "127.0.0.1", &fetchr::rules(1))?;
+    let mut command = fetchr::run(binaries, &documents);
+    command.extend(words(&["--admin-port", &fetchr::ADMIN.to_string(), "--metrics-port", &fetchr::METRICS.port().to_string()]));
     let (mut ready, mut memory) = (Vec::new(), Vec::new());
     for _ in 0..options.runs {
         let started = Instant::now();
-        let process = Process::start(&peers::fetchr_command(binaries, &documents), &folder.path().join("fetchr.log"))?;
-        wait_until_ready(peers::METRICS, started)?;
+        let process = Process::start(&command, &folder.path().join("fetchr.log"))?;
+        wait_until_ready(fetchr::METRICS, started)?;
         ready.push(started.elapsed().as_secs_f64() * 1000.0);
         // Idle means that the proxy has let go of what only its start needed, which it does after 5 s.
         thread::sleep(Duration::from_secs(8));
@@ -41,7 +47,8 @@ pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
         vec![name.to_owned(), format!("{:.1} {unit}", median(values)), format!("{worst:.1} {unit}")]
     };
     let head = ["", "median", "worst"].map(str::to_owned).to_vec();
-    Ok(table(&[head, row("start to ready", &ready, "ms"), row("RSS when idle", &memory, "MiB")]))
+    let rows = [head, row("start to ready", &ready, "ms"), row("RSS when idle", &memory, "MiB")];
+    Findings::new(table(&rows), &serde_json::json!({"ready_ms": ready, "rss_mib": memory}))
 }
 
 fn wait_until_ready(address: SocketAddr, started: Instant) -> Result<()> {

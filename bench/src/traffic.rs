@@ -5,8 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clap::Args;
 use e2e::report::{median, table};
+use serde::Serialize;
 
-use crate::{load, peers};
+use crate::{
+    findings::{Findings, Group},
+    load,
+    peers::{self, Plan},
+};
 
 /// How much load, how often.
 #[derive(Args)]
@@ -15,7 +20,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Seconds of a turn.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     seconds: u32,
     /// Connections of the load.
     #[arg(long, default_value_t = 64)]
@@ -25,7 +30,8 @@ pub(crate) struct Options {
     rules: usize,
 }
 
-#[derive(Clone, Copy)]
+/// What one proxy did in its turn, or the medians of all of its turns.
+#[derive(Clone, Copy, Serialize)]
 struct Turn {
     rate: f64,
     p50: f64,
@@ -34,11 +40,17 @@ struct Turn {
     memory: f64,
 }
 
-/// Loads every proxy in turn; a table of medians, with CPU per request as a ratio to the best peer.
-pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
+#[derive(Serialize)]
+struct Figures<'a> {
+    proxy: &'static str,
+    turns: &'a [Turn],
+}
+
+/// Loads every proxy in turn; a table of medians, with CPU per request as a ratio to the better of nginx and HAProxy.
+pub(crate) fn run(binaries: &Path, options: &Options) -> Result<Findings> {
     let folder = tempfile::tempdir()?;
     let _origin = peers::origin(folder.path())?;
-    let peers = peers::all(binaries, folder.path(), options.rules)?;
+    let peers = peers::all(&Plan { rules: options.rules, ..Plan::new(binaries, folder.path()) })?;
     let mut turns: Vec<Vec<Turn>> = vec![Vec::new(); peers.len()];
     for _ in 0..options.rounds {
         for (peer, turns) in peers.iter().zip(&mut turns) {
@@ -56,9 +68,10 @@ pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
         }
     }
     let medians: Vec<Turn> = turns.iter().map(|turns| medians(turns)).collect();
-    let best = medians[1..].iter().map(|turn| turn.cpu).fold(f64::MAX, f64::min);
+    let cpu: Vec<f64> = medians.iter().map(|turn| turn.cpu).collect();
+    let best = peers::best(&peers, &cpu);
     let mut rows = vec![
-        ["proxy", "CPU µs a request", "to the best peer", "requests/s", "p50 µs", "p99 µs", "RSS MiB"]
+        ["proxy", "CPU µs a request", "to the better of nginx and HAProxy", "requests/s", "p50 µs", "p99 µs", "RSS MiB"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -74,7 +87,10 @@ pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
             number(turn.memory, 1),
         ]);
     }
-    Ok(table(&rows))
+    let figures: Vec<Figures<'_>> = peers.iter().zip(&turns).map(|(peer, turns)| Figures { proxy: peer.name, turns }).collect();
+    let bars = peers.iter().zip(&cpu).map(|(peer, cpu)| (peer.name, *cpu)).collect();
+    let findings = Findings::new(table(&rows), &figures)?;
+    Ok(findings.with_bars("CPU microseconds a request", &[Group { name: "GET 1 KiB".to_owned(), bars }]))
 }
 
 fn medians(turns: &[Turn]) -> Turn {
