@@ -2,6 +2,7 @@
 //!
 //! - [`apiserver`]: an API server without a node, for tests of what the API accepts and what clients of it do.
 //! - [`cluster`]: a whole Kubernetes with one node; [`image`] and [`images`]: what runs on it.
+//! - [`soak`]: mixed load for long, with a ledger of every exchange.
 //! - [`demo`]: the demonstration. [`figures`]: what fetchr takes and how soon it acts, measured; [`report`]: tables of figures.
 //! - [`loopback`]: fetchr without a node, with relays wherever a network can break. [`faults`]: what happens when it does, measured.
 //! - [`testbed`]: the cluster that all tests share, with fetchr ([`install`]) and a [`namespace`] for each test.
@@ -25,6 +26,7 @@ pub mod origin;
 pub mod pki;
 pub mod process;
 pub mod report;
+pub mod soak;
 pub mod stream;
 pub mod testbed;
 pub mod testkit;

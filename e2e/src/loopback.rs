@@ -2,7 +2,7 @@
 //! and relays wherever a network can break.
 
 mod operator;
-mod port;
+pub(crate) mod port;
 mod sidecar;
 
 use std::net::SocketAddr;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// Makes the end of a connection a reset instead of a FIN.
-fn reset_when_dropped(stream: &TcpStream) {
+pub(crate) fn reset_when_dropped(stream: &TcpStream) {
     // A socket that is gone already can't be reset.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -19,6 +19,7 @@ use prometheus_client::{
 
 mod meter;
 mod process;
+mod tasks;
 
 pub(crate) use meter::Meter;
 
@@ -67,6 +68,8 @@ pub struct Metrics {
     pub opened: Counter,
     /// Attempts that took a pooled connection.
     pub reused: Counter,
+    /// The workers' runtimes.
+    pub(crate) tasks: tasks::Tasks,
 }
 
 impl fmt::Debug for Metrics {
@@ -98,6 +101,7 @@ impl Metrics {
             upstream_open: Gauge::default(),
             opened: Counter::default(),
             reused: Counter::default(),
+            tasks: tasks::Tasks::default(),
         };
         let mut registry = Registry::default();
         metrics.register_all(&mut registry);
@@ -143,6 +147,7 @@ impl Metrics {
         registry.register("fetchr_upstream_connections_reused", "Attempts on a pooled connection", self.reused.clone());
         registry.register("fetchr_build", "Version of the program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(process::Process::new()));
+        registry.register_collector(Box::new(self.tasks.clone()));
     }
 
     /// Registers the figures of another part.

@@ -13,7 +13,7 @@ use std::{
 
 use crds::policy::Direction;
 use tokio::{
-    runtime::{Builder, LocalOptions},
+    runtime::{Builder, Handle, LocalOptions},
     sync::mpsc,
 };
 
@@ -169,6 +169,7 @@ impl Seat {
 async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
+    pod.metrics.tasks.watch(Handle::current());
     let Pod { config, metrics, limiter, drain, connector, standing, tls, speakers, via, .. } = pod;
     let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use e2e::cluster::{self, Cluster, Lifetime};
@@ -38,6 +38,15 @@ enum Action {
         only: Option<e2e::faults::Place>,
         /// Markdown file whose parts between `<!-- bench:faults -->` and `<!-- end:faults -->`, and the same of `faults-cluster`, are
         /// replaced by the tables
+        #[arg(long)]
+        report: Option<PathBuf>,
+    },
+    /// Mixed load through the standalone proxy with a ledger of every exchange; needs root
+    Soak {
+        /// For how long
+        #[arg(long, default_value_t = 30.0)]
+        minutes: f64,
+        /// Markdown file whose part between `<!-- bench:soak -->` and `<!-- end:soak -->` is replaced by the tables
         #[arg(long)]
         report: Option<PathBuf>,
     },
@@ -101,6 +110,9 @@ async fn run(command: Action) -> anyhow::Result<()> {
         Action::Demo(images) => e2e::demo::run(images).await,
         Action::Figures { report } => e2e::figures::run(report.as_deref()).await,
         Action::Faults { extent, only, report } => e2e::faults::run(&extent, only, report.as_deref()).await,
+        Action::Soak { minutes, report } => {
+            e2e::soak::write(Duration::from_secs_f64((minutes * 60.0).max(1.0)), report.as_deref()).await
+        }
         Action::Images { folder } => write_images(&folder),
         Action::Relay(relay) => relay.run().await,
         Action::Node { state, listener } => cluster::node::run(&state, listener),

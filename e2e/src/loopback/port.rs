@@ -13,7 +13,7 @@ const COUNT: u16 = 12_000;
 ///
 /// # Errors
 /// All are in use.
-pub(super) fn free() -> anyhow::Result<u16> {
+pub(crate) fn free() -> anyhow::Result<u16> {
     static GIVEN: AtomicU16 = AtomicU16::new(0);
     // Programs of tests that run side by side begin at different places.
     let start = u16::try_from(std::process::id() * 101 % u32::from(COUNT))?;
