@@ -255,7 +255,7 @@ impl Stage {
             ask.method = if once { Method::POST } else { Method::PUT };
         }
         match kind {
-            Kind::Http1 | Kind::Http2 if fastrand::u8(..) < 8 => ask.path = LIMITED,
+            Kind::Http1 | Kind::Http2 if fastrand::u8(..) < 32 => ask.path = LIMITED,
             Kind::Uploads => (ask.upload, ask.method) = (fastrand::usize(100 << 10..1 << 20), Method::POST),
             Kind::Slow => {
                 ask.answer = fastrand::usize(50 << 10..300 << 10);

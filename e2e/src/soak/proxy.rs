@@ -241,7 +241,7 @@ spec:
   - name: limited
     matches: [{{path: {{type: Prefix, value: {LIMITED}}}}}]
     {headers}
-    rateLimits: [{{name: few, limit: {{requests: 20, per: 1s}}}}]
+    rateLimits: [{{name: few, limit: {{requests: 3, per: 1s}}}}]
   - name: tried
     matches: [{{path: {{type: Prefix, value: {TRIED}}}}}]
     {headers}
