@@ -18,7 +18,7 @@ use crate::{idle::answer_len, peers::local, process::Process};
 const COUNTS: u32 = 4;
 /// Requests before it counts: pools, caches and the allocator are warm then.
 const WARM: u32 = 300;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// User instructions of one request, over so many of them.
 pub(super) fn count(command: Vec<String>, folder: &Path, port: u16, requests: u32) -> Result<f64> {
@@ -29,7 +29,7 @@ pub(super) fn count(command: Vec<String>, folder: &Path, port: u16, requests: u3
     words.extend(["--admin-port", "0", "--metrics-port", "0", "--state-dir"].map(str::to_owned));
     words.push(folder.join("state").display().to_string());
     let process = Process::start(&words, &folder.join("callgrind.log"))?;
-    let mut stream = connect(port).context("valgrind is installed, as by `make bench`?")?;
+    let mut stream = connect(port).context("the proxy does not listen; is valgrind installed, as by `make bench`?")?;
     let control = |order: &str| {
         let done = Command::new("callgrind_control").arg(order).arg(process.id().to_string()).output()?;
         ensure!(done.status.success(), "callgrind_control {order}: {}", String::from_utf8_lossy(&done.stderr));
