@@ -177,7 +177,10 @@ impl Client {
         }
         let framing = framing_of(response.body(), bodiless, asked.version);
         let own = response.headers_mut().remove(header::CONNECTION);
-        let closes = !asked.persists || left_waiting || framing == Framing::Close || own.is_some_and(|own| own == "close");
+        // A client that has sent all of its body would send its next request to a connection that is about to be closed.
+        let burdened = poll_fn(|cx| self.socket.borrow_mut().poll_burdened(cx)).await;
+        let closes =
+            !asked.persists || left_waiting || burdened || framing == Framing::Close || own.is_some_and(|own| own == "close");
         if closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         } else if asked.version == Version::HTTP_10 {
@@ -325,6 +328,16 @@ pub(crate) struct RequestBody {
     client: Rc<Client>,
     number: u64,
     ended: bool,
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if !self.ended
+            && let Ok(mut socket) = self.client.socket.try_borrow_mut()
+        {
+            socket.forsake_body(self.number);
+        }
+    }
 }
 
 impl RequestBody {

@@ -88,6 +88,8 @@ pub(crate) struct Socket {
     request: u64,
     /// The client waits for a `100 (Continue)` before it sends the body.
     owes_continue: bool,
+    /// Somebody may still read the body of the request.
+    wanted: bool,
     /// A `100 (Continue)` is in the outbox.
     continues: bool,
     /// Who waits for the end of the body to watch the client.
@@ -108,6 +110,7 @@ impl Socket {
             rest: Rest::Ended,
             request: 0,
             owes_continue: false,
+            wanted: false,
             continues: false,
             watcher: None,
             closed: false,
@@ -169,6 +172,7 @@ impl Socket {
             Framing::Chunked => Rest::Chunked(Decoder::default()),
         };
         self.owes_continue = expects_continue && !self.has_body_ended();
+        self.wanted = !self.has_body_ended();
         self.disown()
     }
 
@@ -181,6 +185,20 @@ impl Socket {
     /// Whether a request of that number is under way.
     pub(super) fn serves(&self, request: u64) -> bool {
         self.request == request
+    }
+
+    /// Whoever read the body of a request has let go of it.
+    pub(super) fn forsake_body(&mut self, request: u64) {
+        self.wanted &= !self.serves(request);
+    }
+
+    /// Whether so much is left of a body that nobody wants that the connection will be closed. What is there already is read.
+    pub(super) fn poll_burdened(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.wanted || self.has_body_ended() {
+            return Poll::Ready(false);
+        }
+        let ended = matches!(self.poll_discard(cx, &mut Unwanted::new()), Poll::Ready(true));
+        Poll::Ready(!ended && self.body_left().is_none_or(|left| left > UNWANTED as u64))
     }
 
     /// Whether all of the request's body was read.

@@ -288,3 +288,26 @@ async fn cap_of_one_direction_leaves_the_other_alone() {
     drop(inbound_held);
     served_at_last(proxy.address).await;
 }
+
+/// A client that has sent its body whole does not see that nobody reads it, and would lose its next request.
+#[tokio::test]
+async fn answer_to_an_upload_that_nobody_will_read_says_that_the_connection_ends() {
+    let proxy = Proxy::before(Origin::echo_head().await.address);
+    proxy.apply(r#"[{"name": "rule", "rateLimits": [{"name": "none", "limit": {"requests": 1, "per": "1h"}}]}]"#);
+    assert_eq!(proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.status, 200);
+    for (name, request, closes) in [
+        ("short", "content-length: 5\r\n\r\nhello", false),
+        ("short, in chunks", "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", false),
+        ("long", "content-length: 200000\r\n\r\nhello", true),
+        ("long, in chunks", "transfer-encoding: chunked\r\n\r\n10000\r\nhello", true),
+    ] {
+        let mut client = proxy.client().await;
+        client.send(format!("POST / HTTP/1.1\r\nhost: a\r\n{request}")).await;
+        let answer = client.response().await;
+        assert_eq!((answer.status, answer.has("connection")), (429, closes), "{name}: {}", answer.head);
+        if !closes {
+            client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            assert_eq!(client.response().await.status, 429, "{name}: the connection goes on");
+        }
+    }
+}
