@@ -204,7 +204,7 @@ fn judge(kind: Kind, ask: &Ask, outcome: &Outcome, seen: u8) -> Result<End, Stri
         Outcome::Answer(answer) => answer,
         // A head that waits for the first bytes of its body goes with them.
         Outcome::Gone(_) if kind.may_fail() && seen > 0 => return Ok(End::Cut),
-        // Who leaves too many streams of a connection is left with the others.
+        // Who leaves too many streams of a connection loses the others with it.
         Outcome::Gone(_) if kind == Kind::Leaving2 => return Ok(End::Left),
         Outcome::Gone(why) => return Err(format!("no answer, {why}")),
         Outcome::Late => return Err("no answer in time".to_owned()),
@@ -213,6 +213,7 @@ fn judge(kind: Kind, ask: &Ask, outcome: &Outcome, seen: u8) -> Result<End, Stri
         Some(id) if id != ask.id => Some("mixed up: the answer to another"),
         Some(_) if !answer.good => Some("mixed up: bytes of another"),
         _ if !answer.whole && kind.may_fail() => return Ok(End::Cut),
+        _ if !answer.whole && kind == Kind::Leaving2 => return Ok(End::Left),
         _ if !answer.whole => Some("cut off"),
         _ => None,
     };
