@@ -40,8 +40,13 @@ const FORWARD_IS_OUTBOUND: Rule = Rule::new(
 )
 .at(".upstream");
 const TLS_OF_HTTPS: Rule = Rule::new(
-    "!has(self.upstreamTLS) || has(self.upstream) && self.upstream.startsWith('https://')",
+    "!has(self.upstreamTLS) || !has(self.upstream) || self.upstream.startsWith('https://')",
     "TLS is spoken to upstreams of https:// only",
+)
+.at(".upstreamTLS");
+const ONE_NAME_FOR_ONE: Rule = Rule::new(
+    "has(self.upstream) || !has(self.upstreamTLS) || !has(self.upstreamTLS.serverName)",
+    "a forward proxy asks each host for its own name: leave serverName out",
 )
 .at(".upstreamTLS");
 
@@ -222,7 +227,7 @@ pub struct Outbound {
 
 /// A place where the proxy listens.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND, TLS_OF_HTTPS]))]
+#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND, TLS_OF_HTTPS, ONE_NAME_FOR_ONE]))]
 #[serde(rename_all = "camelCase")]
 pub struct Listener {
     /// Name of the listener, unique in the proxy.
@@ -249,7 +254,7 @@ pub struct Listener {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), regex(pattern = UPSTREAM_PATTERN))]
     pub upstream: Option<String>,
-    /// TLS to an upstream of `https://`.
+    /// TLS to an upstream of `https://`; of a forward proxy, to the hosts of `https` URIs.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "upstreamTLS")]
     pub upstream_tls: Option<UpstreamTls>,
 }
@@ -564,8 +569,10 @@ impl Listener {
         if let Some(upstream) = &self.upstream {
             check_upstream(upstream, &at.field("upstream"), problems);
         }
-        let is_https = self.upstream.as_ref().is_some_and(|upstream| upstream.starts_with("https://"));
-        TLS_OF_HTTPS.check(self.upstream_tls.is_none() || is_https, at, problems);
+        let is_clear = self.upstream.as_ref().is_some_and(|upstream| !upstream.starts_with("https://"));
+        TLS_OF_HTTPS.check(self.upstream_tls.is_none() || !is_clear, at, problems);
+        let named = self.upstream_tls.as_ref().is_some_and(|tls| tls.server_name.is_some());
+        ONE_NAME_FOR_ONE.check(self.upstream.is_some() || !named, at, problems);
         if let Some(tls) = &self.tls {
             tls.check(&at.field("tls"), problems);
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use crds::policy::Direction;
+use crds::{policy::Direction, proxy::UpstreamTls};
 use socket2::{Domain, Protocol as SocketProtocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -76,8 +76,8 @@ pub(crate) enum Mode {
     Intercept,
     /// They go to an upstream.
     Reverse(Arc<ArcSwap<Key>>),
-    /// They say themselves.
-    Forward,
+    /// They say themselves; this is the TLS to hosts of `https`.
+    Forward(Arc<ArcSwap<UpstreamTls>>),
 }
 
 /// A socket to accept from.
@@ -103,7 +103,7 @@ impl Listening {
 
     /// A forward proxy.
     pub(crate) fn forward(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self::in_clear(bind(address)?, Direction::Outbound, Mode::Forward))
+        Ok(Self::in_clear(bind(address)?, Direction::Outbound, Mode::Forward(Arc::default())))
     }
 
     fn explicit(address: SocketAddr, direction: Direction, mode: Mode, preamble: Preamble) -> io::Result<Self> {
@@ -179,7 +179,7 @@ impl Acceptor {
         };
         let entry = match mode {
             Mode::Reverse(upstream) => Entry::Reverse(Arc::clone(upstream)),
-            Mode::Forward => Entry::Forward,
+            Mode::Forward(tls) => Entry::Forward(Arc::clone(tls)),
             Mode::Intercept => match self.destination(&stream) {
                 Ok(destination) => Entry::Intercepted(destination),
                 Err(reason) => return refuse(&self.pod.metrics, &stream, direction, reason),

@@ -57,6 +57,8 @@ pub struct Metrics {
     /// What the sections about tries did.
     pub policy_events: Family<EventLabels, Counter>,
     policy_series: AtomicUsize,
+    /// Interim answers of upstreams, by what came of them.
+    pub interims: Family<OutcomeLabels, Counter>,
     /// Names that were asked for, by what came of it.
     pub lookups: Family<OutcomeLabels, Counter>,
     /// Addresses that were too old when a connection needed them.
@@ -93,6 +95,7 @@ impl Metrics {
             retries: Counter::default(),
             policy_events: Family::default(),
             policy_series: AtomicUsize::new(0),
+            interims: Family::default(),
             lookups: Family::default(),
             dns_stale: Counter::default(),
             upstream_open: Gauge::default(),
@@ -127,6 +130,11 @@ impl Metrics {
             "fetchr_upstream_policy_events",
             "What retry, loadBalancing, circuitBreaker and failover did, or would have done in mode Shadow",
             self.policy_events.clone(),
+        );
+        registry.register(
+            "fetchr_interim_responses",
+            "Interim answers (1xx) of upstreams, other than 100 and 101, by what came of them",
+            self.interims.clone(),
         );
         registry.register("fetchr_dns_lookups", "Names that were looked up, by what came of it", self.lookups.clone());
         registry.register(
@@ -182,6 +190,11 @@ impl Metrics {
         self.lookups.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
+    /// Counts an interim answer.
+    pub(crate) fn interim(&self, outcome: &'static str) {
+        self.interims.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
     /// Counts something that was refused for want of room.
     pub fn drop_counted(&self, direction: Direction, reason: &'static str) {
         self.dropped.get_or_create(&ReasonLabels { direction: direction.into(), reason }).inc();
@@ -235,6 +248,12 @@ impl RequestLabels {
             network_protocol_version: version_label(version),
             error_type: None,
         }
+    }
+
+    /// The labels with another version.
+    pub(crate) fn over(mut self, version: Version) -> Self {
+        self.network_protocol_version = version_label(version);
+        self
     }
 
     /// The labels with the status of the answer.

@@ -9,6 +9,7 @@ use crate::{
     exchange::Exchange,
     fields::{self, Present},
     flow::Flow,
+    h1::head::ResponseHead,
 };
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -85,6 +86,18 @@ fn of_upstream(mut response: Box<Response<Flow>>, ex: &Exchange) -> Box<Response
     fields::remove_hop_by_hop(headers, present);
     fields::append_via(headers, spoken, ex.connection.via());
     response
+}
+
+/// An interim answer of the upstream, as the client gets it.
+pub(crate) fn interim(mut head: ResponseHead, ex: &Exchange) -> ResponseHead {
+    let headers = &mut head.headers;
+    let present = Present::of(headers);
+    fields::remove_hop_by_hop(headers, present);
+    fields::append_via(headers, head.version, ex.connection.via());
+    if let Some(edits) = ex.route.headers() {
+        edits.edit_response(headers);
+    }
+    head
 }
 
 fn limited(ex: &mut Exchange) -> Response<Flow> {

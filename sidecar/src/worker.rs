@@ -48,6 +48,7 @@ pub(crate) struct Pod {
     pub(crate) connector: Arc<Connector>,
     pub(crate) standing: Arc<Standing>,
     pub(crate) tls: tls::Metrics,
+    pub(crate) originations: Arc<tls::Originations>,
     pub(crate) speakers: Arc<Speakers>,
     pub(crate) own: Arc<Own>,
     pub(crate) via: Arc<Vias>,
@@ -74,6 +75,10 @@ pub(crate) struct Worker {
     pub(crate) drain: drain::Handle,
     pub(crate) connector: Arc<Connector>,
     pub(crate) tls: tls::Metrics,
+    /// TLS with upstreams that no listener names.
+    pub(crate) originations: Arc<tls::Originations>,
+    /// Its handshakes with clients.
+    pub(crate) turns: tls::Turns,
     /// Who speaks first where.
     pub(crate) speakers: Arc<Speakers>,
     pub(crate) via: Arc<Vias>,
@@ -169,11 +174,26 @@ impl Seat {
 async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
-    let Pod { config, metrics, limiter, drain, connector, standing, tls, speakers, via, .. } = pod;
+    let Pod { config, metrics, limiter, drain, connector, standing, tls, originations, speakers, via, .. } = pod;
     let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
-    let worker =
-        Rc::new(Worker { config, metrics, limiter, drain, connector, tls, speakers, via, pool, seen, balancer, meter, date });
+    let worker = Rc::new(Worker {
+        config,
+        metrics,
+        limiter,
+        drain,
+        connector,
+        tls,
+        originations,
+        turns: tls::Turns::default(),
+        speakers,
+        via,
+        pool,
+        seen,
+        balancer,
+        meter,
+        date,
+    });
     while let Some((stream, arrival, busy)) = incoming.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => {

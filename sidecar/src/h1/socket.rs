@@ -8,13 +8,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::request::Parts;
+use http::{HeaderMap, StatusCode, request::Parts};
 use http_body::Frame;
 use tokio::{io::AsyncWrite as _, time::Instant};
 
 use super::{
     chunked::{BadChunk, Decoder, Found},
-    encode::Outbox,
+    encode::{self, Outbox},
     framing::Framing,
     head::{BadHead, Reader, skip_empty_lines},
 };
@@ -88,8 +88,8 @@ pub(crate) struct Socket {
     request: u64,
     /// The client waits for a `100 (Continue)` before it sends the body.
     owes_continue: bool,
-    /// A `100 (Continue)` is in the outbox.
-    continues: bool,
+    /// Interim answers are in the outbox.
+    interims: bool,
     /// Who waits for the end of the body to watch the client.
     watcher: Option<Waker>,
     /// The client's FIN has come.
@@ -108,7 +108,7 @@ impl Socket {
             rest: Rest::Ended,
             request: 0,
             owes_continue: false,
-            continues: false,
+            interims: false,
             watcher: None,
             closed: false,
             timer: Timer::default(),
@@ -201,12 +201,9 @@ impl Socket {
     pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BadBody>>> {
         if std::mem::take(&mut self.owes_continue) {
             self.outbox.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            self.continues = true;
+            self.interims = true;
         }
-        // Not what belongs to an answer: whoever writes that has to be woken for it. A failure shows when the client is read from.
-        if self.continues && self.outbox.poll_flush(cx, &mut self.stream, &mut 0).is_ready() {
-            self.continues = false;
-        }
+        self.flush_interims(cx);
         loop {
             match self.take_body() {
                 Ok(Some(frame)) => {
@@ -269,9 +266,28 @@ impl Socket {
         Poll::Pending
     }
 
+    /// Takes an interim answer to the request of that number, unless the client takes nothing at the moment.
+    pub(super) fn interim(&mut self, request: u64, status: StatusCode, headers: &HeaderMap) -> bool {
+        if !self.serves(request) || !self.outbox.has_room() {
+            return false;
+        }
+        encode::response(self.outbox.head(), status, headers);
+        self.outbox.head().extend_from_slice(b"\r\n");
+        self.interims = true;
+        true
+    }
+
+    /// Writes interim answers as far as the client takes them. Not what belongs to the final one: whoever writes that has to be woken for it. A
+    /// failure shows when the client is read from.
+    pub(super) fn flush_interims(&mut self, cx: &mut Context<'_>) {
+        if self.interims && self.outbox.poll_flush(cx, &mut self.stream, &mut 0).is_ready() {
+            self.interims = false;
+        }
+    }
+
     /// The answer begins: whoever still waits for a `100 (Continue)` will not get one. True if the client was left waiting.
     pub(super) fn refuse_continue(&mut self) -> bool {
-        self.continues = false;
+        self.interims = false;
         std::mem::take(&mut self.owes_continue)
     }
 
