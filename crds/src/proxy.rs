@@ -44,6 +44,11 @@ const TLS_OF_HTTPS: Rule = Rule::new(
     "TLS is spoken to upstreams of https:// only",
 )
 .at(".upstreamTLS");
+const HTTP3_OVER_TLS: Rule = Rule::new(
+    "self.http3 == 'Disabled' || has(self.tls) && self.proxyProtocol == 'Disabled'",
+    "HTTP/3 needs tls, and knows no PROXY protocol",
+)
+.at(".http3");
 const ONE_NAME_FOR_ONE: Rule = Rule::new(
     "has(self.upstream) || !has(self.upstreamTLS) || !has(self.upstreamTLS.serverName)",
     "a forward proxy asks each host for its own name: leave serverName out",
@@ -227,7 +232,7 @@ pub struct Outbound {
 
 /// A place where the proxy listens.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND, TLS_OF_HTTPS, ONE_NAME_FOR_ONE]))]
+#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND, TLS_OF_HTTPS, ONE_NAME_FOR_ONE, HTTP3_OVER_TLS]))]
 #[serde(rename_all = "camelCase")]
 pub struct Listener {
     /// Name of the listener, unique in the proxy.
@@ -249,6 +254,9 @@ pub struct Listener {
     /// Whether a load balancer in front says who the client is.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
+    /// Whether HTTP/3 is spoken, too, over QUIC at the same port of UDP. Only with `tls`, and in builds with the feature `http3`.
+    #[serde(default)]
+    pub http3: Http3,
     /// Where requests go (reverse proxy), such as `http://127.0.0.1:9000`; `h2c://` speaks HTTP/2 in clear, `https://` TLS and
     /// HTTP/2 or 1.1, as the upstream prefers. None: a forward proxy for absolute URIs and CONNECT, only with direction Outbound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -257,6 +265,16 @@ pub struct Listener {
     /// TLS to an upstream of `https://`; of a forward proxy, to the hosts of `https` URIs.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "upstreamTLS")]
     pub upstream_tls: Option<UpstreamTls>,
+}
+
+/// HTTP/3 (RFC 9114).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Http3 {
+    /// It is not spoken.
+    #[default]
+    Disabled,
+    /// It is spoken, and answers over HTTP/1 and HTTP/2 say so (`Alt-Svc`).
+    Enabled,
 }
 
 /// The PROXY protocol of HAProxy, versions 1 and 2.
@@ -573,6 +591,8 @@ impl Listener {
         TLS_OF_HTTPS.check(self.upstream_tls.is_none() || !is_clear, at, problems);
         let named = self.upstream_tls.as_ref().is_some_and(|tls| tls.server_name.is_some());
         ONE_NAME_FOR_ONE.check(self.upstream.is_some() || !named, at, problems);
+        let can_quic = self.tls.is_some() && self.proxy_protocol == ProxyProtocol::Disabled;
+        HTTP3_OVER_TLS.check(self.http3 == Http3::Disabled || can_quic, at, problems);
         if let Some(tls) = &self.tls {
             tls.check(&at.field("tls"), problems);
         }

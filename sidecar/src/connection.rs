@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use crds::{policy::Direction, proxy::UpstreamTls};
 use futures::FutureExt as _;
-use http::Request;
+use http::{HeaderValue, Request};
 use hyper::{body::Incoming, server::conn, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -48,6 +48,8 @@ use crate::{
 mod detect;
 mod named;
 mod preamble;
+#[cfg(feature = "http3")]
+pub(crate) mod quic;
 mod speakers;
 pub(crate) mod taking;
 
@@ -96,6 +98,8 @@ pub(crate) struct Connection {
     pub(crate) entry: Entry,
     /// `http` or `https`, as its client sees it.
     pub(crate) scheme: &'static str,
+    /// Where its listener speaks HTTP/3, for clients that do not (RFC 7838).
+    pub(crate) alternative: Option<HeaderValue>,
     pub(crate) progress: Arc<Progress>,
     /// The host that its requests are for.
     pub(crate) authority: LastAuthority,
@@ -129,7 +133,7 @@ impl Connection {
 
 /// Serves a connection to its end. A panic ends this connection only.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
-    let Arrival { mut peer, direction, entry, preamble: Preamble { proxy_protocol, tls }, held } = arrival;
+    let Arrival { mut peer, direction, entry, preamble: Preamble { proxy_protocol, tls, alternative }, held } = arrival;
     let (mut stream, mut ahead) = (stream, BytesMut::new());
     if proxy_protocol {
         let client = tokio::select! {
@@ -149,6 +153,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arriva
         direction,
         entry,
         scheme,
+        alternative,
         progress: Arc::default(),
         authority: LastAuthority::default(),
         forwarding: Forwarding::of(scheme),

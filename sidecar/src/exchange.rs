@@ -91,6 +91,11 @@ impl Exchange {
         (exchange, checked)
     }
 
+    /// Whether it is one of several streams of its connection, a task of its own.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.version, Version::HTTP_2 | Version::HTTP_3)
+    }
+
     /// Charges the limits that hold.
     pub(crate) fn charge(&mut self, parts: &Parts) {
         if !self.route.has_limits() {
@@ -278,7 +283,7 @@ impl LastAuthority {
 }
 
 fn check(parts: &Parts, present: Present, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
-    if parts.version == Version::HTTP_2 {
+    if matches!(parts.version, Version::HTTP_2 | Version::HTTP_3) {
         strict::check(parts).map_err(ForwardError::BadRequest)?;
     }
     if parts.method == Method::TRACE && config.settings().http.trace == Trace::Refuse {

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+#[cfg(feature = "http3")]
+use crate::h3;
 use crate::{
     connection::taking,
     exchange::Guards,
@@ -52,6 +54,10 @@ pub(crate) enum ClientError {
     /// Over HTTP/2.
     #[error(transparent)]
     Http2(#[from] hyper::Error),
+    /// Over HTTP/3.
+    #[cfg(feature = "http3")]
+    #[error(transparent)]
+    Http3(#[from] h3::BadBody),
 }
 
 /// A client's body, by the protocol that it comes over.
@@ -62,6 +68,9 @@ pub(crate) enum ClientBody {
     Http1(RequestBody),
     /// Over an HTTP/2 stream.
     Http2(Incoming),
+    /// Over an HTTP/3 stream.
+    #[cfg(feature = "http3")]
+    Http3(Box<h3::RequestBody>),
 }
 
 impl ClientBody {
@@ -70,6 +79,8 @@ impl ClientBody {
             Self::Empty => Poll::Ready(None),
             Self::Http1(body) => body.poll_frame(cx).map_err(ClientError::Http1),
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(ClientError::Http2),
+            #[cfg(feature = "http3")]
+            Self::Http3(body) => body.poll_frame(cx).map_err(ClientError::Http3),
         }
     }
 
@@ -78,6 +89,8 @@ impl ClientBody {
             Self::Empty => true,
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
+            #[cfg(feature = "http3")]
+            Self::Http3(body) => body.is_end_stream(),
         }
     }
 
@@ -86,6 +99,8 @@ impl ClientBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
+            #[cfg(feature = "http3")]
+            Self::Http3(body) => body.size_hint(),
         }
     }
 }

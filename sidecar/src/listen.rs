@@ -23,10 +23,12 @@ use crate::{
     drain::Phase,
     metrics::Metrics,
     upstream::Key,
-    worker::{Pod, Workers},
+    worker::{self, Pod, Workers},
 };
 
 mod explicit;
+#[cfg_attr(not(feature = "http3"), path = "listen/quic/absent.rs")]
+mod quic;
 
 pub(crate) use explicit::{Explicit, ListenError};
 
@@ -78,6 +80,17 @@ pub(crate) enum Mode {
     Reverse(Arc<ArcSwap<Key>>),
     /// They say themselves; this is the TLS to hosts of `https`.
     Forward(Arc<ArcSwap<UpstreamTls>>),
+}
+
+impl Mode {
+    /// How a connection came; none if the kernel has to be asked.
+    fn entry(&self) -> Option<Entry> {
+        match self {
+            Self::Reverse(upstream) => Some(Entry::Reverse(Arc::clone(upstream))),
+            Self::Forward(tls) => Some(Entry::Forward(Arc::clone(tls))),
+            Self::Intercept => None,
+        }
+    }
 }
 
 /// A socket to accept from.
@@ -177,17 +190,15 @@ impl Acceptor {
         let Some(counted) = self.cap.enter(direction) else {
             return refuse(&self.pod.metrics, &stream, direction, "connection_limit");
         };
-        let entry = match mode {
-            Mode::Reverse(upstream) => Entry::Reverse(Arc::clone(upstream)),
-            Mode::Forward(tls) => Entry::Forward(Arc::clone(tls)),
-            Mode::Intercept => match self.destination(&stream) {
-                Ok(destination) => Entry::Intercepted(destination),
-                Err(reason) => return refuse(&self.pod.metrics, &stream, direction, reason),
-            },
+        let entry = match mode.entry().map_or_else(|| self.destination(&stream).map(Entry::Intercepted), Ok) {
+            Ok(entry) => entry,
+            Err(reason) => return refuse(&self.pod.metrics, &stream, direction, reason),
         };
         let held = (self.pod.drain.track(direction), counted);
         match stream.into_std() {
-            Ok(stream) => self.workers.serve(stream, Arrival { peer, direction, entry, preamble: preamble.clone(), held }),
+            Ok(stream) => self
+                .workers
+                .serve(worker::Socket::Tcp(stream), Arrival { peer, direction, entry, preamble: preamble.clone(), held }),
             Err(error) => tracing::warn!(%error, "A socket could not be handed over."),
         }
     }

@@ -231,7 +231,7 @@ pub struct RequestLabels {
     pub http_response_status_code: u16,
     /// Name of the rule that the route was chosen by.
     pub http_route: Arc<str>,
-    /// `1.0`, `1.1` or `2`.
+    /// `1.0`, `1.1`, `2` or `3`.
     pub network_protocol_version: &'static str,
     /// Why there was no answer, or not a whole one.
     pub error_type: Option<&'static str>,
@@ -280,6 +280,7 @@ fn method_label(method: &Method) -> &'static str {
 
 fn version_label(version: Version) -> &'static str {
     match version {
+        Version::HTTP_3 => "3",
         Version::HTTP_2 => "2",
         Version::HTTP_10 => "1.0",
         _ => "1.1",
@@ -298,7 +299,7 @@ pub struct DirectionLabels {
 pub struct ConnectionLabels {
     /// Which way its requests go.
     pub direction: DirectionLabel,
-    /// `http1`, `http2`, `tcp`, `tunnel`, `detecting`.
+    /// `http1`, `http2`, `http3`, `tcp`, `tunnel`, `detecting`.
     pub kind: &'static str,
 }
 

@@ -134,7 +134,7 @@ async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwar
         // To a CONNECT that would be a tunnel, which there is none of.
         Answered::Response(response) if streamed && response.status().is_success() => Err(ForwardError::NotSwitched.into()),
         Answered::Response(mut response) => {
-            if ex.version == Version::HTTP_2 {
+            if ex.is_stream() {
                 response.body_mut().upload_apart();
             }
             Ok(Forwarded::Response(response))
@@ -289,8 +289,8 @@ fn call(
     }
     address(&key, &mut head, &ex.authority)?;
     let settings = &ex.config.settings().upstream;
-    // Streams of HTTP/2 are tasks of their own, and so need timers of their own.
-    let timer = if ex.version == Version::HTTP_2 { Rc::default() } else { Rc::clone(&connection.timer) };
+    // Streams are tasks of their own, and so need timers of their own.
+    let timer = if ex.is_stream() { Rc::default() } else { Rc::clone(&connection.timer) };
     let max_connections = usize::try_from(settings.max_connections_per_host).unwrap_or(1);
     let keep = settings.idle_timeout.0;
     Ok(Call { key, head, upload, timeouts, shadow, max_connections, timer, keep, started: ex.started })

@@ -42,8 +42,11 @@ pub(crate) fn render(outcome: Result<Box<Response<Flow>>, Stop>, ex: &mut Exchan
     if let Some(edits) = ex.route.headers() {
         edits.edit_response(response.headers_mut());
     }
+    if let Some(alternative) = &ex.connection.alternative {
+        response.headers_mut().entry(header::ALT_SVC).or_insert_with(|| alternative.clone());
+    }
     let asks_to_close = ex.connection.worker.drain.asks_to_close(ex.connection.direction);
-    if asks_to_close && ex.version != Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if asks_to_close && !ex.is_stream() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -125,7 +128,7 @@ fn failed(error: &ForwardError, ex: &mut Exchange) -> Response<Flow> {
     if error.status() == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, error.retry_after().into());
     }
-    if error.poisons_connection() && ex.version != Version::HTTP_2 {
+    if error.poisons_connection() && !ex.is_stream() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

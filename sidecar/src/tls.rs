@@ -27,6 +27,8 @@ mod turns;
 pub(crate) use client::{Offer, Origination};
 pub(crate) use load::{Leaf, Reader, TlsError};
 pub(crate) use originations::Originations;
+#[cfg(feature = "http3")]
+pub(crate) use server::HANDSHAKE;
 pub(crate) use server::{Chosen, SHED, Terminator, TicketKeys, server_config};
 pub(crate) use turns::Turns;
 

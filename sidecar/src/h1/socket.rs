@@ -30,7 +30,7 @@ const BODY_ROOM: usize = 64 << 10;
 const AHEAD: usize = 64 << 10;
 
 /// How long the head of a request may take, from its first byte.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a client may keep a connection without a request. Longer than the pools of usual clients, so that they close first:
 /// a request that meets a closing connection is lost.

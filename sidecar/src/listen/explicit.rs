@@ -12,12 +12,13 @@ use arc_swap::ArcSwap;
 use crds::{
     check::{self, UpstreamScheme},
     policy::Direction,
-    proxy::{Listener as ListenerSpec, ProxyProtocol, UpstreamTls},
+    proxy::{Http3, Listener as ListenerSpec, ProxyProtocol, UpstreamTls},
 };
+use http::HeaderValue;
 use rustls::ServerConfig;
 use tokio::task::JoinHandle;
 
-use super::{Acceptor, Listening, Mode};
+use super::{Acceptor, Listening, Mode, quic::Quic};
 use crate::{
     connection::Preamble,
     tls::{Leaf, Origination, Read, Reader, Secrets, Terminator, TicketKeys, TlsError, server_config},
@@ -39,6 +40,7 @@ struct OpenListener {
     address: SocketAddr,
     target: Target,
     tls: Option<Tls>,
+    quic: Option<Quic>,
     /// The files of its certificates as they are in force.
     read: Read,
     task: JoinHandle<()>,
@@ -200,6 +202,9 @@ impl Explicit {
                     (Target::Upstream(_), None) => {}
                 }
                 if let (Some(tls), Some((config, leaves, tickets))) = (&mut open.tls, built.tls) {
+                    if let Some(quic) = &open.quic {
+                        quic.replace(&config);
+                    }
                     tls.terminator.replace(config);
                     metrics.expiries(&open.spec.name, &tls.leaves, &[]); // under its name of before
                     (tls.leaves, tls.tickets) = (leaves, tickets);
@@ -222,6 +227,10 @@ impl Explicit {
             return Err(wrong("without an upstream it is a forward proxy, and needs direction Outbound".to_owned()));
         }
         let pod = &self.acceptor.pod;
+        let quic_config = built.tls.as_ref().filter(|_| spec.http3 == Http3::Enabled).map(|(config, ..)| config.clone());
+        if quic_config.is_some() && !Quic::SPOKEN {
+            return Err(wrong("this build speaks no HTTP/3: it needs the cargo feature http3".to_owned()));
+        }
         let tls = built.tls.map(|(config, leaves, tickets)| {
             let terminator = Terminator::new(config, pod.tls.clone());
             Tls { terminator, leaves, tickets }
@@ -232,15 +241,20 @@ impl Explicit {
         };
         let mode = target.mode();
         let proxy_protocol = spec.proxy_protocol == ProxyProtocol::Required;
-        let preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)) };
+        let preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)), alternative: None };
         let wanted = SocketAddr::new(ip, port);
         let refused = |source| ListenError::Bind { address: wanted, source };
-        let listening = Listening::explicit(wanted, spec.direction, mode, preamble).map_err(refused)?;
+        let mut listening = Listening::explicit(wanted, spec.direction, mode.clone(), preamble).map_err(refused)?;
         let address = listening.address().map_err(refused)?;
+        let quic = quic_config.map(|config| Quic::open(&self.acceptor, address, spec.direction, mode, &config)).transpose();
+        let quic = quic.map_err(refused)?;
+        if quic.is_some() {
+            listening.preamble.alternative = HeaderValue::try_from(format!("h3=\":{}\"; ma=86400", address.port())).ok();
+        }
         pod.own.add(address);
         tracing::info!(listener = spec.name, %address, tls = tls.is_some(), "Listening.");
         let task = tokio::spawn(self.acceptor.clone().accept(listening));
-        let open = OpenListener { spec: spec.clone(), address, target, tls, read: built.read, task };
+        let open = OpenListener { spec: spec.clone(), address, target, tls, quic, read: built.read, task };
         self.open.push(open);
         Ok(())
     }
@@ -291,7 +305,7 @@ fn tls(
 impl OpenListener {
     fn continues_as(&self, spec: &ListenerSpec) -> bool {
         let place = |spec: &ListenerSpec| {
-            let kind = (spec.direction, spec.upstream.is_some(), spec.tls.is_some(), spec.proxy_protocol);
+            let kind = (spec.direction, spec.upstream.is_some(), spec.tls.is_some(), spec.proxy_protocol, spec.http3);
             (spec.address.clone(), spec.port, kind)
         };
         place(&self.spec) == place(spec)

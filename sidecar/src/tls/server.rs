@@ -24,7 +24,7 @@ use super::{
 use crate::io::{ReadAhead, Stream};
 
 /// How long a handshake may take, its turn included.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Why a handshake was refused for want of room.
 pub(crate) const SHED: &str = "tls_handshake_limit";

@@ -27,7 +27,7 @@ impl Default for Turns {
 impl Turns {
     /// Waits for a turn, which ends with what is returned. Between two turns all else that is ready is run, and what comes from sockets is
     /// looked at. Nothing if too many wait.
-    pub(super) async fn take(&self) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn take(&self) -> Option<SemaphorePermit<'_>> {
         let _waiting = Waiting::begin(&self.waiting)?;
         let turn = self.turn.acquire().await.ok()?;
         yield_now().await;

@@ -11,6 +11,8 @@ mod h2spec;
 mod http2;
 mod http2_limits;
 mod http2_strict;
+#[cfg(feature = "http3")]
+mod http3;
 mod interim;
 mod mixed;
 mod originations;

@@ -13,7 +13,7 @@ use std::{
 use crds::{
     plan::{AttachedPolicy, Attachment, Identity, ObjectRef, Plan, Position},
     policy::{Direction, PolicyRule},
-    proxy::{FetchrProxySpec, InterceptionMode, Listener, ProxyProtocol},
+    proxy::{FetchrProxySpec, Http3, InterceptionMode, Listener, ProxyProtocol},
     scalar,
 };
 use sidecar::{
@@ -95,6 +95,7 @@ impl Proxy {
             direction,
             tls: None,
             proxy_protocol: ProxyProtocol::Disabled,
+            http3: Http3::Disabled,
             upstream,
             upstream_tls: None,
         }];
