@@ -11,8 +11,8 @@ mod resources;
 use std::time;
 
 pub(crate) use address::{
-    CIDR_PATTERN, CLEAR_UPSTREAM_PATTERN, HOST_PATTERN, UPSTREAM_PATTERN, check_address, check_cidrs, check_host_pattern,
-    check_host_patterns, check_upstream,
+    CIDR_PATTERN, HOST_PATTERN, UPSTREAM_PATTERN, check_address, check_cidrs, check_host_pattern, check_host_patterns,
+    check_upstream,
 };
 pub(crate) use field::{check_editable, check_field_name, check_field_value};
 pub(crate) use known::Known;

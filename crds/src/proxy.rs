@@ -40,8 +40,18 @@ const FORWARD_IS_OUTBOUND: Rule = Rule::new(
 )
 .at(".upstream");
 const TLS_OF_HTTPS: Rule = Rule::new(
-    "!has(self.upstreamTLS) || has(self.upstream) && self.upstream.startsWith('https://')",
+    "!has(self.upstreamTLS) || !has(self.upstream) || self.upstream.startsWith('https://')",
     "TLS is spoken to upstreams of https:// only",
+)
+.at(".upstreamTLS");
+const HTTP3_OVER_TLS: Rule = Rule::new(
+    "self.http3 == 'Disabled' || has(self.tls) && self.proxyProtocol == 'Disabled'",
+    "HTTP/3 needs tls, and knows no PROXY protocol",
+)
+.at(".http3");
+const ONE_NAME_FOR_ONE: Rule = Rule::new(
+    "has(self.upstream) || !has(self.upstreamTLS) || !has(self.upstreamTLS.serverName)",
+    "a forward proxy asks each host for its own name: leave serverName out",
 )
 .at(".upstreamTLS");
 
@@ -222,7 +232,7 @@ pub struct Outbound {
 
 /// A place where the proxy listens.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND, TLS_OF_HTTPS]))]
+#[schemars(extend("x-kubernetes-validations" = [FORWARD_IS_OUTBOUND, TLS_OF_HTTPS, ONE_NAME_FOR_ONE, HTTP3_OVER_TLS]))]
 #[serde(rename_all = "camelCase")]
 pub struct Listener {
     /// Name of the listener, unique in the proxy.
@@ -244,14 +254,27 @@ pub struct Listener {
     /// Whether a load balancer in front says who the client is.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocol,
+    /// Whether HTTP/3 is spoken, too, over QUIC at the same port of UDP. Only with `tls`, and in builds with the feature `http3`.
+    #[serde(default)]
+    pub http3: Http3,
     /// Where requests go (reverse proxy), such as `http://127.0.0.1:9000`; `h2c://` speaks HTTP/2 in clear, `https://` TLS and
     /// HTTP/2 or 1.1, as the upstream prefers. None: a forward proxy for absolute URIs and CONNECT, only with direction Outbound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), regex(pattern = UPSTREAM_PATTERN))]
     pub upstream: Option<String>,
-    /// TLS to an upstream of `https://`.
+    /// TLS to an upstream of `https://`; of a forward proxy, to the hosts of `https` URIs.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "upstreamTLS")]
     pub upstream_tls: Option<UpstreamTls>,
+}
+
+/// HTTP/3 (RFC 9114).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Http3 {
+    /// It is not spoken.
+    #[default]
+    Disabled,
+    /// It is spoken, and answers over HTTP/1 and HTTP/2 say so (`Alt-Svc`).
+    Enabled,
 }
 
 /// The PROXY protocol of HAProxy, versions 1 and 2.
@@ -564,8 +587,12 @@ impl Listener {
         if let Some(upstream) = &self.upstream {
             check_upstream(upstream, &at.field("upstream"), problems);
         }
-        let is_https = self.upstream.as_ref().is_some_and(|upstream| upstream.starts_with("https://"));
-        TLS_OF_HTTPS.check(self.upstream_tls.is_none() || is_https, at, problems);
+        let is_clear = self.upstream.as_ref().is_some_and(|upstream| !upstream.starts_with("https://"));
+        TLS_OF_HTTPS.check(self.upstream_tls.is_none() || !is_clear, at, problems);
+        let named = self.upstream_tls.as_ref().is_some_and(|tls| tls.server_name.is_some());
+        ONE_NAME_FOR_ONE.check(self.upstream.is_some() || !named, at, problems);
+        let can_quic = self.tls.is_some() && self.proxy_protocol == ProxyProtocol::Disabled;
+        HTTP3_OVER_TLS.check(self.http3 == Http3::Disabled || can_quic, at, problems);
         if let Some(tls) = &self.tls {
             tls.check(&at.field("tls"), problems);
         }

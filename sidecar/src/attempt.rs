@@ -2,6 +2,7 @@
 //! process.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     future::{Future, poll_fn},
     pin::{Pin, pin},
@@ -21,6 +22,7 @@ use crate::{
     fields,
     flow::{Failure, Flow, Upload},
     metrics::{Meter, Metrics, RequestLabels},
+    pipeline,
     shadow::Shadow,
     timer::Timer,
     upstream::{
@@ -96,7 +98,17 @@ pub(crate) async fn send(
     call: &Call,
 ) -> Result<Answered, ForwardError> {
     let started = StdInstant::now();
-    let outcome = with_retry(pool, metrics, key, call).await;
+    let limits = Limits { connect: call.timeouts.connect, idle: call.keep, connections: call.max_connections };
+    let scope = Scope { limits, end: End::of(call), began: call.shadow.is_some().then(Instant::now) };
+    let outcome = match agreed(pool, &scope, key, call).await {
+        Ok((key, scope)) => {
+            if key.protocol == Protocol::Http2 {
+                labels = labels.over(Version::HTTP_2);
+            }
+            with_retry(pool, metrics, scope, &key, call).await
+        }
+        Err(error) => Err(error),
+    };
     if let Some(shadow) = &call.shadow {
         shadow.tried(started.elapsed());
         shadow.answered(call.started.elapsed());
@@ -110,14 +122,32 @@ pub(crate) async fn send(
     outcome
 }
 
-async fn with_retry(pool: &Pool, metrics: &Metrics, key: &Key, call: &Call) -> Result<Answered, ForwardError> {
-    let limits = Limits { connect: call.timeouts.connect, idle: call.keep, connections: call.max_connections };
-    let host = pool.host(key, &limits);
-    let attempt = Attempt { pool, metrics, protocol: key.protocol, host: &host, limits, call, end: End::of(call) };
+/// The upstream with the protocol that it chooses under TLS, and what is left of the time for a connection. A switch to another protocol is
+/// asked for in HTTP/1.1.
+async fn agreed<'a>(pool: &Pool, scope: &Scope, key: &'a Key, call: &Call) -> Result<(Cow<'a, Key>, Scope), ForwardError> {
+    let Some(tls) = key.tls.as_ref().filter(|_| !call.head.headers.contains_key(header::UPGRADE)) else {
+        return Ok((Cow::Borrowed(key), *scope));
+    };
+    let (protocol, scope) = match tls.known() {
+        Some(known) => (known, *scope),
+        None => {
+            let (limits, began) = (scope.limits()?, Instant::now());
+            let protocol = Box::pin(pool.protocol(key, tls, limits.connect)).await?;
+            let connect = scope.limits.connect.saturating_sub(began.elapsed());
+            (protocol, Scope { limits: Limits { connect, ..scope.limits }, ..*scope })
+        }
+    };
+    Ok((if protocol == key.protocol { Cow::Borrowed(key) } else { Cow::Owned(Key { protocol, ..key.clone() }) }, scope))
+}
+
+async fn with_retry(pool: &Pool, metrics: &Metrics, scope: Scope, key: &Key, call: &Call) -> Result<Answered, ForwardError> {
+    let host = pool.host(key, &scope.limits);
+    let attempt = Attempt { pool, metrics, protocol: key.protocol, host: &host, scope, call };
     match attempt.try_once(false).await {
         Err(Failed { again: true, .. }) => {
             metrics.retries.inc();
-            attempt.try_once(true).await.map_err(|failed| failed.error)
+            let scope = Scope { began: scope.began.map(|_| Instant::now()), ..scope };
+            Attempt { scope, ..attempt }.try_once(true).await.map_err(|failed| failed.error)
         }
         outcome => outcome.map_err(|failed| failed.error),
     }
@@ -129,9 +159,29 @@ struct Attempt<'a> {
     metrics: &'a Metrics,
     host: &'a Rc<Host>,
     protocol: Protocol,
-    limits: Limits,
+    scope: Scope,
     call: &'a Call,
+}
+
+/// How long the tries may take.
+#[derive(Clone, Copy)]
+struct Scope {
+    limits: Limits,
     end: Option<End>,
+    /// When the first one began, where somebody wants to know how long a connection took.
+    began: Option<Instant>,
+}
+
+impl Scope {
+    /// The limits on a connection for what is left of the whole request's time. An error if nothing is left.
+    fn limits(&self) -> Result<Limits, ForwardError> {
+        let Some(end) = self.end else { return Ok(self.limits) };
+        let left = end.at.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ForwardError::ResponseTimeout(end.limit));
+        }
+        Ok(Limits { connect: self.limits.connect.min(left), ..self.limits })
+    }
 }
 
 /// When the head of the response has to be there in any case, and the limit that says so.
@@ -159,7 +209,7 @@ impl Attempt<'_> {
     }
 
     async fn over_h1(&self, fresh: bool) -> Result<Answered, Failed> {
-        let limits = self.limits().map_err(Failed::for_good)?;
+        let limits = self.scope.limits().map_err(Failed::for_good)?;
         let pooled = if fresh { None } else { self.pool.pooled(self.host).await };
         let taken = match pooled {
             Some(taken) => taken,
@@ -183,7 +233,7 @@ impl Attempt<'_> {
     }
 
     async fn over_h2(&self) -> Result<Answered, Failed> {
-        let limits = self.limits().map_err(Failed::for_good)?;
+        let limits = self.scope.limits().map_err(Failed::for_good)?;
         let taken = self.in_time_left(self.watched(self.pool.take_h2(self.host, &limits)).await)?;
         self.count(taken.reused);
         self.call.upload.restart();
@@ -191,7 +241,10 @@ impl Attempt<'_> {
         if switches && !self.in_time(pin!(taken.conn.takes_connect())).await.map_err(Failed::for_good)? {
             return Err(Failed::for_good(ForwardError::NotSwitched));
         }
-        let sent = pin!(taken.conn.send(self.request()));
+        if let Some(permission) = self.call.upload.permission() {
+            permission.give(); // nobody will ask for it
+        }
+        let sent = pin!(taken.conn.send(self.request().map_err(Failed::for_good)?));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
             Ok((response, stream)) if switches && response.status() == StatusCode::OK => self.switched(response, stream).await,
             Ok((response, stream)) => Ok(Answered::Response(Box::new(
@@ -212,23 +265,25 @@ impl Attempt<'_> {
         Ok(Answered::Switched(head, Switched::Stream(TokioIo::new(upgraded), stream)))
     }
 
-    fn request(&self) -> Request<Upload> {
-        let mut request = Request::new(self.call.upload.clone());
-        *request.method_mut() = self.call.head.method.clone();
-        *request.uri_mut() = self.call.head.uri.clone();
-        *request.headers_mut() = self.call.head.headers.clone();
-        *request.version_mut() = Version::HTTP_2;
+    fn request(&self) -> Result<Request<Upload>, ForwardError> {
+        let mut head = (*self.call.head).clone();
+        if self.call.key.protocol == Protocol::Http1 {
+            pipeline::in_http2(&mut head)?;
+        }
+        head.headers.remove(header::EXPECT); // the library hides what would be the answer
+        head.version = Version::HTTP_2;
+        head.extensions.clear();
+        let mut request = Request::from_parts(head, self.call.upload.clone());
         if websocket::is_asked(request.headers()) {
             websocket::to_stream(&mut request);
         }
-        request
+        Ok(request)
     }
 
     /// Waits for a connection, and tells the limits in Shadow how long that took.
     async fn watched<T>(&self, taken: impl Future<Output = T>) -> T {
-        let began = Instant::now();
         let taken = taken.await;
-        if let Some(shadow) = &self.call.shadow {
+        if let (Some(shadow), Some(began)) = (&self.call.shadow, self.scope.began) {
             shadow.connected(began.elapsed());
         }
         taken
@@ -237,18 +292,8 @@ impl Attempt<'_> {
     /// A connection that was waited for; nothing is to be sent on it once the whole request's time is up.
     fn in_time_left<T>(&self, taken: Result<T, ForwardError>) -> Result<T, Failed> {
         let taken = taken.map_err(Failed::for_good)?;
-        self.limits().map_err(Failed::for_good)?;
+        self.scope.limits().map_err(Failed::for_good)?;
         Ok(taken)
-    }
-
-    /// The limits on a connection for what is left of the whole request's time. An error if nothing is left.
-    fn limits(&self) -> Result<Limits, ForwardError> {
-        let Some(end) = self.end else { return Ok(self.limits) };
-        let left = end.at.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ForwardError::ResponseTimeout(end.limit));
-        }
-        Ok(Limits { connect: self.limits.connect.min(left), ..self.limits })
     }
 
     fn count(&self, reused: bool) {
@@ -290,7 +335,7 @@ impl Attempt<'_> {
     fn deadline(&self) -> (Instant, Duration) {
         let limit = if self.call.upload.is_done() { self.call.timeouts.head } else { self.call.timeouts.idle };
         let head = self.call.upload.moved() + limit;
-        match self.end {
+        match self.scope.end {
             Some(end) if end.at < head => (end.at, end.limit),
             _ => (head, limit),
         }

@@ -14,9 +14,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use crds::policy::Direction;
+use crds::{policy::Direction, proxy::UpstreamTls};
 use futures::FutureExt as _;
-use http::Request;
+use http::{HeaderValue, Request};
 use hyper::{body::Incoming, server::conn, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -38,7 +38,7 @@ use crate::{
     listen::Counted,
     pipeline,
     timer::Timer,
-    tls::{Chosen, Terminator, hello},
+    tls::{Chosen, SHED, Terminator, Turns, hello},
     tunnel::{self, Switch},
     upstream::{Endpoint, Key},
     websocket,
@@ -48,6 +48,8 @@ use crate::{
 mod detect;
 mod named;
 mod preamble;
+#[cfg(feature = "http3")]
+pub(crate) mod quic;
 mod speakers;
 pub(crate) mod taking;
 
@@ -68,13 +70,13 @@ pub(crate) enum Entry {
     Intercepted(SocketAddr),
     /// To a listener with an upstream, which may change on a reload.
     Reverse(Arc<ArcSwap<Key>>),
-    /// To a forward proxy.
-    Forward,
+    /// To a forward proxy, with this TLS to hosts of `https`.
+    Forward(Arc<ArcSwap<UpstreamTls>>),
 }
 
 impl Entry {
     pub(crate) fn is_forward_proxy(&self) -> bool {
-        matches!(self, Self::Forward)
+        matches!(self, Self::Forward(_))
     }
 }
 
@@ -96,6 +98,8 @@ pub(crate) struct Connection {
     pub(crate) entry: Entry,
     /// `http` or `https`, as its client sees it.
     pub(crate) scheme: &'static str,
+    /// Where its listener speaks HTTP/3, for clients that do not (RFC 7838).
+    pub(crate) alternative: Option<HeaderValue>,
     pub(crate) progress: Arc<Progress>,
     /// The host that its requests are for.
     pub(crate) authority: LastAuthority,
@@ -116,6 +120,11 @@ impl Connection {
         }
     }
 
+    /// Whether nobody between the client and the proxy reads along: it is TLS, or does not leave the host.
+    pub(crate) fn is_private(&self) -> bool {
+        self.scheme == "https" || self.peer.ip().to_canonical().is_loopback()
+    }
+
     /// Counts why the connection, or a request on it, failed.
     pub(crate) fn error(&self, reason: &'static str) {
         self.worker.metrics.error(self.direction, reason);
@@ -124,7 +133,7 @@ impl Connection {
 
 /// Serves a connection to its end. A panic ends this connection only.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arrival) {
-    let Arrival { mut peer, direction, entry, preamble: Preamble { proxy_protocol, tls }, held } = arrival;
+    let Arrival { mut peer, direction, entry, preamble: Preamble { proxy_protocol, tls, alternative }, held } = arrival;
     let (mut stream, mut ahead) = (stream, BytesMut::new());
     if proxy_protocol {
         let client = tokio::select! {
@@ -144,6 +153,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arriva
         direction,
         entry,
         scheme,
+        alternative,
         progress: Arc::default(),
         authority: LastAuthority::default(),
         forwarding: Forwarding::of(scheme),
@@ -161,7 +171,7 @@ async fn detect_and_serve(connection: Rc<Connection>, stream: TcpStream, ahead: 
     let detecting = connection.worker.connection_gauge(connection.direction, "detecting");
     let opening = async {
         match tls {
-            Some(tls) => Box::pin(open_tls(&tls, stream, ahead)).await,
+            Some(tls) => Box::pin(open_tls(&tls, stream, ahead, &connection.worker.turns)).await,
             None => open(&connection, stream, ahead).await.map(Some),
         }
     };
@@ -175,6 +185,7 @@ async fn detect_and_serve(connection: Rc<Connection>, stream: TcpStream, ahead: 
     let Opened { stream, ahead, detected } = match opened {
         Ok(Some(opened)) => opened,
         Ok(None) => return,
+        Err(SHED) => return connection.worker.metrics.drop_counted(connection.direction, SHED),
         Err(reason) => return connection.error(reason),
     };
     match detected {
@@ -201,7 +212,7 @@ async fn open(connection: &Connection, mut socket: TcpStream, mut ahead: BytesMu
     let detected = match connection.entry {
         Entry::Intercepted(destination) => Box::pin(detect_any(connection, &mut socket, &mut ahead, destination)).await?,
         Entry::Reverse(_) => detect_http(&mut socket, &mut ahead).await?,
-        Entry::Forward => match detect_http(&mut socket, &mut ahead).await? {
+        Entry::Forward(_) => match detect_http(&mut socket, &mut ahead).await? {
             Detected::Http1 if hello::is_handshake(&ahead) => named::read_host(connection, &mut socket, &mut ahead).await?,
             detected => detected,
         },
@@ -210,8 +221,8 @@ async fn open(connection: &Connection, mut socket: TcpStream, mut ahead: BytesMu
 }
 
 /// Shakes hands, and learns what is spoken under TLS.
-async fn open_tls(tls: &Terminator, socket: TcpStream, ahead: BytesMut) -> Result<Option<Opened>, &'static str> {
-    let Some((mut stream, chosen)) = tls.accept(socket, ahead.freeze()).await? else { return Ok(None) };
+async fn open_tls(tls: &Terminator, socket: TcpStream, ahead: BytesMut, turns: &Turns) -> Result<Option<Opened>, &'static str> {
+    let Some((mut stream, chosen)) = tls.accept(socket, ahead.freeze(), turns).await? else { return Ok(None) };
     let mut ahead = BytesMut::new();
     let detected = match chosen {
         Chosen::Http1 => Detected::Http1,
@@ -389,7 +400,13 @@ fn of_http2(request: Request<Incoming>) -> pipeline::Request {
     let switch = parts.extensions.remove::<OnUpgrade>().map(Switch::Http2);
     // A protocol that we do not know stays a CONNECT, which is refused.
     let _ = websocket::from_stream(&mut parts);
-    pipeline::Request { present: Present::of(&parts.headers), parts: Box::new(parts), body: ClientBody::Http2(body), switch }
+    pipeline::Request {
+        present: Present::of(&parts.headers),
+        parts: Box::new(parts),
+        body: ClientBody::Http2(body),
+        switch,
+        interims: None,
+    }
 }
 
 /// Bounds that keep one client from costing more than its share: 100 streams, 64 KiB a stream and 1 MiB a connection under way,

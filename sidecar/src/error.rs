@@ -36,6 +36,12 @@ pub(crate) enum ForwardError {
     /// CONNECT where there is no forward proxy.
     #[error("this listener is not a forward proxy")]
     NotForwardProxy,
+    /// An `https` URI that came in clear over a network.
+    #[error("an https URI is taken under TLS or from this host only: ask by CONNECT")]
+    NotPrivate,
+    /// TLS with a host that a client names is impossible.
+    #[error(transparent)]
+    NoTls(tls::TlsError),
     /// The host has no address.
     #[error("could not resolve {host}")]
     Resolve {
@@ -119,12 +125,13 @@ impl ForwardError {
             Self::BadRequest(_) | Self::Path(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyIdle => StatusCode::REQUEST_TIMEOUT,
-            Self::OwnPort(_) => StatusCode::FORBIDDEN,
+            Self::OwnPort(_) | Self::NotPrivate => StatusCode::FORBIDDEN,
             Self::NotForwardProxy | Self::Trace => StatusCode::METHOD_NOT_ALLOWED,
             Self::Loop
             | Self::Resolve { .. }
             | Self::Connect { .. }
             | Self::Tls { .. }
+            | Self::NoTls(_)
             | Self::Broken(_)
             | Self::Switched
             | Self::NotSwitched => StatusCode::BAD_GATEWAY,
@@ -140,7 +147,7 @@ impl ForwardError {
             Self::BadRequest(_) | Self::Path(_) | Self::TooManyFields(_) | Self::NotForwardProxy => "http_request_error",
             Self::BodyBroken => "http_request_body_broken",
             Self::BodyIdle => "http_request_body_timeout",
-            Self::OwnPort(_) | Self::Trace => "http_request_denied",
+            Self::OwnPort(_) | Self::Trace | Self::NotPrivate => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
             Self::Resolve { .. } => "dns_error",
             Self::ResolveTimeout { .. } => "dns_timeout",
@@ -155,7 +162,7 @@ impl ForwardError {
             Self::CircuitOpen { .. } => "destination_unavailable",
             Self::Broken(error) => error.reason(),
             Self::Switched | Self::NotSwitched => "http_upgrade_failed",
-            Self::NoConfig => "proxy_configuration_error",
+            Self::NoConfig | Self::NoTls(_) => "proxy_configuration_error",
             Self::ResponseTimeout(_) => "http_response_timeout",
             Self::Panic => "proxy_internal_error",
         }
@@ -171,6 +178,19 @@ impl ForwardError {
                 | Self::ConnectTimeout { .. }
                 | Self::Tls { .. }
         )
+    }
+
+    /// The same once more, for another request that met it. Of what a connection fails with nothing is lost.
+    pub(crate) fn copy(&self) -> Self {
+        match self {
+            Self::Resolve { host, source } => Self::Resolve { host: host.clone(), source: tls::copy(source) },
+            Self::ResolveTimeout { host, limit } => Self::ResolveTimeout { host: host.clone(), limit: *limit },
+            Self::Connect { address, source } => Self::Connect { address: *address, source: tls::copy(source) },
+            Self::Tls { upstream, source } => Self::Tls { upstream: upstream.clone(), source: tls::copy(source) },
+            Self::OwnPort(upstream) => Self::OwnPort(upstream.clone()),
+            Self::ConnectTimeout { upstream, limit } => Self::ConnectTimeout { upstream: upstream.clone(), limit: *limit },
+            other => Self::Broken(UpstreamError::Io(io::Error::other(other.to_string()))),
+        }
     }
 
     /// Whether it speaks against the upstream.

@@ -10,7 +10,11 @@ use std::{
 };
 
 use crds::{policy::Direction, proxy::Trace};
-use http::{Method, Response, Uri, Version, header, request::Parts, uri::Authority};
+use http::{
+    Method, Response, Uri, Version, header,
+    request::Parts,
+    uri::{Authority, Scheme},
+};
 
 use crate::{
     config::Config,
@@ -19,7 +23,7 @@ use crate::{
     facts::Facts,
     fields::{self, Present},
     flow::{End, Flow, Upload},
-    h1::MAX_FIELDS,
+    h1::{MAX_FIELDS, head::ResponseHead},
     h2::strict,
     io::Progress,
     limit,
@@ -87,6 +91,11 @@ impl Exchange {
         (exchange, checked)
     }
 
+    /// Whether it is one of several streams of its connection, a task of its own.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.version, Version::HTTP_2 | Version::HTTP_3)
+    }
+
     /// Charges the limits that hold.
     pub(crate) fn charge(&mut self, parts: &Parts) {
         if !self.route.has_limits() {
@@ -100,6 +109,11 @@ impl Exchange {
     /// The client's body, once it is on its way.
     pub(crate) fn uploads(&mut self, upload: Upload) {
         self.guards.upload = Some(upload);
+    }
+
+    /// Interim answers that have come since this was asked last.
+    pub(crate) fn interims(&self) -> Vec<ResponseHead> {
+        self.guards.upload.as_ref().map_or_else(Vec::new, Upload::interims)
     }
 
     /// Notes why the answer is our own.
@@ -217,9 +231,10 @@ impl Timeouts {
 }
 
 fn facts<'a>(connection: &Connection, parts: &'a Parts, host: &'a str, client: IpAddr) -> Facts<'a> {
+    let named_secure = connection.entry.is_forward_proxy() && parts.uri.scheme() == Some(&Scheme::HTTPS);
     Facts {
         method: &parts.method,
-        scheme: connection.scheme,
+        scheme: if named_secure { "https" } else { connection.scheme },
         host,
         path: parts.uri.path(),
         query: parts.uri.query(),
@@ -268,7 +283,7 @@ impl LastAuthority {
 }
 
 fn check(parts: &Parts, present: Present, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
-    if parts.version == Version::HTTP_2 {
+    if matches!(parts.version, Version::HTTP_2 | Version::HTTP_3) {
         strict::check(parts).map_err(ForwardError::BadRequest)?;
     }
     if parts.method == Method::TRACE && config.settings().http.trace == Trace::Refuse {

@@ -165,6 +165,7 @@ pub(crate) fn is_loop(headers: &HeaderMap, pseudonym: &str) -> bool {
 /// Appends this hop to `Via`.
 pub(crate) fn append_via(headers: &mut HeaderMap, version: http::Version, via: &Via) {
     let value = match version {
+        http::Version::HTTP_3 => &via.http3,
         http::Version::HTTP_2 => &via.http2,
         http::Version::HTTP_10 => &via.http10,
         _ => &via.http11,
@@ -180,6 +181,7 @@ pub(crate) struct Via {
     http10: HeaderValue,
     http11: HeaderValue,
     http2: HeaderValue,
+    http3: HeaderValue,
 }
 
 impl Via {
@@ -188,7 +190,13 @@ impl Via {
         let value = |version: &str| {
             HeaderValue::try_from(format!("{version} {pseudonym}")).expect("a pseudonym holds token characters only")
         };
-        Self { http10: value("1.0"), http11: value("1.1"), http2: value("2.0"), pseudonym: pseudonym.to_owned() }
+        Self {
+            http10: value("1.0"),
+            http11: value("1.1"),
+            http2: value("2.0"),
+            http3: value("3.0"),
+            pseudonym: pseudonym.to_owned(),
+        }
     }
 }
 

@@ -2,25 +2,19 @@
 //! a request.
 
 use std::{
-    cell::{Cell, RefCell},
-    future::{Future, poll_fn},
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::task::AtomicWaker;
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep};
 
+#[cfg(feature = "http3")]
+use crate::h3;
 use crate::{
     connection::taking,
     exchange::Guards,
@@ -29,6 +23,10 @@ use crate::{
     shadow::Shadow,
     upstream::{self, UpstreamError},
 };
+
+mod upload;
+
+pub(crate) use upload::{Failure, Upload};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +54,10 @@ pub(crate) enum ClientError {
     /// Over HTTP/2.
     #[error(transparent)]
     Http2(#[from] hyper::Error),
+    /// Over HTTP/3.
+    #[cfg(feature = "http3")]
+    #[error(transparent)]
+    Http3(#[from] h3::BadBody),
 }
 
 /// A client's body, by the protocol that it comes over.
@@ -66,6 +68,9 @@ pub(crate) enum ClientBody {
     Http1(RequestBody),
     /// Over an HTTP/2 stream.
     Http2(Incoming),
+    /// Over an HTTP/3 stream.
+    #[cfg(feature = "http3")]
+    Http3(Box<h3::RequestBody>),
 }
 
 impl ClientBody {
@@ -74,6 +79,8 @@ impl ClientBody {
             Self::Empty => Poll::Ready(None),
             Self::Http1(body) => body.poll_frame(cx).map_err(ClientError::Http1),
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(ClientError::Http2),
+            #[cfg(feature = "http3")]
+            Self::Http3(body) => body.poll_frame(cx).map_err(ClientError::Http3),
         }
     }
 
@@ -82,6 +89,8 @@ impl ClientBody {
             Self::Empty => true,
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
+            #[cfg(feature = "http3")]
+            Self::Http3(body) => body.is_end_stream(),
         }
     }
 
@@ -90,6 +99,8 @@ impl ClientBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
+            #[cfg(feature = "http3")]
+            Self::Http3(body) => body.size_hint(),
         }
     }
 }
@@ -296,310 +307,4 @@ fn with(hint: SizeHint, more: u64) -> SizeHint {
         sum.set_upper(upper.saturating_add(more));
     }
     sum
-}
-
-/// How long an upload waits for a `100 (Continue)` before it goes on without one (RFC 9110, section 10.1.1).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
-
-/// The client's body on its way to the upstream. Clones share it: a try that gave up without touching it leaves it whole for the
-/// next one, and the connection's owner sees from outside whether it is sent.
-#[derive(Clone)]
-pub(crate) struct Upload {
-    shared: Rc<Shared>,
-    /// Which try this is for: what is left of an earlier one gets nothing any more.
-    turn: u32,
-}
-
-struct Shared {
-    body: RefCell<ClientBody>,
-    /// What was taken, for a further try.
-    kept: RefCell<Option<Kept>>,
-    turn: Cell<u32>,
-    silence: RefCell<Silence>,
-    limit: Duration,
-    gate: Option<Gate>,
-    touched: Cell<bool>,
-    done: Cell<bool>,
-    failure: Cell<Option<Failure>>,
-    sent: Cell<u64>,
-    moved: Cell<Instant>,
-}
-
-/// Why an upload ended early.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Failure {
-    /// The client left, or framed its body wrongly.
-    Broken,
-    /// The client paused for too long.
-    Idle,
-}
-
-impl Upload {
-    /// An upload that may pause for `idle`, and is watched by another limit. With `expects`, it waits for the upstream to ask for it.
-    pub(crate) fn new(body: ClientBody, idle: Duration, expects: bool, shadow: Option<Rc<Shadow>>) -> Self {
-        let done = body.is_end_stream();
-        let shared = Rc::new(Shared {
-            body: RefCell::new(body),
-            kept: RefCell::default(),
-            turn: Cell::new(0),
-            silence: RefCell::new(Silence::watched(idle, shadow)),
-            limit: idle,
-            gate: (expects && !done).then(Gate::new),
-            touched: Cell::new(false),
-            done: Cell::new(done),
-            failure: Cell::new(None),
-            sent: Cell::new(0),
-            moved: Cell::new(Instant::now()),
-        });
-        Self { shared, turn: 0 }
-    }
-
-    /// Keeps what is taken from now on for a further try, up to `max` bytes.
-    pub(crate) fn keep(&self, max: usize) {
-        self.shared.kept.replace(Some(Kept { max, ended: true, ..Kept::default() }));
-    }
-
-    /// There will be no further try: what was kept is let go, unless the current one has still to have some of it.
-    pub(crate) fn keep_no_more(&self) {
-        if !self.has_kept() {
-            self.shared.kept.replace(None);
-        }
-    }
-
-    /// Whether a further try can have all of it.
-    pub(crate) fn is_whole(&self) -> bool {
-        let kept = || self.shared.kept.borrow().as_ref().is_some_and(|kept| !kept.lost);
-        self.failure().is_none() && (!self.is_touched() || kept())
-    }
-
-    /// The upload for a further try, from its start. Must be [whole](Self::is_whole).
-    pub(crate) fn again(&self) -> Self {
-        let shared = &self.shared;
-        let mut left = !shared.body.borrow().is_end_stream();
-        if let Some(kept) = &mut *shared.kept.borrow_mut() {
-            kept.rewind();
-            left |= !kept.ended;
-        }
-        shared.touched.set(false);
-        shared.done.set(!left);
-        shared.moved.set(Instant::now());
-        shared.turn.set(shared.turn.get() + 1);
-        Self { shared: Rc::clone(shared), turn: shared.turn.get() }
-    }
-
-    /// What opens the gate of an upload that waits to be asked for.
-    pub(crate) fn permission(&self) -> Option<Permission> {
-        self.shared.gate.as_ref().map(|gate| Permission(Arc::clone(&gate.asked)))
-    }
-
-    /// Whether the upstream's connection has taken all of it.
-    pub(crate) fn is_done(&self) -> bool {
-        self.shared.done.get()
-    }
-
-    /// The connection has taken as much as was announced; the end may follow by itself.
-    pub(crate) fn taken(&self) {
-        self.shared.done.set(true);
-    }
-
-    /// Whether it still waits to be asked for.
-    pub(crate) fn is_held(&self) -> bool {
-        self.shared.gate.as_ref().is_some_and(|gate| !gate.asked.open.load(Ordering::Acquire))
-    }
-
-    /// Whether a part of it was taken, so that another try can't have it whole.
-    pub(crate) fn is_touched(&self) -> bool {
-        self.shared.touched.get()
-    }
-
-    pub(crate) fn failure(&self) -> Option<Failure> {
-        self.shared.failure.get()
-    }
-
-    /// Bytes taken so far.
-    pub(crate) fn sent(&self) -> u64 {
-        self.shared.sent.get()
-    }
-
-    /// When it last moved.
-    pub(crate) fn moved(&self) -> Instant {
-        self.shared.moved.get()
-    }
-
-    /// A new try begins: its time counts from now.
-    pub(crate) fn restart(&self) {
-        self.shared.moved.set(Instant::now());
-    }
-
-    /// Whether a piece that was kept is left to be given.
-    fn has_kept(&self) -> bool {
-        self.shared.kept.borrow().as_ref().is_some_and(|kept| !kept.ended)
-    }
-
-    fn fail(&self, failure: Failure) {
-        self.shared.failure.set(Some(failure));
-    }
-}
-
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = FlowError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
-        let shared = &self.shared;
-        if self.turn != shared.turn.get() {
-            return Poll::Ready(Some(Err(FlowError::Elsewhere)));
-        }
-        if let Some(gate) = &shared.gate {
-            ready!(gate.poll(cx));
-        }
-        let kept = shared.kept.borrow_mut().as_mut().and_then(Kept::next);
-        if let Some(frame) = kept {
-            shared.touched.set(true);
-            shared.moved.set(Instant::now());
-            shared.done.set(frame.is_trailers() || !self.has_kept() && shared.body.borrow().is_end_stream());
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        let mut body = shared.body.borrow_mut();
-        let Poll::Ready(polled) = body.poll_frame(cx) else {
-            ready!(shared.silence.borrow_mut().poll(cx));
-            self.fail(Failure::Idle);
-            return Poll::Ready(Some(Err(FlowError::Idle(shared.limit))));
-        };
-        shared.touched.set(true);
-        shared.silence.borrow_mut().broken();
-        shared.moved.set(Instant::now());
-        match polled {
-            Some(Ok(frame)) => {
-                shared.sent.set(shared.sent.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
-                shared.done.set(frame.is_trailers() || body.is_end_stream());
-                if let Some(kept) = &mut *shared.kept.borrow_mut() {
-                    kept.add(&frame);
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                self.fail(Failure::Broken);
-                Poll::Ready(Some(Err(FlowError::Client(error))))
-            }
-            None => {
-                shared.done.set(true);
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.shared.body.borrow().is_end_stream() && !self.has_kept()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let hint = self.shared.body.borrow().size_hint();
-        self.shared.kept.borrow().as_ref().map_or(hint, |kept| with(hint, kept.left()))
-    }
-}
-
-/// What an upload has given away, to give it once more. It is a copy: a piece as it was read holds the whole buffer that it was read
-/// into, which may be a thousand times as large.
-#[derive(Default)]
-struct Kept {
-    data: Vec<u8>,
-    trailers: Option<HeaderMap>,
-    /// Bytes that the current try has had.
-    given: usize,
-    /// The current try has had all, the trailers too.
-    ended: bool,
-    max: usize,
-    /// There was too much of it.
-    lost: bool,
-}
-
-/// Bytes of a kept body that are given at a time.
-const GIVEN: usize = 64 << 10;
-
-impl Kept {
-    /// Keeps a frame that was taken for the first time.
-    fn add(&mut self, frame: &Frame<Bytes>) {
-        if self.lost {
-            return;
-        }
-        if let Some(data) = frame.data_ref() {
-            if self.data.len() + data.len() > self.max {
-                *self = Self { lost: true, ended: true, ..Self::default() };
-                return;
-            }
-            self.data.extend_from_slice(data);
-        }
-        self.trailers = frame.trailers_ref().cloned();
-        (self.given, self.ended) = (self.data.len(), true);
-    }
-
-    /// Begins anew, for a further try.
-    fn rewind(&mut self) {
-        (self.given, self.ended) = (0, self.data.is_empty() && self.trailers.is_none());
-    }
-
-    /// The next piece for a further try.
-    fn next(&mut self) -> Option<Frame<Bytes>> {
-        if self.ended {
-            return None;
-        }
-        let rest = &self.data[self.given..];
-        let piece = &rest[..rest.len().min(GIVEN)];
-        self.given += piece.len();
-        let all = self.given == self.data.len();
-        if piece.is_empty() {
-            self.ended = true;
-            return self.trailers.clone().map(Frame::trailers);
-        }
-        let frame = Frame::data(Bytes::copy_from_slice(piece));
-        self.ended = all && self.trailers.is_none();
-        Some(frame)
-    }
-
-    /// Bytes that a further try has not had.
-    fn left(&self) -> u64 {
-        (self.data.len() - self.given) as u64
-    }
-}
-
-/// Holds an upload back until the upstream asks for it, or a moment has passed. A final answer ends the exchange without the
-/// upload ever being read, and so without a `100 (Continue)` to the client.
-struct Gate {
-    asked: Arc<Asked>,
-    wait: RefCell<Option<Pin<Box<Sleep>>>>,
-}
-
-#[derive(Default)]
-struct Asked {
-    open: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Gate {
-    fn new() -> Self {
-        Self { asked: Arc::default(), wait: RefCell::new(None) }
-    }
-
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.asked.waker.register(cx.waker());
-        if self.asked.open.load(Ordering::Acquire) {
-            return Poll::Ready(());
-        }
-        let mut wait = self.wait.borrow_mut();
-        ready!(wait.get_or_insert_with(|| Box::pin(sleep(CONTINUE_WAIT))).as_mut().poll(cx));
-        self.asked.open.store(true, Ordering::Release);
-        Poll::Ready(())
-    }
-}
-
-/// Lets an upload go.
-#[derive(Clone)]
-pub(crate) struct Permission(Arc<Asked>);
-
-impl Permission {
-    pub(crate) fn give(&self) {
-        self.0.open.store(true, Ordering::Release);
-        self.0.waker.wake();
-    }
 }

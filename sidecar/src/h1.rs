@@ -12,6 +12,8 @@ pub(crate) mod server;
 mod socket;
 
 pub(crate) use socket::BadBody;
+#[cfg(feature = "http3")]
+pub(crate) use socket::HEAD_LIMIT;
 
 /// Bytes of the head of a message, at most.
 pub(crate) const MAX_HEAD: usize = 64 << 10;

@@ -17,6 +17,8 @@ mod flow;
 pub mod fuzz;
 mod h1;
 mod h2;
+#[cfg(feature = "http3")]
+pub mod h3;
 pub mod health;
 pub mod init;
 mod io;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use crds::policy::Direction;
+use crds::{policy::Direction, proxy::UpstreamTls};
 use socket2::{Domain, Protocol as SocketProtocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -23,10 +23,12 @@ use crate::{
     drain::Phase,
     metrics::Metrics,
     upstream::Key,
-    worker::{Pod, Workers},
+    worker::{self, Pod, Workers},
 };
 
 mod explicit;
+#[cfg_attr(not(feature = "http3"), path = "listen/quic/absent.rs")]
+mod quic;
 
 pub(crate) use explicit::{Explicit, ListenError};
 
@@ -76,8 +78,19 @@ pub(crate) enum Mode {
     Intercept,
     /// They go to an upstream.
     Reverse(Arc<ArcSwap<Key>>),
-    /// They say themselves.
-    Forward,
+    /// They say themselves; this is the TLS to hosts of `https`.
+    Forward(Arc<ArcSwap<UpstreamTls>>),
+}
+
+impl Mode {
+    /// How a connection came; none if the kernel has to be asked.
+    fn entry(&self) -> Option<Entry> {
+        match self {
+            Self::Reverse(upstream) => Some(Entry::Reverse(Arc::clone(upstream))),
+            Self::Forward(tls) => Some(Entry::Forward(Arc::clone(tls))),
+            Self::Intercept => None,
+        }
+    }
 }
 
 /// A socket to accept from.
@@ -103,7 +116,7 @@ impl Listening {
 
     /// A forward proxy.
     pub(crate) fn forward(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self::in_clear(bind(address)?, Direction::Outbound, Mode::Forward))
+        Ok(Self::in_clear(bind(address)?, Direction::Outbound, Mode::Forward(Arc::default())))
     }
 
     fn explicit(address: SocketAddr, direction: Direction, mode: Mode, preamble: Preamble) -> io::Result<Self> {
@@ -177,17 +190,15 @@ impl Acceptor {
         let Some(counted) = self.cap.enter(direction) else {
             return refuse(&self.pod.metrics, &stream, direction, "connection_limit");
         };
-        let entry = match mode {
-            Mode::Reverse(upstream) => Entry::Reverse(Arc::clone(upstream)),
-            Mode::Forward => Entry::Forward,
-            Mode::Intercept => match self.destination(&stream) {
-                Ok(destination) => Entry::Intercepted(destination),
-                Err(reason) => return refuse(&self.pod.metrics, &stream, direction, reason),
-            },
+        let entry = match mode.entry().map_or_else(|| self.destination(&stream).map(Entry::Intercepted), Ok) {
+            Ok(entry) => entry,
+            Err(reason) => return refuse(&self.pod.metrics, &stream, direction, reason),
         };
         let held = (self.pod.drain.track(direction), counted);
         match stream.into_std() {
-            Ok(stream) => self.workers.serve(stream, Arrival { peer, direction, entry, preamble: preamble.clone(), held }),
+            Ok(stream) => self
+                .workers
+                .serve(worker::Socket::Tcp(stream), Arrival { peer, direction, entry, preamble: preamble.clone(), held }),
             Err(error) => tracing::warn!(%error, "A socket could not be handed over."),
         }
     }

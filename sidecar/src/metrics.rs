@@ -58,6 +58,8 @@ pub struct Metrics {
     /// What the sections about tries did.
     pub policy_events: Family<EventLabels, Counter>,
     policy_series: AtomicUsize,
+    /// Interim answers of upstreams, by what came of them.
+    pub interims: Family<OutcomeLabels, Counter>,
     /// Names that were asked for, by what came of it.
     pub lookups: Family<OutcomeLabels, Counter>,
     /// Addresses that were too old when a connection needed them.
@@ -96,6 +98,7 @@ impl Metrics {
             retries: Counter::default(),
             policy_events: Family::default(),
             policy_series: AtomicUsize::new(0),
+            interims: Family::default(),
             lookups: Family::default(),
             dns_stale: Counter::default(),
             upstream_open: Gauge::default(),
@@ -131,6 +134,11 @@ impl Metrics {
             "fetchr_upstream_policy_events",
             "What retry, loadBalancing, circuitBreaker and failover did, or would have done in mode Shadow",
             self.policy_events.clone(),
+        );
+        registry.register(
+            "fetchr_interim_responses",
+            "Interim answers (1xx) of upstreams, other than 100 and 101, by what came of them",
+            self.interims.clone(),
         );
         registry.register("fetchr_dns_lookups", "Names that were looked up, by what came of it", self.lookups.clone());
         registry.register(
@@ -187,6 +195,11 @@ impl Metrics {
         self.lookups.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
+    /// Counts an interim answer.
+    pub(crate) fn interim(&self, outcome: &'static str) {
+        self.interims.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
     /// Counts something that was refused for want of room.
     pub fn drop_counted(&self, direction: Direction, reason: &'static str) {
         self.dropped.get_or_create(&ReasonLabels { direction: direction.into(), reason }).inc();
@@ -223,7 +236,7 @@ pub struct RequestLabels {
     pub http_response_status_code: u16,
     /// Name of the rule that the route was chosen by.
     pub http_route: Arc<str>,
-    /// `1.0`, `1.1` or `2`.
+    /// `1.0`, `1.1`, `2` or `3`.
     pub network_protocol_version: &'static str,
     /// Why there was no answer, or not a whole one.
     pub error_type: Option<&'static str>,
@@ -240,6 +253,12 @@ impl RequestLabels {
             network_protocol_version: version_label(version),
             error_type: None,
         }
+    }
+
+    /// The labels with another version.
+    pub(crate) fn over(mut self, version: Version) -> Self {
+        self.network_protocol_version = version_label(version);
+        self
     }
 
     /// The labels with the status of the answer.
@@ -266,6 +285,7 @@ fn method_label(method: &Method) -> &'static str {
 
 fn version_label(version: Version) -> &'static str {
     match version {
+        Version::HTTP_3 => "3",
         Version::HTTP_2 => "2",
         Version::HTTP_10 => "1.0",
         _ => "1.1",
@@ -284,7 +304,7 @@ pub struct DirectionLabels {
 pub struct ConnectionLabels {
     /// Which way its requests go.
     pub direction: DirectionLabel,
-    /// `http1`, `http2`, `tcp`, `tunnel`, `detecting`.
+    /// `http1`, `http2`, `http3`, `tcp`, `tunnel`, `detecting`.
     pub kind: &'static str,
 }
 

@@ -1,8 +1,14 @@
 //! The order of stages; the only place that knows it.
 
-use std::{borrow::Cow, rc::Rc};
+use std::{
+    borrow::Cow,
+    future::{Future, poll_fn},
+    ops::DerefMut,
+    pin::{Pin, pin},
+    rc::Rc,
+};
 
-use crds::policy::Direction;
+use crds::{policy::Direction, proxy::UpstreamTls};
 use http::{
     HeaderValue, Method, Response, Uri, Version, header,
     request::Parts,
@@ -17,6 +23,7 @@ use crate::{
     exchange::{Exchange, Timeouts},
     fields::{self, Present},
     flow::{ClientBody, Flow, Upload},
+    h1::server::Interims,
     io::ReadAhead,
     metrics::RequestLabels,
     reply::{self, Stop},
@@ -34,16 +41,25 @@ pub(crate) struct Request {
     pub(crate) body: ClientBody,
     /// What becomes of its connection if the answer switches protocols; none if it can't.
     pub(crate) switch: Option<Switch>,
+    /// Where interim answers go; none if the client or its protocol takes none.
+    pub(crate) interims: Option<Interims>,
+}
+
+/// What the answer to a request needs of its connection.
+struct Client {
+    switch: Option<Switch>,
+    interims: Option<Interims>,
 }
 
 /// Serves one request.
 pub(crate) async fn serve(connection: Rc<Connection>, request: Request) -> Box<Response<Flow>> {
-    let Request { mut parts, present, body, switch } = request;
+    let Request { mut parts, present, body, switch, interims } = request;
+    let client = Client { switch, interims };
     let (mut ex, checked) = Exchange::begin(connection, &mut parts, present);
     let outcome = match checked {
         Ok(()) => {
             let worker = Rc::clone(&ex.connection.worker);
-            let served = contained(&worker.metrics.panics, admit_and_forward(&mut ex, parts, present, body, switch)).await;
+            let served = contained(&worker.metrics.panics, admit_and_forward(&mut ex, parts, present, body, client)).await;
             served.unwrap_or(Err(ForwardError::Panic.into()))
         }
         Err(error) => Err(error.into()),
@@ -84,7 +100,7 @@ async fn admit_and_forward(
     parts: Box<Parts>,
     present: Present,
     body: ClientBody,
-    client: Option<Switch>,
+    client: Client,
 ) -> Result<Forwarded, Stop> {
     if ex.config.blocks() {
         return Err(ForwardError::NoConfig.into());
@@ -93,45 +109,38 @@ async fn admit_and_forward(
     if ex.limits.denied().is_some() {
         return Err(Stop::Limited);
     }
-    let mut target = target(ex, &parts)?;
-    if target.tls.is_some() {
-        match Box::pin(agreed(ex, &target, &parts, present)).await {
-            Ok(protocol) => target.protocol = protocol,
-            // Its tries meet the same, and know what to do about it.
-            Err(error) if error.is_connect() && ex.route.has_tries() => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let target = target(ex, &parts)?;
     if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
-        return Box::pin(connect_tunnel(ex, target, client)).await;
+        return Box::pin(connect_tunnel(ex, target, client.switch)).await;
     }
-    let call = call(ex, target, (parts, present), body, client.is_some())?;
+    let call = call(ex, target, (parts, present), body, client.switch.is_some())?;
     forward(ex, call, client).await
 }
 
-async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Result<Forwarded, Stop> {
+async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwarded, Stop> {
     let worker = Rc::clone(&ex.connection.worker);
     ex.uploads(call.upload.clone());
-    let version = if call.key.protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-    let labels = RequestLabels::new(ex.connection.direction, &call.head.method, version, ex.route.label());
+    let labels = RequestLabels::new(ex.connection.direction, &call.head.method, Version::HTTP_11, ex.route.label());
     let streamed = ex.version == Version::HTTP_2 && websocket::is_asked(&call.head.headers);
     let key = if streamed { websocket::key_of(&call.head.headers).cloned() } else { None };
+    let ex = &*ex;
     let answered = if ex.route.has_tries() {
-        Box::pin(tries::send(ex, labels, call)).await?
+        passing_interims(ex, &client, Box::pin(tries::send(ex, labels, call))).await?
     } else {
-        attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call).await?
+        let sent = pin!(attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call));
+        passing_interims(ex, &client, sent).await?
     };
     match answered {
         // To a CONNECT that would be a tunnel, which there is none of.
         Answered::Response(response) if streamed && response.status().is_success() => Err(ForwardError::NotSwitched.into()),
         Answered::Response(mut response) => {
-            if ex.version == Version::HTTP_2 {
+            if ex.is_stream() {
                 response.body_mut().upload_apart();
             }
             Ok(Forwarded::Response(response))
         }
         Answered::Switched(head, switched) => {
-            let client = client.ok_or(ForwardError::Switched)?;
+            let client = client.switch.ok_or(ForwardError::Switched)?;
             if key.is_some_and(|key| !websocket::is_accepted(head.headers(), &key)) {
                 return Err(ForwardError::NotSwitched.into());
             }
@@ -143,6 +152,20 @@ async fn forward(ex: &mut Exchange, call: Call, client: Option<Switch>) -> Resul
             Ok(Forwarded::Tunnel(Box::new(Tunnel { head: Box::new(head), client, upstream })))
         }
     }
+}
+
+/// Waits for an answer; what the upstream says before it goes to the client meanwhile.
+async fn passing_interims<T>(ex: &Exchange, client: &Client, mut answer: Pin<impl DerefMut<Target: Future<Output = T>>>) -> T {
+    poll_fn(|cx| {
+        let polled = answer.as_mut().poll(cx);
+        for head in ex.interims() {
+            let head = reply::interim(head, ex);
+            let passed = client.interims.as_ref().is_some_and(|client| client.pass(head.status, &head.headers));
+            ex.connection.worker.metrics.interim(if passed { "passed" } else { "dropped" });
+        }
+        polled
+    })
+    .await
 }
 
 async fn connect_tunnel(ex: &Exchange, target: Key, client: Option<Switch>) -> Result<Forwarded, Stop> {
@@ -192,7 +215,7 @@ fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
             Key::in_clear(Endpoint::Address(*destination), protocol)
         }
         Entry::Reverse(upstream) => Key::clone(&upstream.load()),
-        Entry::Forward => return forward_target(parts),
+        Entry::Forward(tls) => return forward_target(connection, parts, &tls.load()),
     };
     // An application that is a forward proxy itself gets its CONNECT, over HTTP/1.
     let passes_on = matches!(connection.entry, Entry::Intercepted(_)) && key.protocol == Protocol::Http1;
@@ -202,25 +225,31 @@ fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
     Ok(key)
 }
 
-/// What is spoken with an upstream under TLS. A switch to another protocol is asked for in HTTP/1.1.
-async fn agreed(ex: &Exchange, target: &Key, parts: &Parts, present: Present) -> Result<Protocol, ForwardError> {
-    if fields::upgrade(&parts.headers, present).is_some() || websocket::is_asked(&parts.headers) {
-        return Ok(Protocol::Http1);
-    }
-    let limit = Timeouts::of(&ex.config, &ex.route).connect;
-    ex.connection.worker.connector.protocol(target, limit).await
-}
-
-fn forward_target(parts: &Parts) -> Result<Key, ForwardError> {
+/// Where a client of a forward proxy wants to go. What it asks of `https` goes on under TLS; in clear it may come only where nobody reads along
+/// (RFC 9110, section 4.2.2).
+fn forward_target(connection: &Connection, parts: &Parts, tls: &UpstreamTls) -> Result<Key, ForwardError> {
+    let wrong_port = ForwardError::BadRequest("the port is not one");
     let authority = parts.uri.authority().ok_or(ForwardError::BadRequest("a forward proxy needs an absolute URI"))?;
-    if parts.method == Method::CONNECT && authority.port_u16().is_none() {
-        return Err(ForwardError::BadRequest("CONNECT needs a host and a port"));
+    if parts.method == Method::CONNECT {
+        if authority.port_u16().is_none() {
+            return Err(ForwardError::BadRequest("CONNECT needs a host and a port"));
+        }
+        return Ok(Key::in_clear(Endpoint::parse(authority, 80).ok_or(wrong_port)?, Protocol::Http1));
     }
-    if parts.method != Method::CONNECT && parts.uri.scheme() != Some(&Scheme::HTTP) {
-        return Err(ForwardError::BadRequest("a forward proxy takes http URIs, and CONNECT for all else"));
+    match parts.uri.scheme() {
+        Some(scheme) if *scheme == Scheme::HTTP => {
+            Ok(Key::in_clear(Endpoint::parse(authority, 80).ok_or(wrong_port)?, Protocol::Http1))
+        }
+        Some(scheme) if *scheme == Scheme::HTTPS => {
+            if !connection.is_private() {
+                return Err(ForwardError::NotPrivate);
+            }
+            let endpoint = Endpoint::parse(authority, 443).ok_or(wrong_port)?;
+            let tls = connection.worker.originations.of(&endpoint.host(), tls).map_err(ForwardError::NoTls)?;
+            Ok(Key { endpoint, protocol: Protocol::Http1, tls: Some(tls) })
+        }
+        _ => Err(ForwardError::BadRequest("a forward proxy takes http and https URIs, and CONNECT for all else")),
     }
-    let endpoint = Endpoint::parse(authority, 80).ok_or(ForwardError::BadRequest("the port is not one"))?;
-    Ok(Key::in_clear(endpoint, Protocol::Http1))
 }
 
 /// The request as the upstream gets it.
@@ -260,14 +289,15 @@ fn call(
     }
     address(&key, &mut head, &ex.authority)?;
     let settings = &ex.config.settings().upstream;
-    // Streams of HTTP/2 are tasks of their own, and so need timers of their own.
-    let timer = if ex.version == Version::HTTP_2 { Rc::default() } else { Rc::clone(&connection.timer) };
+    // Streams are tasks of their own, and so need timers of their own.
+    let timer = if ex.is_stream() { Rc::default() } else { Rc::clone(&connection.timer) };
     let max_connections = usize::try_from(settings.max_connections_per_host).unwrap_or(1);
     let keep = settings.idle_timeout.0;
     Ok(Call { key, head, upload, timeouts, shadow, max_connections, timer, keep, started: ex.started })
 }
 
-/// Writes the target as the protocol of the upstream does: with the host in `Host`, or in `:authority`.
+/// Writes the target as the protocol of the upstream does: with the host in `Host`, or in `:authority`. Of an upstream under TLS that is not
+/// known yet; [`in_http2`] turns it over.
 pub(crate) fn address(key: &Key, head: &mut Parts, authority: &str) -> Result<(), ForwardError> {
     let wrong = || ForwardError::BadRequest("the host is not one");
     let authority = if authority.is_empty() { Cow::Owned(key.endpoint.to_string()) } else { Cow::Borrowed(authority) };
@@ -281,13 +311,23 @@ pub(crate) fn address(key: &Key, head: &mut Parts, authority: &str) -> Result<()
             // Of the target only the part for this hop is written.
         }
         Protocol::Http2 => {
-            headers.remove(header::HOST);
-            let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
             let authority: Authority = authority.parse().map_err(|_| wrong())?;
-            let scheme = if key.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-            let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(path);
-            head.uri = uri.build().map_err(|_| wrong())?;
+            set_authority(head, Scheme::HTTP, authority)?;
         }
     }
+    Ok(())
+}
+
+/// Turns a head over that was written for HTTP/1.1: its upstream has chosen HTTP/2.
+pub(crate) fn in_http2(head: &mut Parts) -> Result<(), ForwardError> {
+    let authority = head.headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    set_authority(head, Scheme::HTTPS, authority.ok_or(ForwardError::BadRequest("the host is not one"))?)
+}
+
+fn set_authority(head: &mut Parts, scheme: Scheme, authority: Authority) -> Result<(), ForwardError> {
+    head.headers.remove(header::HOST);
+    let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(path);
+    head.uri = uri.build().map_err(|_| ForwardError::BadRequest("the host is not one"))?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::{
     exchange::Exchange,
     fields::{self, Present},
     flow::Flow,
+    h1::head::ResponseHead,
 };
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -41,8 +42,11 @@ pub(crate) fn render(outcome: Result<Box<Response<Flow>>, Stop>, ex: &mut Exchan
     if let Some(edits) = ex.route.headers() {
         edits.edit_response(response.headers_mut());
     }
+    if let Some(alternative) = &ex.connection.alternative {
+        response.headers_mut().entry(header::ALT_SVC).or_insert_with(|| alternative.clone());
+    }
     let asks_to_close = ex.connection.worker.drain.asks_to_close(ex.connection.direction);
-    if asks_to_close && ex.version != Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if asks_to_close && !ex.is_stream() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -87,6 +91,18 @@ fn of_upstream(mut response: Box<Response<Flow>>, ex: &Exchange) -> Box<Response
     response
 }
 
+/// An interim answer of the upstream, as the client gets it.
+pub(crate) fn interim(mut head: ResponseHead, ex: &Exchange) -> ResponseHead {
+    let headers = &mut head.headers;
+    let present = Present::of(headers);
+    fields::remove_hop_by_hop(headers, present);
+    fields::append_via(headers, head.version, ex.connection.via());
+    if let Some(edits) = ex.route.headers() {
+        edits.edit_response(headers);
+    }
+    head
+}
+
 fn limited(ex: &mut Exchange) -> Response<Flow> {
     ex.failed("rate_limited");
     let text = ex.limits.denied().map_or_else(String::new, |denied| {
@@ -112,7 +128,7 @@ fn failed(error: &ForwardError, ex: &mut Exchange) -> Response<Flow> {
     if error.status() == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, error.retry_after().into());
     }
-    if error.poisons_connection() && ex.version != Version::HTTP_2 {
+    if error.poisons_connection() && !ex.is_stream() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -19,6 +19,7 @@ use std::{
 use crds::{
     plan::{AttachedPolicy, Attachment, Identity, ObjectRef, Plan, ordered_matches},
     policy::{Direction, Mode, PolicyRule, Timeouts},
+    proxy::UpstreamTls,
 };
 use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
@@ -187,6 +188,11 @@ impl Routes {
     /// Which rules hold for a request, which sections win, and why the others don't.
     pub fn explain(&self, facts: &Facts<'_>) -> Explanation {
         explain::explain(&self.table, facts)
+    }
+
+    /// The TLS of second upstreams, by the labels of their rules.
+    pub(crate) fn second_upstreams(&self) -> impl Iterator<Item = (&Arc<str>, &UpstreamTls)> {
+        self.table.rules.iter().filter_map(|rule| Some((&rule.label, rule.standby.as_ref()?.tls()?)))
     }
 
     /// Rules that may hold for a request of this pod.

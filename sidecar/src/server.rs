@@ -16,14 +16,14 @@ use tokio::{
 use wire::speaker::Speakers as Declared;
 
 use crate::{
-    config::Shared,
+    config::{Config, Shared},
     connection::Speakers,
     drain,
     limit::Limiter,
     listen::{Acceptor, Cap, Explicit, ListenError, Listening},
     metrics::Metrics,
     own::Own,
-    tls::{self, Secrets},
+    tls::{self, Originations, Secrets},
     upstream::{connect::Connector, pool::Caps, resolve::Resolver, standing::Standing},
     watch::{Watch, quiet},
     worker::{Pod, Vias, Workers},
@@ -100,6 +100,7 @@ impl Server {
                 Arc::clone(&own),
             )),
             metrics,
+            originations: Originations::new(Secrets(setup.secrets.clone()), tls_metrics.clone()),
             tls: tls_metrics,
             speakers: Arc::new(Speakers::new(setup.speakers.clone())),
             own,
@@ -112,7 +113,7 @@ impl Server {
         }
         let explicit = Arc::new(Mutex::new(Explicit::new(acceptor, Secrets(setup.secrets.clone()))));
         let changes = config.subscribe(); // before it is read, so that no change is missed
-        let failed = lock(&explicit).open(listeners(config.load().settings()));
+        let failed = open(&explicit, &config.load());
         if let Some(error) = failed.into_iter().next() {
             return Err(error.into());
         }
@@ -128,6 +129,12 @@ impl Server {
 
 fn lock(explicit: &Mutex<Explicit>) -> std::sync::MutexGuard<'_, Explicit> {
     explicit.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts the listeners and the TLS with second upstreams in force.
+fn open(explicit: &Mutex<Explicit>, config: &Config) -> Vec<ListenError> {
+    let seconds = [&config.inbound, &config.outbound].into_iter().flat_map(|routes| routes.second_upstreams());
+    lock(explicit).open(listeners(config.settings()), seconds)
 }
 
 fn intercept(acceptor: &Acceptor, ports: Interception) -> anyhow::Result<()> {
@@ -175,7 +182,7 @@ async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc
             // It was aborted; its socket is closed once it has ended.
             let _ = task.await;
         }
-        let failed = lock(&explicit).open(listeners(config.load().settings()));
+        let failed = open(&explicit, &config.load());
         refused = failed.iter().any(ListenError::may_pass);
         told = tell(&failed, &told);
     }

@@ -19,11 +19,18 @@ use crate::metrics::DirectionLabel;
 mod client;
 pub(crate) mod hello;
 mod load;
+mod originations;
+mod question;
 mod server;
+mod turns;
 
 pub(crate) use client::{Offer, Origination};
 pub(crate) use load::{Leaf, Reader, TlsError};
-pub(crate) use server::{Chosen, Terminator, TicketKeys, server_config};
+pub(crate) use originations::Originations;
+#[cfg(feature = "http3")]
+pub(crate) use server::HANDSHAKE;
+pub(crate) use server::{Chosen, SHED, Terminator, TicketKeys, server_config};
+pub(crate) use turns::Turns;
 
 /// HTTP/2 in the names of ALPN (RFC 7301).
 pub(crate) const H2: &[u8] = b"h2";
@@ -159,6 +166,15 @@ pub(crate) fn proxy_status(error: &io::Error) -> Option<&'static str> {
 
 fn cause(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
+}
+
+/// The same error once more.
+pub(crate) fn copy(error: &io::Error) -> io::Error {
+    match (error.raw_os_error(), cause(error)) {
+        (Some(code), _) => io::Error::from_raw_os_error(code),
+        (None, Some(cause)) => io::Error::new(error.kind(), cause.clone()),
+        (None, None) => io::Error::new(error.kind(), error.to_string()),
+    }
 }
 
 fn is_about_certificates(alert: AlertDescription) -> bool {

@@ -136,24 +136,33 @@ impl Tries<'_> {
     /// Turns the call to the second upstream if that is to have it.
     fn fails_over(&self, outcome: &Tried, call: &mut Call) -> bool {
         let Some(standby) = self.ex.route.standby() else { return false };
-        let Some(key) = standby.key.as_ref().filter(|key| **key != call.key) else { return false };
         let unreached = matches!(outcome, Err(error) if error.is_connect() || matches!(error, ForwardError::CircuitOpen { .. }));
         let enforced = self.retry.as_ref().is_some_and(|(settings, _)| settings.mode == Mode::Enforce);
         let takes = unreached || (enforced && self.wants(outcome, call));
-        let bound = call.head.headers.contains_key(header::UPGRADE)
-            && key.protocol == Protocol::Http2
-            && !websocket::is_asked(&call.head.headers);
-        if !takes || bound || !call.upload.is_whole() || !self.has_time(call, Duration::ZERO) {
+        if !takes || !call.upload.is_whole() || !self.has_time(call, Duration::ZERO) {
+            return false;
+        }
+        let key = match standby.key(&self.ex.connection.worker.originations) {
+            Ok(key) => key.filter(|key| *key != call.key),
+            Err(error) => {
+                tracing::debug!(route = %standby.label, %error, "There is no TLS with a second upstream.");
+                self.count(&standby.label, "failover", "unusable", standby.mode);
+                None
+            }
+        };
+        let Some(key) = key else { return false };
+        let upgrades = call.head.headers.contains_key(header::UPGRADE) && !websocket::is_asked(&call.head.headers);
+        if upgrades && key.protocol == Protocol::Http2 {
             return false;
         }
         self.count(&standby.label, "failover", "failed_over", standby.mode);
         if standby.mode != Mode::Enforce {
             return false;
         }
-        if address(key, &mut call.head, &self.ex.authority).is_err() {
+        if address(&key, &mut call.head, &self.ex.authority).is_err() {
             return false;
         }
-        (call.key, call.upload) = (key.clone(), call.upload.again());
+        (call.key, call.upload) = (key, call.upload.again());
         true
     }
 

@@ -99,6 +99,14 @@ impl Endpoint {
         }
     }
 
+    /// The host alone, as a certificate names it.
+    pub(crate) fn host(&self) -> Arc<str> {
+        match self {
+            Self::Address(address) => address.ip().to_string().into(),
+            Self::Name(host, _) => Arc::clone(host),
+        }
+    }
+
     /// Reads `host:port`, `[v6]:port` or a host alone, which gets the default port. Nothing if there is a colon without a port.
     pub(crate) fn parse(authority: &http::uri::Authority, default_port: u16) -> Option<Self> {
         let host = authority.host();
@@ -131,7 +139,7 @@ pub(crate) enum Protocol {
 pub(crate) struct Key {
     /// Where.
     pub(crate) endpoint: Endpoint,
-    /// How.
+    /// How. Before an upstream under TLS has been asked it is HTTP/1.1: in that form its requests are kept.
     pub(crate) protocol: Protocol,
     /// Under TLS; the protocol is then the upstream's choice, see [`connect::Connector::protocol`].
     pub(crate) tls: Option<Origination>,

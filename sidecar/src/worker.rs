@@ -48,6 +48,7 @@ pub(crate) struct Pod {
     pub(crate) connector: Arc<Connector>,
     pub(crate) standing: Arc<Standing>,
     pub(crate) tls: tls::Metrics,
+    pub(crate) originations: Arc<tls::Originations>,
     pub(crate) speakers: Arc<Speakers>,
     pub(crate) own: Arc<Own>,
     pub(crate) via: Arc<Vias>,
@@ -74,6 +75,10 @@ pub(crate) struct Worker {
     pub(crate) drain: drain::Handle,
     pub(crate) connector: Arc<Connector>,
     pub(crate) tls: tls::Metrics,
+    /// TLS with upstreams that no listener names.
+    pub(crate) originations: Arc<tls::Originations>,
+    /// Its handshakes with clients.
+    pub(crate) turns: tls::Turns,
     /// Who speaks first where.
     pub(crate) speakers: Arc<Speakers>,
     pub(crate) via: Arc<Vias>,
@@ -119,7 +124,15 @@ pub(crate) struct Workers {
 
 struct Seat {
     open: Arc<AtomicUsize>,
-    arrivals: mpsc::UnboundedSender<(net::TcpStream, Arrival, Busy)>,
+    arrivals: mpsc::UnboundedSender<(Socket, Arrival, Busy)>,
+}
+
+/// What a client came by.
+pub(crate) enum Socket {
+    Tcp(net::TcpStream),
+    /// A handshake that has begun, and what counts it as under way.
+    #[cfg(feature = "http3")]
+    Quic(Box<quinn::Incoming>, Arc<()>),
 }
 
 /// A connection that a worker is busy with.
@@ -139,12 +152,12 @@ impl Workers {
     }
 
     /// Hands a socket over. The queue needs no bound of its own: the listeners bound the connections of the pod.
-    pub(crate) fn serve(&self, stream: net::TcpStream, arrival: Arrival) {
+    pub(crate) fn serve(&self, socket: Socket, arrival: Arrival) {
         let least = self.workers.iter().min_by_key(|seat| seat.open.load(Ordering::Relaxed));
         let Some(seat) = least else { return };
         seat.open.fetch_add(1, Ordering::Relaxed);
         // A worker that is gone drops the socket, and so closes it.
-        let _ = seat.arrivals.send((stream, arrival, Busy(Arc::clone(&seat.open))));
+        let _ = seat.arrivals.send((socket, arrival, Busy(Arc::clone(&seat.open))));
     }
 }
 
@@ -166,25 +179,46 @@ impl Seat {
     }
 }
 
-async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
+async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(Socket, Arrival, Busy)>) {
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
     tokio::task::spawn_local(Rc::clone(&pool).keep());
     pod.metrics.tasks.watch(Handle::current());
-    let Pod { config, metrics, limiter, drain, connector, standing, tls, speakers, via, .. } = pod;
+    let Pod { config, metrics, limiter, drain, connector, standing, tls, originations, speakers, via, .. } = pod;
     let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
-    let worker =
-        Rc::new(Worker { config, metrics, limiter, drain, connector, tls, speakers, via, pool, seen, balancer, meter, date });
-    while let Some((stream, arrival, busy)) = incoming.recv().await {
-        match tokio::net::TcpStream::from_std(stream) {
-            Ok(stream) => {
-                let worker = Rc::clone(&worker);
-                tokio::task::spawn_local(async move {
-                    connection::serve(worker, stream, arrival).await;
-                    drop(busy);
-                });
-            }
-            Err(error) => tracing::warn!(%error, "A socket could not be registered."),
+    let worker = Rc::new(Worker {
+        config,
+        metrics,
+        limiter,
+        drain,
+        connector,
+        tls,
+        originations,
+        turns: tls::Turns::default(),
+        speakers,
+        via,
+        pool,
+        seen,
+        balancer,
+        meter,
+        date,
+    });
+    while let Some((socket, arrival, busy)) = incoming.recv().await {
+        let worker = Rc::clone(&worker);
+        match socket {
+            Socket::Tcp(stream) => match tokio::net::TcpStream::from_std(stream) {
+                Ok(stream) => spawn(connection::serve(worker, stream, arrival), busy),
+                Err(error) => tracing::warn!(%error, "A socket could not be registered."),
+            },
+            #[cfg(feature = "http3")]
+            Socket::Quic(incoming, shaking) => spawn(connection::quic::serve(worker, incoming, shaking, arrival), busy),
         }
     }
+}
+
+fn spawn(served: impl Future<Output = ()> + 'static, busy: Busy) {
+    tokio::task::spawn_local(async move {
+        served.await;
+        drop(busy);
+    });
 }

@@ -13,10 +13,6 @@ pub(crate) const HOST_PATTERN: &str = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.
 /// Pattern of a network.
 pub(crate) const CIDR_PATTERN: &str = "^[0-9a-fA-F:.]+/[0-9]{1,3}$";
 
-/// Pattern of an upstream in clear.
-pub(crate) const CLEAR_UPSTREAM_PATTERN: &str =
-    r"^(http|h2c)://([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?/?$";
-
 /// Pattern of an upstream.
 pub(crate) const UPSTREAM_PATTERN: &str =
     r"^(http|h2c|https)://([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?/?$";

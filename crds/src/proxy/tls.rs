@@ -68,7 +68,7 @@ pub struct Certificate {
 }
 
 /// Certificates of CAs, in PEM. They are read again when they change.
-#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 #[schemars(extend("x-kubernetes-validations" = [FILE_OR_SECRET]))]
 #[serde(rename_all = "camelCase")]
 pub struct CaBundle {
@@ -91,7 +91,7 @@ pub struct SecretRef {
 }
 
 /// TLS to an upstream of `https://`.
-#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UpstreamTls {
     /// The name that is asked for (SNI) and that the upstream's certificate must have. Default: the upstream's host.
@@ -123,7 +123,7 @@ impl ListenerTls {
 }
 
 impl UpstreamTls {
-    pub(super) fn check(&self, at: &FieldPath, problems: &mut Problems) {
+    pub(crate) fn check(&self, at: &FieldPath, problems: &mut Problems) {
         if let Some(name) = self.server_name.as_ref().filter(|name| name.starts_with("*.")) {
             problems
                 .add(&at.field("serverName"), format!("{name} is a pattern: write one name, which the certificate must have"));

@@ -8,7 +8,7 @@ use regex_automata::meta::Regex;
 use serde_json::{Map, Value};
 
 use crate::{
-    check::{CIDR_PATTERN, CLEAR_UPSTREAM_PATTERN, HOST_PATTERN, NAME, QUANTITY_PATTERN, UPSTREAM_PATTERN},
+    check::{CIDR_PATTERN, HOST_PATTERN, NAME, QUANTITY_PATTERN, UPSTREAM_PATTERN},
     problems::{FieldPath, Problems},
     scalar::Duration,
     schema::definitions,
@@ -182,7 +182,6 @@ fn meaning(pattern: &str) -> &'static str {
         Duration::PATTERN => "; write a duration such as 500ms, 15s or 1m30s",
         NAME => "; write lower-case letters, digits and -",
         HOST_PATTERN => "; write a host in lower case, without a port, such as shop.example.org or *.example.org",
-        CLEAR_UPSTREAM_PATTERN => "; write http://HOST:PORT, or h2c://HOST:PORT for HTTP/2 in clear",
         UPSTREAM_PATTERN => "; write http://HOST:PORT, https://HOST:PORT, or h2c://HOST:PORT for HTTP/2 in clear",
         CIDR_PATTERN => "; write address/prefix length, such as 10.0.0.0/8",
         QUANTITY_PATTERN => "; write a quantity such as 500m, 2, 64Mi or 1Gi",

@@ -62,8 +62,9 @@ pub(super) async fn serve(connection: Rc<Connection>, mut stream: Stream, ahead:
     (parts.method, parts.uri, parts.version, parts.headers) = (Method::CONNECT, target, Version::HTTP_11, HeaderMap::new());
     let present = Present::of(&parts.headers);
     let (switch, switched) = oneshot::channel();
+    let switched = Some(Switch::Http1(switched));
     let request =
-        pipeline::Request { parts: Box::new(parts), present, body: ClientBody::Empty, switch: Some(Switch::Http1(switched)) };
+        pipeline::Request { parts: Box::new(parts), present, body: ClientBody::Empty, switch: switched, interims: None };
     let response = pipeline::serve(connection, request).await;
     if response.status().is_success() {
         let _ = switch.send(ReadAhead::new(ahead, stream)); // the tunnel may be gone with its upstream

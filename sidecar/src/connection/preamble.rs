@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
+use http::HeaderValue;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::read_more;
@@ -21,6 +22,8 @@ pub(crate) struct Preamble {
     pub(crate) proxy_protocol: bool,
     /// TLS with the clients.
     pub(crate) tls: Option<Arc<Terminator>>,
+    /// What answers say of HTTP/3.
+    pub(crate) alternative: Option<HeaderValue>,
 }
 
 /// Reads the header of the PROXY protocol: who the client is, if that says so. What follows it is left in `ahead`. The error is the

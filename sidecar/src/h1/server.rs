@@ -5,14 +5,14 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures::future::{Fuse, FusedFuture as _, FutureExt as _};
-use http::{HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -112,7 +112,11 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Pa
         let mut answer = pin!(pipeline::serve(Rc::clone(connection), request));
         poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Some(response)),
-            Poll::Pending => client.socket.borrow_mut().poll_left(cx).map(|()| None),
+            Poll::Pending => {
+                let mut socket = client.socket.borrow_mut();
+                socket.flush_interims(cx);
+                socket.poll_left(cx).map(|()| None)
+            }
         })
         .await
     };
@@ -151,7 +155,9 @@ impl Client {
         } else {
             ClientBody::Http1(RequestBody { client: Rc::clone(self), number, ended: false })
         };
-        (pipeline::Request { parts, present, body, switch: switched.map(Switch::Http1) }, asked)
+        // Who speaks HTTP/1.0 knows none (RFC 9110, section 15.2).
+        let interims = (*version == Version::HTTP_11).then(|| Interims { client: Rc::downgrade(self), number });
+        (pipeline::Request { parts, present, body, switch: switched.map(Switch::Http1), interims }, asked)
     }
 
     /// Writes an answer. An error if the client does not take it, or its body broke off.
@@ -320,6 +326,19 @@ fn framing_of(body: &Flow, bodiless: bool, version: Version) -> Framing {
         Some(length) => Framing::Length(length),
         None if version == Version::HTTP_11 => Framing::Chunked,
         None => Framing::Close,
+    }
+}
+
+/// Where the interim answers to a request go.
+pub(crate) struct Interims {
+    client: Weak<Client>,
+    number: u64,
+}
+
+impl Interims {
+    /// Passes one on; false if the client can't take it now, or does not wait any more.
+    pub(crate) fn pass(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        self.client.upgrade().is_some_and(|client| client.socket.borrow_mut().interim(self.number, status, headers))
     }
 }
 

@@ -8,13 +8,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::request::Parts;
+use http::{HeaderMap, StatusCode, request::Parts};
 use http_body::Frame;
 use tokio::{io::AsyncWrite as _, time::Instant};
 
 use super::{
     chunked::{BadChunk, Decoder, Found},
-    encode::Outbox,
+    encode::{self, Outbox},
     framing::Framing,
     head::{BadHead, Reader, skip_empty_lines},
 };
@@ -30,7 +30,7 @@ const BODY_ROOM: usize = 64 << 10;
 const AHEAD: usize = 64 << 10;
 
 /// How long the head of a request may take, from its first byte.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a client may keep a connection without a request. Longer than the pools of usual clients, so that they close first:
 /// a request that meets a closing connection is lost.
@@ -90,8 +90,8 @@ pub(crate) struct Socket {
     owes_continue: bool,
     /// Somebody may still read the body of the request.
     wanted: bool,
-    /// A `100 (Continue)` is in the outbox.
-    continues: bool,
+    /// Interim answers are in the outbox.
+    interims: bool,
     /// Who waits for the end of the body to watch the client.
     watcher: Option<Waker>,
     /// The client's FIN has come.
@@ -111,7 +111,7 @@ impl Socket {
             request: 0,
             owes_continue: false,
             wanted: false,
-            continues: false,
+            interims: false,
             watcher: None,
             closed: false,
             timer: Timer::default(),
@@ -219,12 +219,9 @@ impl Socket {
     pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BadBody>>> {
         if std::mem::take(&mut self.owes_continue) {
             self.outbox.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            self.continues = true;
+            self.interims = true;
         }
-        // Not what belongs to an answer: whoever writes that has to be woken for it. A failure shows when the client is read from.
-        if self.continues && self.outbox.poll_flush(cx, &mut self.stream, &mut 0).is_ready() {
-            self.continues = false;
-        }
+        self.flush_interims(cx);
         loop {
             match self.take_body() {
                 Ok(Some(frame)) => {
@@ -287,9 +284,28 @@ impl Socket {
         Poll::Pending
     }
 
+    /// Takes an interim answer to the request of that number, unless the client takes nothing at the moment.
+    pub(super) fn interim(&mut self, request: u64, status: StatusCode, headers: &HeaderMap) -> bool {
+        if !self.serves(request) || !self.outbox.has_room() {
+            return false;
+        }
+        encode::response(self.outbox.head(), status, headers);
+        self.outbox.head().extend_from_slice(b"\r\n");
+        self.interims = true;
+        true
+    }
+
+    /// Writes interim answers as far as the client takes them. Not what belongs to the final one: whoever writes that has to be woken for it. A
+    /// failure shows when the client is read from.
+    pub(super) fn flush_interims(&mut self, cx: &mut Context<'_>) {
+        if self.interims && self.outbox.poll_flush(cx, &mut self.stream, &mut 0).is_ready() {
+            self.interims = false;
+        }
+    }
+
     /// The answer begins: whoever still waits for a `100 (Continue)` will not get one. True if the client was left waiting.
     pub(super) fn refuse_continue(&mut self) -> bool {
-        self.continues = false;
+        self.interims = false;
         std::mem::take(&mut self.owes_continue)
     }
 

@@ -1,8 +1,10 @@
-//! What a request over HTTP/2 must be beyond what the library asks (RFC 9113, section 8). The library refuses, with a reset of the
-//! stream, pseudo-header fields that are absent, doubled, unknown or late, fields of the connection, upper-case names, and bodies that
+//! What a request over HTTP/2 or HTTP/3 must be beyond what the library asks (RFC 9113, section 8; RFC 9114, section 4). That of HTTP/2 refuses,
+//! with a reset of the stream, pseudo-header fields that are absent, doubled, unknown or late, fields of the connection, upper-case names, and bodies that
 //! are not as long as announced.
 
-use http::{HeaderMap, Method, header, request::Parts, uri::Scheme};
+use http::{HeaderMap, Method, Version, header, request::Parts, uri::Scheme};
+
+use crate::fields::Present;
 
 /// Says what is wrong with a request.
 pub(crate) fn check(parts: &Parts) -> Result<(), &'static str> {
@@ -16,7 +18,21 @@ pub(crate) fn check(parts: &Parts) -> Result<(), &'static str> {
     if !is_target_of(&parts.method, uri.path_and_query().map_or("", |target| target.as_str())) {
         return Err("the :path does not begin with a slash, or has characters that no path has");
     }
+    if parts.version == Version::HTTP_3 {
+        check_connection(&parts.headers)?;
+    }
     check_fields(&parts.headers)
+}
+
+/// Fields of a connection, which the library of HTTP/3 lets pass.
+pub(crate) fn check_connection(headers: &HeaderMap) -> Result<(), &'static str> {
+    let present = Present::of(headers);
+    let forbidden = Present::CONNECTION.and(Present::TRANSFER_ENCODING).and(Present::UPGRADE).and(Present::HOP);
+    let te = || headers.get_all(header::TE).iter().any(|te| te != "trailers");
+    if present.any(forbidden) || (present.any(Present::TE) && te()) {
+        return Err("the request has fields of a connection");
+    }
+    Ok(())
 }
 
 /// Whether a path has the form that its method allows, and can be written on one line of HTTP/1.

@@ -26,6 +26,10 @@ impl<T> ReadAhead<T> {
     pub(crate) fn new(ahead: Bytes, inner: T) -> Self {
         Self { ahead, inner }
     }
+
+    pub(crate) fn get_ref(&self) -> &T {
+        &self.inner
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {

@@ -12,12 +12,13 @@ use arc_swap::ArcSwap;
 use crds::{
     check::{self, UpstreamScheme},
     policy::Direction,
-    proxy::{Listener as ListenerSpec, ProxyProtocol},
+    proxy::{Http3, Listener as ListenerSpec, ProxyProtocol, UpstreamTls},
 };
+use http::HeaderValue;
 use rustls::ServerConfig;
 use tokio::task::JoinHandle;
 
-use super::{Acceptor, Listening, Mode};
+use super::{Acceptor, Listening, Mode, quic::Quic};
 use crate::{
     connection::Preamble,
     tls::{Leaf, Origination, Read, Reader, Secrets, Terminator, TicketKeys, TlsError, server_config},
@@ -37,11 +38,28 @@ pub(crate) struct Explicit {
 struct OpenListener {
     spec: ListenerSpec,
     address: SocketAddr,
-    upstream: Option<Arc<ArcSwap<Key>>>,
+    target: Target,
     tls: Option<Tls>,
+    quic: Option<Quic>,
     /// The files of its certificates as they are in force.
     read: Read,
     task: JoinHandle<()>,
+}
+
+/// Where the requests of a listener go; it follows the configuration.
+enum Target {
+    Upstream(Arc<ArcSwap<Key>>),
+    /// The hosts that they name, with this TLS to those of `https`.
+    Hosts(Arc<ArcSwap<UpstreamTls>>),
+}
+
+impl Target {
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Upstream(upstream) => Mode::Reverse(Arc::clone(upstream)),
+            Self::Hosts(tls) => Mode::Forward(Arc::clone(tls)),
+        }
+    }
 }
 
 /// The TLS of a listener, and what is kept from one certificate to the next.
@@ -70,6 +88,14 @@ pub(crate) enum ListenError {
         /// What is wrong.
         source: TlsError,
     },
+    /// A second upstream can't be spoken to.
+    #[error("failover of {rule}: {source}")]
+    Second {
+        /// `namespace/policy/rule`.
+        rule: String,
+        /// What is wrong.
+        source: TlsError,
+    },
     /// The system refused.
     #[error("could not listen on {address}")]
     Bind {
@@ -84,6 +110,21 @@ impl ListenError {
     /// Whether it may go well later, although no document changes.
     pub(crate) fn may_pass(&self) -> bool {
         !matches!(self, Self::Spec { .. })
+    }
+}
+
+/// Who names the TLS of upstreams.
+enum Named<'a> {
+    Rule(&'a str),
+    Listener(&'a str),
+}
+
+impl Named<'_> {
+    fn error(&self, source: TlsError) -> ListenError {
+        match self {
+            Self::Rule(rule) => ListenError::Second { rule: (*rule).to_owned(), source },
+            Self::Listener(name) => ListenError::Tls { name: (*name).to_owned(), source },
+        }
     }
 }
 
@@ -112,11 +153,21 @@ impl Explicit {
         .collect()
     }
 
-    /// Opens the listeners of `specs` that are not open, and puts what has changed of the others in force. What can't be opened is
-    /// reported; the others are served, as before if need be.
-    pub(crate) fn open(&mut self, specs: &[ListenerSpec]) -> Vec<ListenError> {
+    /// Opens the listeners of `specs` that are not open, and puts what has changed of the others in force, and of the TLS with `seconds`, the
+    /// second upstreams of rules. What can't be opened is reported; the others are served, as before if need be.
+    pub(crate) fn open<'a>(
+        &mut self,
+        specs: &'a [ListenerSpec],
+        seconds: impl Iterator<Item = (&'a Arc<str>, &'a UpstreamTls)>,
+    ) -> Vec<ListenError> {
         self.files.clear();
-        let errors = specs.iter().filter_map(|spec| self.open_or_update(spec).err()).collect();
+        let mut errors: Vec<_> = specs.iter().filter_map(|spec| self.open_or_update(spec).err()).collect();
+        let seconds = seconds.map(|(rule, tls)| (Named::Rule(rule), tls));
+        let forward = specs.iter().filter(|spec| spec.upstream.is_none());
+        let forward = forward.filter_map(|spec| Some((Named::Listener(&spec.name), spec.upstream_tls.as_ref()?)));
+        let originations = &self.acceptor.pod.originations;
+        errors.extend(originations.follow(seconds.chain(forward)).into_iter().map(|(named, source)| named.error(source)));
+        self.files.extend(originations.files());
         for open in &self.open {
             self.acceptor.pod.tls.expiries(&open.spec.name, &[], &open.leaves());
         }
@@ -145,10 +196,15 @@ impl Explicit {
                     tracing::info!(listener = spec.name, "Its certificates are in force.");
                     metrics.reloaded(true);
                 }
-                if let (Some(current), Some(upstream)) = (&open.upstream, built.upstream) {
-                    current.store(Arc::new(upstream));
+                match (&open.target, built.upstream) {
+                    (Target::Upstream(current), Some(upstream)) => current.store(Arc::new(upstream)),
+                    (Target::Hosts(current), _) => current.store(Arc::new(spec.upstream_tls.clone().unwrap_or_default())),
+                    (Target::Upstream(_), None) => {}
                 }
                 if let (Some(tls), Some((config, leaves, tickets))) = (&mut open.tls, built.tls) {
+                    if let Some(quic) = &open.quic {
+                        quic.replace(&config);
+                    }
                     tls.terminator.replace(config);
                     metrics.expiries(&open.spec.name, &tls.leaves, &[]); // under its name of before
                     (tls.leaves, tls.tickets) = (leaves, tickets);
@@ -171,22 +227,34 @@ impl Explicit {
             return Err(wrong("without an upstream it is a forward proxy, and needs direction Outbound".to_owned()));
         }
         let pod = &self.acceptor.pod;
+        let quic_config = built.tls.as_ref().filter(|_| spec.http3 == Http3::Enabled).map(|(config, ..)| config.clone());
+        if quic_config.is_some() && !Quic::SPOKEN {
+            return Err(wrong("this build speaks no HTTP/3: it needs the cargo feature http3".to_owned()));
+        }
         let tls = built.tls.map(|(config, leaves, tickets)| {
             let terminator = Terminator::new(config, pod.tls.clone());
             Tls { terminator, leaves, tickets }
         });
-        let upstream = built.upstream.map(|upstream| Arc::new(ArcSwap::from_pointee(upstream)));
-        let mode = upstream.clone().map_or(Mode::Forward, Mode::Reverse);
+        let target = match built.upstream {
+            Some(upstream) => Target::Upstream(Arc::new(ArcSwap::from_pointee(upstream))),
+            None => Target::Hosts(Arc::new(ArcSwap::from_pointee(spec.upstream_tls.clone().unwrap_or_default()))),
+        };
+        let mode = target.mode();
         let proxy_protocol = spec.proxy_protocol == ProxyProtocol::Required;
-        let preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)) };
+        let preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)), alternative: None };
         let wanted = SocketAddr::new(ip, port);
         let refused = |source| ListenError::Bind { address: wanted, source };
-        let listening = Listening::explicit(wanted, spec.direction, mode, preamble).map_err(refused)?;
+        let mut listening = Listening::explicit(wanted, spec.direction, mode.clone(), preamble).map_err(refused)?;
         let address = listening.address().map_err(refused)?;
+        let quic = quic_config.map(|config| Quic::open(&self.acceptor, address, spec.direction, mode, &config)).transpose();
+        let quic = quic.map_err(refused)?;
+        if quic.is_some() {
+            listening.preamble.alternative = HeaderValue::try_from(format!("h3=\":{}\"; ma=86400", address.port())).ok();
+        }
         pod.own.add(address);
         tracing::info!(listener = spec.name, %address, tls = tls.is_some(), "Listening.");
         let task = tokio::spawn(self.acceptor.clone().accept(listening));
-        let open = OpenListener { spec: spec.clone(), address, upstream, tls, read: built.read, task };
+        let open = OpenListener { spec: spec.clone(), address, target, tls, quic, read: built.read, task };
         self.open.push(open);
         Ok(())
     }
@@ -209,7 +277,8 @@ impl Explicit {
             return Key::parse_in_clear(text).map_err(wrong);
         }
         let metrics = self.acceptor.pod.tls.clone();
-        let tls = Origination::new(&address.host, spec.upstream_tls.as_ref(), reader, metrics);
+        let settings = spec.upstream_tls.clone().unwrap_or_default();
+        let tls = Origination::new(&address.host, &settings, reader, metrics);
         let tls = tls.map_err(|source| ListenError::Tls { name: spec.name.clone(), source })?;
         Ok(Key { endpoint: Endpoint::of(&address.host, address.port), protocol: Protocol::Http1, tls: Some(tls) })
     }
@@ -236,7 +305,7 @@ fn tls(
 impl OpenListener {
     fn continues_as(&self, spec: &ListenerSpec) -> bool {
         let place = |spec: &ListenerSpec| {
-            let kind = (spec.direction, spec.upstream.is_some(), spec.tls.is_some(), spec.proxy_protocol);
+            let kind = (spec.direction, spec.upstream.is_some(), spec.tls.is_some(), spec.proxy_protocol, spec.http3);
             (spec.address.clone(), spec.port, kind)
         };
         place(&self.spec) == place(spec)

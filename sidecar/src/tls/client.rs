@@ -13,17 +13,20 @@ use std::{
 use bytes::Bytes;
 use crds::proxy::UpstreamTls;
 use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, sign::SingleCertAndKey};
-use tokio::{net::TcpStream, sync::Mutex};
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 
 use super::{
     H2, HTTP1, Metrics, failure,
     load::{Reader, TlsError, system_roots},
-    provider, success,
+    provider,
+    question::Questions,
+    success,
 };
 use crate::{
+    error::ForwardError,
     io::{ReadAhead, Stream},
-    upstream::Protocol,
+    upstream::{Endpoint, Protocol},
 };
 
 /// Sessions that are kept to be resumed.
@@ -36,14 +39,19 @@ pub(crate) struct Origination(Arc<Inner>);
 
 struct Inner {
     name: ServerName<'static>,
+    offers: Offers,
+    /// What the upstream chose when it was asked: the servers of one upstream are alike, unless one of them shows otherwise.
+    known: AtomicU8,
+    questions: Questions,
+    metrics: Metrics,
+}
+
+/// The configurations of handshakes that a document asks for, by what is offered in them.
+#[derive(Clone)]
+pub(super) struct Offers {
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
     either: Arc<ClientConfig>,
-    /// What the upstream chose when it was asked.
-    known: AtomicU8,
-    /// Held by whoever asks it.
-    asking: Mutex<()>,
-    metrics: Metrics,
 }
 
 const UNKNOWN: u8 = 0;
@@ -59,17 +67,8 @@ pub(crate) enum Offer {
     Either,
 }
 
-impl Origination {
-    /// TLS to a host as a document asks for it.
-    pub(crate) fn new(
-        host: &str,
-        tls: Option<&UpstreamTls>,
-        reader: &mut Reader<'_>,
-        metrics: Metrics,
-    ) -> Result<Self, TlsError> {
-        let settings = tls.cloned().unwrap_or_default();
-        let name = settings.server_name.as_deref().unwrap_or(host);
-        let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
+impl Offers {
+    pub(super) fn read(settings: &UpstreamTls, reader: &mut Reader<'_>) -> Result<Self, TlsError> {
         let roots = settings.ca.as_ref().map_or_else(system_roots, |bundle| reader.roots(bundle))?;
         let builder = ClientConfig::builder_with_provider(provider());
         let builder = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots);
@@ -86,15 +85,26 @@ impl Origination {
             config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
             Arc::new(config)
         };
-        Ok(Self(Arc::new(Inner {
-            name,
-            http1: offering(&[HTTP1]),
-            http2: offering(&[H2]),
-            either: offering(&[H2, HTTP1]),
-            known: AtomicU8::new(UNKNOWN),
-            asking: Mutex::new(()),
-            metrics,
-        })))
+        Ok(Self { http1: offering(&[HTTP1]), http2: offering(&[H2]), either: offering(&[H2, HTTP1]) })
+    }
+}
+
+impl Origination {
+    /// TLS to a host as a document asks for it.
+    pub(crate) fn new(host: &str, settings: &UpstreamTls, reader: &mut Reader<'_>, metrics: Metrics) -> Result<Self, TlsError> {
+        Self::with(settings.server_name.as_deref().unwrap_or(host), Offers::read(settings, reader)?, metrics)
+    }
+
+    /// TLS to who has this name.
+    pub(super) fn with(name: &str, offers: Offers, metrics: Metrics) -> Result<Self, TlsError> {
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
+        let (known, questions) = (AtomicU8::new(UNKNOWN), Questions::default());
+        Ok(Self(Arc::new(Inner { name, offers, known, questions, metrics })))
+    }
+
+    /// Whether anybody else holds it, as open connections do.
+    pub(super) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     /// What the upstream chose, if it was asked.
@@ -106,17 +116,26 @@ impl Origination {
         }
     }
 
-    /// Waits until nobody else asks the upstream.
-    pub(crate) async fn asking(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.0.asking.lock().await
+    /// What a server of the upstream answers when it is asked, by `ask` if nobody asks it already. An error without a cause: not before the
+    /// deadline.
+    pub(crate) async fn answer<F>(
+        &self,
+        endpoint: &Endpoint,
+        deadline: Instant,
+        ask: impl Fn() -> F,
+    ) -> Result<Protocol, Option<ForwardError>>
+    where
+        F: Future<Output = Result<Protocol, ForwardError>> + 'static,
+    {
+        self.0.questions.answer(endpoint, deadline, ask).await
     }
 
     /// Shakes hands. What the upstream chose among both protocols is remembered until it refuses one of them.
     pub(crate) async fn connect(&self, socket: TcpStream, offer: Offer) -> io::Result<Stream> {
         let config = match offer {
-            Offer::Only(Protocol::Http1) => &self.0.http1,
-            Offer::Only(Protocol::Http2) => &self.0.http2,
-            Offer::Either => &self.0.either,
+            Offer::Only(Protocol::Http1) => &self.0.offers.http1,
+            Offer::Only(Protocol::Http2) => &self.0.offers.http2,
+            Offer::Either => &self.0.offers.either,
         };
         let connector = TlsConnector::from(Arc::clone(config));
         let connected = connector.connect(self.0.name.clone(), ReadAhead::new(Bytes::new(), socket)).await;

@@ -50,13 +50,14 @@ pub(crate) fn read(bytes: &[u8]) -> Hello {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
     use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
 
     use super::*;
 
-    fn hello(name: &'static str) -> Vec<u8> {
+    /// The first message of a client that asks for a host.
+    pub(crate) fn hello(name: &'static str) -> Vec<u8> {
         let config = ClientConfig::builder_with_provider(super::super::provider()).with_safe_default_protocol_versions().unwrap();
         let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
         let mut client = ClientConnection::new(config.into(), ServerName::try_from(name).unwrap()).unwrap();

@@ -1,6 +1,6 @@
 //! TLS with the clients of a listener.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -8,22 +8,26 @@ use crds::proxy::{ListenerTls, TlsVersion};
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs::Ticketer,
-    server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier},
+    server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
+use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
-    H2, HTTP1, Metrics, failure,
+    H2, HTTP1, Metrics, Turns, failure,
     load::{Leaf, Reader, TlsError},
     provider, success,
 };
 use crate::io::{ReadAhead, Stream};
 
-/// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a handshake may take, its turn included.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Why a handshake was refused for want of room.
+pub(crate) const SHED: &str = "tls_handshake_limit";
 
 /// The TLS of one listener. New connections take the newest configuration; open ones keep theirs.
 pub(crate) struct Terminator {
@@ -50,12 +54,17 @@ impl Terminator {
         self.config.store(Arc::new(config));
     }
 
-    /// Shakes hands, in time. What came of it is counted here; the error is the reason that is counted beside. Nothing if the client
-    /// left, as health checks do.
-    pub(crate) async fn accept(&self, socket: TcpStream, ahead: Bytes) -> Result<Option<(Stream, Chosen)>, &'static str> {
-        let acceptor = TlsAcceptor::from(self.config.load_full());
-        let (result, outcome) = match timeout(HANDSHAKE, acceptor.accept(ReadAhead::new(ahead, socket))).await {
-            Ok(Ok(stream)) => {
+    /// Shakes hands, in time and in turn. What came of it is counted here; the error is the reason that is counted beside. Nothing if the
+    /// client left, as health checks do.
+    pub(crate) async fn accept(
+        &self,
+        socket: TcpStream,
+        ahead: Bytes,
+        turns: &Turns,
+    ) -> Result<Option<(Stream, Chosen)>, &'static str> {
+        let (result, outcome) = match timeout(HANDSHAKE, self.shake(ReadAhead::new(ahead, socket), turns)).await {
+            Ok(Ok(None)) => ("shed", Err(SHED)),
+            Ok(Ok(Some(stream))) => {
                 let session = stream.get_ref().1;
                 let chosen = match session.alpn_protocol() {
                     Some(H2) => Chosen::Http2,
@@ -73,6 +82,19 @@ impl Terminator {
         };
         self.metrics.handshake("client", result);
         outcome
+    }
+
+    /// Nothing if the worker has too many to shake hands with.
+    async fn shake(&self, io: ReadAhead<TcpStream>, turns: &Turns) -> io::Result<Option<TlsStream<ReadAhead<TcpStream>>>> {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+        let Some(turn) = turns.take().await else {
+            // With a reset, so that nothing is kept of it.
+            let _ = SockRef::from(hello.io.get_ref()).set_linger(Some(Duration::ZERO));
+            return Ok(None);
+        };
+        let answered = hello.into_stream(self.config.load_full()); // what costs is done when this returns
+        drop(turn);
+        answered.await.map(Some)
     }
 }
 
@@ -184,13 +206,28 @@ mod tests {
         Terminator::new(config, Metrics::default())
     }
 
+    #[tokio::test]
+    async fn client_is_reset_when_too_many_wait() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        client.write_all(&crate::tls::hello::tests::hello("shop.example")).await.unwrap();
+        let turns = Turns::default();
+        let _turn = turns.take().await.unwrap();
+        let _waiting = turns.fill();
+        let outcome = terminator().accept(socket, Bytes::new(), &turns).await.map(|_| ());
+        assert_eq!(outcome, Err(SHED));
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn client_that_does_not_shake_hands_is_given_up() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let _silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (socket, _) = listener.accept().await.unwrap();
         let start = Instant::now();
-        let outcome = terminator().accept(socket, Bytes::new()).await.map(|_| ());
+        let outcome = terminator().accept(socket, Bytes::new(), &Turns::default()).await.map(|_| ());
         assert_eq!((outcome, start.elapsed()), (Err("tls_handshake_timeout"), HANDSHAKE));
     }
 }

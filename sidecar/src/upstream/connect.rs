@@ -68,20 +68,26 @@ impl Connector {
         }
     }
 
-    /// What is spoken with an upstream. One under TLS chooses; it is asked once, by a connection of its own.
-    pub(crate) async fn protocol(&self, key: &Key, limit: Duration) -> Result<Protocol, ForwardError> {
-        let Some(tls) = &key.tls else { return Ok(key.protocol) };
+    /// What is spoken with an upstream under TLS, which chooses. It is asked once, by a connection of its own.
+    pub(crate) async fn protocol(
+        self: &Arc<Self>,
+        key: &Key,
+        tls: &Origination,
+        limit: Duration,
+    ) -> Result<Protocol, ForwardError> {
         if let Some(known) = tls.known() {
             return Ok(known);
         }
         let deadline = Instant::now() + limit;
-        let too_late = || ForwardError::ConnectTimeout { upstream: key.endpoint.to_string(), limit };
-        let _asking = timeout_at(deadline, tls.asking()).await.map_err(|_| too_late())?;
-        if let Some(known) = tls.known() {
-            return Ok(known); // by whoever asked before
-        }
-        drop(Box::pin(self.open_tls(&key.endpoint, tls, Offer::Either, deadline, limit)).await?);
-        Ok(tls.known().unwrap_or(Protocol::Http1))
+        let ask = || {
+            let (connector, endpoint, tls) = (Arc::clone(self), key.endpoint.clone(), tls.clone());
+            async move {
+                drop(connector.open_tls(&endpoint, &tls, Offer::Either, deadline, limit).await?);
+                Ok(tls.known().unwrap_or(Protocol::Http1))
+            }
+        };
+        let answer = tls.answer(&key.endpoint, deadline, ask).await;
+        answer.map_err(|error| error.unwrap_or(ForwardError::ConnectTimeout { upstream: key.endpoint.to_string(), limit }))
     }
 
     async fn open_tls(

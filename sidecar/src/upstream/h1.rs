@@ -288,21 +288,21 @@ impl Lease {
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Poll::Ready(Ok(head));
                 }
-                self.interim(head.status)?;
+                self.interim(head)?;
             } else if !ready!(self.conn.poll_read(cx, HEAD_ROOM))? {
                 return Poll::Ready(Err(UpstreamError::Closed));
             }
         }
     }
 
-    fn interim(&mut self, status: StatusCode) -> Result<(), UpstreamError> {
+    fn interim(&mut self, head: ResponseHead) -> Result<(), UpstreamError> {
         self.interim += 1;
         if self.interim > MAX_INTERIM {
             return Err(UpstreamError::Interim);
         }
-        if status == StatusCode::CONTINUE
-            && let Some(permission) = self.upload.permission()
-        {
+        if head.status != StatusCode::CONTINUE {
+            self.upload.interim(head);
+        } else if let Some(permission) = self.upload.permission() {
             permission.give();
         }
         Ok(())

@@ -22,12 +22,12 @@ use tokio::{
 };
 
 use super::{
-    Key, Limits,
+    Key, Limits, Protocol,
     connect::Connector,
     h1::{H1, Watcher},
     h2::{Group, H2, Reserved},
 };
-use crate::{error::ForwardError, metrics::Raised};
+use crate::{error::ForwardError, metrics::Raised, tls::Origination};
 
 /// Requests that wait for a connection to one host, over all workers.
 const MAX_WAITING: usize = 1024;
@@ -161,6 +161,11 @@ impl Pool {
         let watch = Arc::new(Watch::default());
         caps.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&watch));
         Rc::new(Self { hosts: RefCell::default(), last: RefCell::default(), caps, connector, watch, open })
+    }
+
+    /// What an upstream under TLS chooses to speak.
+    pub(crate) async fn protocol(&self, key: &Key, tls: &Origination, limit: Duration) -> Result<Protocol, ForwardError> {
+        self.connector.protocol(key, tls, limit).await
     }
 
     /// The host of a key.

@@ -64,11 +64,7 @@ async fn upstream_that_does_not_accept_is_504() {
 
 #[tokio::test]
 async fn upstream_that_does_not_answer_is_504() {
-    let origin = Origin::scripted(|mut stream, _| async move {
-        read_head(&mut stream).await.unwrap();
-        let _ = stream.read_u8().await;
-    })
-    .await;
+    let origin = Origin::silent().await;
     let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| {
         settings.upstream.response_header_timeout = ms(100);
     });

@@ -112,6 +112,14 @@ impl Peer {
         peer
     }
 
+    /// A server that has read the preface and sent its settings; none if the client has left.
+    pub(crate) async fn accept(mut stream: TcpStream, settings: &[u8]) -> Option<Self> {
+        stream.read_exact(&mut [0; PREFACE.len()]).await.ok()?;
+        let mut peer = Self(stream);
+        peer.send(&frame(SETTINGS, 0, 0, settings)).await;
+        Some(peer)
+    }
+
     /// Sends bytes; the other end may be gone.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         timeout(LONG, self.0.write_all(bytes)).await.is_ok_and(|sent| sent.is_ok())

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::{
-    body::{Frame, Incoming},
+    body::{self, Incoming},
     client::conn::http2::SendRequest,
     service::service_fn,
 };
@@ -23,7 +23,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::support::{Origin, Proxy, eventually, field, ms, nobody, read_head};
+use crate::{
+    frames::{END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, Peer, RST_STREAM, block, frame},
+    support::{Origin, Proxy, eventually, field, ms, nobody, read_head},
+};
 
 async fn client(proxy: &Proxy) -> SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(proxy.address).await.unwrap();
@@ -44,7 +47,7 @@ async fn origin() -> SocketAddr {
                 let seen = format!("{} {} {:?}", request.method(), request.uri(), request.headers().get("te"));
                 let body = request.into_body().collect().await.unwrap().to_bytes();
                 let trailers = [("grpc-status".parse().unwrap(), "0".parse().unwrap())].into_iter().collect();
-                let frames = [Frame::data(Bytes::from(seen)), Frame::data(body), Frame::trailers(trailers)];
+                let frames = [body::Frame::data(Bytes::from(seen)), body::Frame::data(body), body::Frame::trailers(trailers)];
                 let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, Infallible>)));
                 Ok::<_, Infallible>(Response::new(body))
             });
@@ -298,34 +301,20 @@ async fn worker_without_a_connection_opens_one_though_the_cap_is_lower() {
     assert_eq!((first.response().await.text(), second.response().await.text()), ("ok", "ok"));
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
 /// An origin that reads frames of HTTP/2 and does with the n-th request what stands at n.
 async fn scripted(script: &'static [Does]) -> Origin {
     let requests = Arc::new(AtomicUsize::new(0));
-    Origin::scripted(move |mut stream, _| {
+    Origin::scripted(move |stream, _| {
         let requests = Arc::clone(&requests);
         async move {
-            stream.read_exact(&mut [0; 24]).await.unwrap();
-            stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
-            let mut head = [0; 9];
-            while stream.read_exact(&mut head).await.is_ok() {
-                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-                stream.read_exact(&mut vec![0; length as usize]).await.unwrap();
-                let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-                let answer = match head[3] {
-                    1 => match script[requests.fetch_add(1, Ordering::SeqCst)] {
-                        Does::Answer => frame(1, 5, id, &[0x88]), // :status 200, and the end
-                        Does::Refuse => frame(3, 0, id, &7_u32.to_be_bytes()),
-                        Does::Leave => frame(7, 0, 0, &[(id - 2).to_be_bytes(), 0_u32.to_be_bytes()].concat()),
-                    },
-                    4 if head[4] & 1 == 0 => frame(4, 1, 0, &[]),
-                    _ => continue,
+            let Some(mut peer) = Peer::accept(stream, &[]).await else { return };
+            while let Some(Frame { stream, .. }) = peer.next(&[HEADERS]).await {
+                let answer = match script[requests.fetch_add(1, Ordering::SeqCst)] {
+                    Does::Answer => frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&[(":status", "200")])),
+                    Does::Refuse => frame(RST_STREAM, 0, stream, &7_u32.to_be_bytes()),
+                    Does::Leave => frame(GOAWAY, 0, 0, &[(stream - 2).to_be_bytes(), 0_u32.to_be_bytes()].concat()),
                 };
-                stream.write_all(&answer).await.unwrap();
+                peer.send(&answer).await;
             }
         }
     })
@@ -362,34 +351,12 @@ async fn refused_request_whose_body_is_gone_is_not_sent_again() {
 }
 
 /// A body that the test feeds.
-type Fed = StreamBody<tokio_stream::wrappers::UnboundedReceiverStream<Result<Frame<Bytes>, Infallible>>>;
+type Fed = StreamBody<tokio_stream::wrappers::UnboundedReceiverStream<Result<body::Frame<Bytes>, Infallible>>>;
 
 #[tokio::test]
 async fn upload_of_a_stream_goes_on_while_its_download_pauses() {
     const LEN: usize = 4 << 20;
-    let (whole, uploaded) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
-    let told = (Arc::clone(&whole), Arc::clone(&uploaded));
-    let origin = Origin::scripted(move |stream, _| {
-        let (whole, uploaded) = (Arc::clone(&told.0), Arc::clone(&told.1));
-        async move {
-            let (mut read, mut write) = stream.into_split();
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                head.push(read.read_u8().await.unwrap());
-            }
-            let download = tokio::spawn(async move {
-                write.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {LEN}\r\n\r\n").as_bytes()).await.unwrap();
-                write.write_all(&vec![b'd'; LEN]).await.unwrap();
-                write
-            });
-            let mut upload = vec![0; LEN];
-            read.read_exact(&mut upload).await.unwrap();
-            uploaded.notify_one();
-            whole.notified().await;
-            download.await.unwrap();
-        }
-    })
-    .await;
+    let (origin, uploaded) = Origin::both_ways(LEN).await;
     let proxy = Proxy::before(origin.address);
     let stream = TcpStream::connect(proxy.address).await.unwrap();
     let (mut sender, connection) =
@@ -401,11 +368,10 @@ async fn upload_of_a_stream_goes_on_while_its_download_pauses() {
     let response = sender.send_request(request).await.unwrap();
     // The download has begun and fills its window; only now the upload comes.
     for _ in 0..LEN / 65536 {
-        feed.send(Ok(Frame::data(Bytes::from(vec![b'u'; 65536])))).unwrap();
+        feed.send(Ok(body::Frame::data(Bytes::from(vec![b'u'; 65536])))).unwrap();
     }
     drop(feed);
     tokio::time::timeout(crate::support::LONG, uploaded.notified()).await.expect("the upload to pass while nothing is read");
-    whole.notify_one();
     let body = tokio::time::timeout(crate::support::LONG, response.into_body().collect()).await.expect("all of it in time");
     assert_eq!(body.unwrap().to_bytes().len(), LEN);
 }

@@ -6,8 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     frames::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, PRIORITY, Peer, RST_STREAM, SETTINGS,
-        WINDOW_UPDATE, block, frame, get, request,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, Peer, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+        block, frame, get, request,
     },
     support::{LONG, Origin, Proxy, eventually, ms, read_head},
 };
@@ -170,15 +170,10 @@ async fn streams_that_the_proxy_has_to_reset_end_their_connection() {
 
 /// Plays an upstream over HTTP/2 once it has read a request.
 async fn upstream(settings: Vec<u8>, answer: Vec<u8>) -> Origin {
-    Origin::scripted(move |mut stream, _| {
+    Origin::scripted(move |stream, _| {
         let (settings, answer) = (settings.clone(), answer.clone());
         async move {
-            let mut preface = [0; PREFACE.len()];
-            if stream.read_exact(&mut preface).await.is_err() {
-                return;
-            }
-            let mut peer = Peer(stream);
-            peer.send(&frame(SETTINGS, 0, 0, &settings)).await;
+            let Some(mut peer) = Peer::accept(stream, &settings).await else { return };
             if peer.next(&[HEADERS]).await.is_some() {
                 peer.send(&answer).await;
                 while peer.next(&[GOAWAY]).await.is_some() {}

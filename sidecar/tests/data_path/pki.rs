@@ -3,7 +3,7 @@
 use std::{fs, future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crds::proxy::{CaBundle, Certificate, ListenerTls, TlsVersion};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::{
     ClientConfig, ProtocolVersion, RootCertStore, ServerConfig,
     crypto::aws_lc_rs::default_provider,
@@ -37,8 +37,18 @@ impl Pki {
 
     /// Writes a certificate for these hosts, and its key; whoever reads both in between finds them apart.
     pub(crate) fn issue(&self, name: &str, hosts: &[&str]) -> Certificate {
+        self.issue_with(name, hosts, |_| {})
+    }
+
+    /// Writes a certificate that is valid no more.
+    pub(crate) fn issue_expired(&self, name: &str, hosts: &[&str]) -> Certificate {
+        self.issue_with(name, hosts, |params| params.not_after = date_time_ymd(2001, 1, 1))
+    }
+
+    fn issue_with(&self, name: &str, hosts: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Certificate {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>()).unwrap();
+        let mut params = CertificateParams::new(hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>()).unwrap();
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();

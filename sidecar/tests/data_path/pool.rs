@@ -303,24 +303,7 @@ async fn idle_connection_is_closed_when_it_is_old() {
 #[tokio::test]
 async fn upload_goes_on_while_the_download_pauses() {
     const LEN: usize = 16 << 20;
-    let origin = Origin::scripted(|stream, _| async move {
-        let (mut read, mut write) = stream.into_split();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(read.read_u8().await.unwrap());
-        }
-        let download = tokio::spawn(async move {
-            write.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {LEN}\r\n\r\n").as_bytes()).await.unwrap();
-            for _ in 0..LEN / 65536 {
-                write.write_all(&[b'd'; 65536]).await.unwrap();
-            }
-            write
-        });
-        let mut upload = vec![0; LEN];
-        read.read_exact(&mut upload).await.unwrap();
-        download.await.unwrap();
-    })
-    .await;
+    let (origin, _) = Origin::both_ways(LEN).await;
     let proxy = Proxy::before(origin.address);
     let mut client = proxy.client().await;
     client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {LEN}\r\n\r\n")).await;
@@ -345,11 +328,7 @@ async fn requests_beyond_the_cap_wait_for_a_connection() {
 
 #[tokio::test]
 async fn waiting_for_a_connection_ends_with_503() {
-    let origin = Origin::scripted(|mut stream, _| async move {
-        read_head(&mut stream).await.unwrap();
-        let _ = stream.read_u8().await;
-    })
-    .await;
+    let origin = Origin::silent().await;
     let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| {
         settings.upstream.max_connections_per_host = 1;
         settings.upstream.connect_timeout = ms(100);
@@ -365,11 +344,7 @@ async fn waiting_for_a_connection_ends_with_503() {
 
 #[tokio::test]
 async fn limit_on_the_whole_request_bounds_the_wait_for_a_connection() {
-    let origin = Origin::scripted(|mut stream, _| async move {
-        read_head(&mut stream).await.unwrap();
-        let _ = stream.read_u8().await;
-    })
-    .await;
+    let origin = Origin::silent().await;
     let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| {
         settings.upstream.max_connections_per_host = 1;
         settings.upstream.connect_timeout = ms(600_000);

@@ -188,24 +188,6 @@ async fn long_body_that_nobody_read_ends_the_connection_and_is_never_a_request()
 }
 
 #[tokio::test]
-async fn interim_answers_are_passed_over_and_bounded() {
-    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
-    let few = format!("{}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", hints.repeat(3));
-    let many = hints.repeat(1000);
-    for (answer, status) in [(few, 200), (many, 502)] {
-        let origin = Origin::scripted(move |mut stream, _| {
-            let answer = answer.clone();
-            async move {
-                read_head(&mut stream).await.unwrap();
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        })
-        .await;
-        assert_eq!(Proxy::before(origin.address).ask(GET).await.status, status);
-    }
-}
-
-#[tokio::test]
 async fn answer_that_ends_with_its_connection_is_chunked_and_leaves_the_clients_connection_usable() {
     let proxy = Proxy::before(Origin::answering_once("HTTP/1.0 200 OK\r\n\r\nuntil the end").await.address);
     let mut client = proxy.client().await;

@@ -13,7 +13,7 @@ use std::{
 use crds::{
     plan::{AttachedPolicy, Attachment, Identity, ObjectRef, Plan, Position},
     policy::{Direction, PolicyRule},
-    proxy::{FetchrProxySpec, InterceptionMode, Listener, ProxyProtocol},
+    proxy::{FetchrProxySpec, Http3, InterceptionMode, Listener, ProxyProtocol},
     scalar,
 };
 use sidecar::{
@@ -26,6 +26,7 @@ use sidecar::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     time::{Instant, sleep, timeout},
 };
 
@@ -63,6 +64,11 @@ impl Proxy {
         Self::start(None, Direction::Outbound, 1, name_servers, |_| {})
     }
 
+    /// A forward proxy with other settings.
+    pub(crate) fn forward_with(change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+        Self::start(None, Direction::Outbound, 1, NameServers::System, change)
+    }
+
     /// In front of a name, for requests from the application, with other settings.
     pub(crate) fn to_name(upstream: &str, name_servers: NameServers, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
         Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, name_servers, change)
@@ -89,6 +95,7 @@ impl Proxy {
             direction,
             tls: None,
             proxy_protocol: ProxyProtocol::Disabled,
+            http3: Http3::Disabled,
             upstream,
             upstream_tls: None,
         }];
@@ -111,7 +118,7 @@ impl Proxy {
         Self { address, config, metrics, drain, settings, server }
     }
 
-    /// Puts rules in force for requests to the application.
+    /// Puts rules in force for the requests of the listener.
     pub(crate) fn apply(&self, rules: &str) {
         let rules: Vec<PolicyRule> = serde_json::from_str(rules).unwrap();
         self.config.replace(config(&self.settings, rules));
@@ -139,7 +146,7 @@ fn config(settings: &FetchrProxySpec, rules: Vec<PolicyRule>) -> Config {
     let policy = AttachedPolicy {
         policy: ObjectRef::new("shop", "test"),
         attachment: Attachment::Proxy,
-        direction: Direction::Inbound,
+        direction: settings.interception.listeners[0].direction,
         rules: rules.into(),
     };
     let plan = Plan { proxy: ObjectRef::new("shop", "web"), settings: settings.clone(), policies: vec![policy] };
@@ -341,6 +348,41 @@ impl Origin {
             }
         })
         .await
+    }
+
+    /// Reads one request on each connection, and never answers.
+    pub(crate) async fn silent() -> Self {
+        Self::scripted(|mut stream, _| async move {
+            read_head(&mut stream).await.unwrap();
+            let _ = stream.read_u8().await;
+        })
+        .await
+    }
+
+    /// Sends an answer of `len` bytes while it reads a body of as many, and tells when it has read all of that.
+    pub(crate) async fn both_ways(len: usize) -> (Self, Arc<Notify>) {
+        let uploaded = Arc::new(Notify::new());
+        let told = Arc::clone(&uploaded);
+        let origin = Self::scripted(move |mut stream, _| {
+            let told = Arc::clone(&told);
+            async move {
+                read_head(&mut stream).await.unwrap();
+                let (mut read, mut write) = stream.into_split();
+                let download = tokio::spawn(async move {
+                    write.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {len}\r\n\r\n").as_bytes()).await.unwrap();
+                    for sent in (0..len).step_by(64 << 10) {
+                        write.write_all(&vec![b'd'; (len - sent).min(64 << 10)]).await.unwrap();
+                    }
+                    write
+                });
+                let mut upload = vec![0; len];
+                read.read_exact(&mut upload).await.unwrap();
+                told.notify_one();
+                download.await.unwrap();
+            }
+        })
+        .await;
+        (origin, uploaded)
     }
 
     /// Answers one request on each connection, and closes it.

@@ -265,3 +265,15 @@ async fn upgraded_connection_stays_under_tls() {
     timeout(LONG, stream.read_exact(&mut read)).await.expect("bytes in time").unwrap();
     assert_eq!(&read, b"ready steady");
 }
+
+#[cfg(not(feature = "http3"))]
+#[tokio::test]
+#[should_panic(expected = "needs the cargo feature http3")]
+async fn listener_of_http3_is_refused_by_a_build_without_it() {
+    let pki = Pki::new();
+    let tls = listener_tls(vec![pki.issue("shop", &["shop.example"])]);
+    Proxy::with("http://127.0.0.1:1", |settings| {
+        let listener = &mut settings.interception.listeners[0];
+        (listener.tls, listener.http3) = (Some(tls), crds::proxy::Http3::Enabled);
+    });
+}

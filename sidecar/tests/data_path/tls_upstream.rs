@@ -28,17 +28,17 @@ use crate::{
     support::{Origin, Proxy, ms, read_head},
 };
 
-const GET: &str = "GET / HTTP/1.1\r\nhost: shop.example\r\n\r\n";
+pub(crate) const GET: &str = "GET / HTTP/1.1\r\nhost: shop.example\r\n\r\n";
 
 /// A server that says which version a request came in, and how many connections had one.
-async fn versions(config: ServerConfig) -> (SocketAddr, Arc<AtomicUsize>) {
+pub(crate) async fn versions(config: ServerConfig) -> (SocketAddr, Arc<AtomicUsize>) {
     let connections = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&connections);
     let address = serve(config, move |stream| tell_version(stream, Arc::clone(&count))).await;
     (address, connections)
 }
 
-async fn tell_version(stream: TlsStream<TcpStream>, connections: Arc<AtomicUsize>) {
+pub(crate) async fn tell_version(stream: TlsStream<TcpStream>, connections: Arc<AtomicUsize>) {
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let first = AtomicUsize::new(0);
     let service = service_fn(|request: Request<Incoming>| {
@@ -58,7 +58,7 @@ async fn tell_version(stream: TlsStream<TcpStream>, connections: Arc<AtomicUsize
 }
 
 /// A proxy in front of a TLS server that is known as `localhost`.
-fn proxy(address: SocketAddr, pki: &Pki, change: impl FnOnce(&mut UpstreamTls)) -> Proxy {
+pub(crate) fn proxy(address: SocketAddr, pki: &Pki, change: impl FnOnce(&mut UpstreamTls)) -> Proxy {
     let mut tls = UpstreamTls { ca: Some(pki.ca()), ..UpstreamTls::default() };
     change(&mut tls);
     Proxy::with(&format!("https://127.0.0.1:{}", address.port()), |settings| {
