@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use super::{Acceptor, Listening, Mode};
 use crate::{
     connection::Preamble,
+    sockets::{Role, Sockets},
     tls::{Leaf, Origination, Read, Reader, Secrets, Terminator, TicketKeys, TlsError, server_config},
     upstream::{Endpoint, Key, Protocol},
 };
@@ -28,6 +29,7 @@ use crate::{
 /// upstream or its certificates change.
 pub(crate) struct Explicit {
     acceptor: Acceptor,
+    sockets: Sockets,
     secrets: Secrets,
     open: Vec<OpenListener>,
     /// Files that were read, also in vain.
@@ -95,11 +97,11 @@ struct Built {
 }
 
 impl Explicit {
-    pub(crate) fn new(acceptor: Acceptor, secrets: Secrets) -> Self {
-        Self { acceptor, secrets, open: Vec::new(), files: BTreeSet::new() }
+    pub(crate) fn new(acceptor: Acceptor, sockets: Sockets, secrets: Secrets) -> Self {
+        Self { acceptor, sockets, secrets, open: Vec::new(), files: BTreeSet::new() }
     }
 
-    /// Stops the listeners that are not among `specs`. Their ports are free when the tasks have ended.
+    /// Stops the listeners that are not among `specs`. When the tasks have ended, their sockets are spare.
     pub(crate) fn close_others(&mut self, specs: &[ListenerSpec]) -> Vec<JoinHandle<()>> {
         let gone = self.open.extract_if(.., |open| !specs.iter().any(|spec| open.continues_as(spec)));
         let pod = &self.acceptor.pod;
@@ -121,6 +123,11 @@ impl Explicit {
             self.acceptor.pod.tls.expiries(&open.spec.name, &[], &open.leaves());
         }
         errors
+    }
+
+    /// Closes the sockets of listeners that are not among `specs`.
+    pub(crate) fn close_spare(&self, specs: &[ListenerSpec]) {
+        self.sockets.close_others(&specs.iter().filter_map(address).collect::<Vec<_>>());
     }
 
     /// Files that certificates were read from.
@@ -165,8 +172,7 @@ impl Explicit {
 
     fn open_new(&mut self, spec: &ListenerSpec, built: Built) -> Result<(), ListenError> {
         let wrong = |problem: String| ListenError::Spec { name: spec.name.clone(), problem };
-        let ip: IpAddr = spec.address.parse().map_err(|_| wrong(format!("{:?} is no IP address", spec.address)))?;
-        let port = u16::try_from(spec.port).map_err(|_| wrong(format!("{} is no port", spec.port)))?;
+        let wanted = address(spec).ok_or_else(|| wrong(format!("{:?} port {} is no address", spec.address, spec.port)))?;
         if built.upstream.is_none() && spec.direction == Direction::Inbound {
             return Err(wrong("without an upstream it is a forward proxy, and needs direction Outbound".to_owned()));
         }
@@ -179,10 +185,10 @@ impl Explicit {
         let mode = upstream.clone().map_or(Mode::Forward, Mode::Reverse);
         let proxy_protocol = spec.proxy_protocol == ProxyProtocol::Required;
         let preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)) };
-        let wanted = SocketAddr::new(ip, port);
         let refused = |source| ListenError::Bind { address: wanted, source };
-        let listening = Listening::explicit(wanted, spec.direction, mode, preamble).map_err(refused)?;
-        let address = listening.address().map_err(refused)?;
+        let socket = self.sockets.open(Role::Listener, wanted).map_err(refused)?;
+        let address = socket.address().map_err(refused)?;
+        let listening = Listening::explicit(socket, spec.direction, mode, preamble);
         pod.own.add(address);
         tracing::info!(listener = spec.name, %address, tls = tls.is_some(), "Listening.");
         let task = tokio::spawn(self.acceptor.clone().accept(listening));
@@ -213,6 +219,11 @@ impl Explicit {
         let tls = tls.map_err(|source| ListenError::Tls { name: spec.name.clone(), source })?;
         Ok(Key { endpoint: Endpoint::of(&address.host, address.port), protocol: Protocol::Http1, tls: Some(tls) })
     }
+}
+
+fn address(spec: &ListenerSpec) -> Option<SocketAddr> {
+    let ip: IpAddr = spec.address.parse().ok()?;
+    Some(SocketAddr::new(ip, u16::try_from(spec.port).ok()?))
 }
 
 /// The TLS of a listener. Tickets of before are taken on, unless the CAs of clients could have changed: a session that goes on does
