@@ -5,7 +5,8 @@ use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand, builder::FalseyValueParser};
 
 use crate::{
-    command::{check, completion, explain, inject, man, run, status, validate, version},
+    command::{check, completion, explain, inject, man, run, status, upgrade, validate, version},
+    failure::Failure,
     output::{Color, Format},
 };
 
@@ -48,6 +49,9 @@ pub(crate) enum Command {
     /// Run a proxy on this machine from documents, and reload them on change
     #[command(after_help = run::EXAMPLES)]
     Run(run::Args),
+    /// Let the program on disk take over from a proxy that runs on this machine, without losing a request
+    #[command(after_help = upgrade::EXAMPLES)]
+    Upgrade(upgrade::Args),
     /// Check documents without a cluster: every problem with file, line and field
     #[command(after_help = validate::EXAMPLES)]
     Validate(validate::Args),
@@ -80,6 +84,30 @@ pub(crate) struct FileArgs {
     /// A file, a folder (its .yaml, .yml and .json files, sub-folders too), or - for standard input; may be repeated
     #[arg(short = 'f', long = "file", env = "FETCHR_FILE", value_delimiter = ',', value_name = "FILE|DIR")]
     pub(crate) files: Vec<PathBuf>,
+}
+
+/// Which proxy of this machine.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StateArgs {
+    /// Port of the admin interface, on loopback
+    #[arg(long, env = "FETCHR_ADMIN_PORT", value_name = "PORT", default_value_t = 4620)]
+    pub(crate) admin_port: u16,
+    /// Folder for the admin token and the process id; without it a folder of the user's, one for each admin port
+    #[arg(long, env = "FETCHR_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StateArgs {
+    /// Where the proxy keeps its files.
+    pub(crate) fn dir(&self) -> Result<PathBuf, Failure> {
+        if let Some(dir) = &self.state_dir {
+            return Ok(dir.clone());
+        }
+        let base = env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+        let base = base.or_else(|| env::home_dir().map(|home| home.join(".local/state")));
+        base.map(|base| base.join(format!("fetchr/{}", self.admin_port)))
+            .ok_or_else(|| Failure::new("there is no home folder to keep the admin token in").hint("give --state-dir DIR"))
+    }
 }
 
 /// The shape of the answer.

@@ -7,6 +7,7 @@ pub(crate) mod inject;
 pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod upgrade;
 pub(crate) mod validate;
 pub(crate) mod version;
 
@@ -24,6 +25,7 @@ pub(crate) fn execute(cli: Cli, name: ProgramName) -> Result<Exit, Failure> {
         Command::Explain(args) => explain::execute(&args, color),
         Command::Inject(args) => inject::execute(&args, color),
         Command::Run(args) => run::execute(&args, color),
+        Command::Upgrade(args) => upgrade::execute(&args),
         Command::Validate(args) => validate::execute(&args, color),
         Command::Check(args) => block_on(check::execute(args, color)),
         Command::Status(args) => block_on(status::execute(args, color)),

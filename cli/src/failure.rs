@@ -8,18 +8,26 @@ use crate::output::Paint;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Exit {
     /// Everything asked for was done, and the answer is good.
-    Ok = 0,
+    Ok,
     /// It was done and the answer is bad (problems found, a check failed), or it could not be done.
-    Failed = 1,
+    Failed,
     /// The command line is wrong.
-    Usage = 2,
+    Usage,
     /// The cluster or the proxy could not be reached, so there is no answer.
-    Unreachable = 4,
+    Unreachable,
+    /// What another process ended with.
+    Code(u8),
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(match exit {
+            Exit::Ok => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Unreachable => 4,
+            Exit::Code(code) => code,
+        })
     }
 }
 

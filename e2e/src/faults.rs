@@ -72,7 +72,7 @@ pub struct Extent {
     /// How often the operator that leads is killed
     #[arg(long, default_value_t = 5)]
     pub operator_kills: u32,
-    /// How often the sidecar is killed
+    /// How often the worker of the sidecar is killed
     #[arg(long, default_value_t = 200)]
     pub sidecar_kills: u32,
     /// Random objects
@@ -129,7 +129,9 @@ async fn on_loopback(extent: &Extent) -> anyhow::Result<Vec<Vec<String>>> {
     let started = Instant::now();
     let mut rows = futures::future::try_join_all(waiting.map(|scene| told(started, scene))).await?;
     // These are about speed and memory, so nothing runs beside them.
-    for busy in [killed::sidecar(extent.sidecar_kills).boxed_local(), reloads::many(extent.changes).boxed_local()] {
+    for busy in
+        [killed::sidecar(extent.sidecar_kills, killed::SERVES_AGAIN).boxed_local(), reloads::many(extent.changes).boxed_local()]
+    {
         rows.push(told(started, busy).await?);
     }
     Ok(rows)

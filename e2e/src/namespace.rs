@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -297,6 +297,38 @@ impl Pod {
     pub async fn kill(&self, container: &str) -> anyhow::Result<()> {
         let (cluster, id) = (self.namespace.cluster.clone(), self.container_id(container).await?);
         tokio::task::spawn_blocking(move || cluster.kill_container(&id)).await?
+    }
+
+    /// Kills the worker of a container whose first process is a supervisor. Only in the cluster on this machine.
+    ///
+    /// # Errors
+    /// The container has no worker.
+    pub async fn kill_worker(&self, container: &str) -> anyhow::Result<()> {
+        let id = self.container_id(container).await?;
+        let kill = move || {
+            let processes = crate::process::of_container(&id)?;
+            let has_parent = |id: &&u32| {
+                let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+                let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+                parent.is_some_and(|parent: u32| processes.contains(&parent))
+            };
+            let worker = processes.iter().find(has_parent).context("it has no worker")?;
+            // SAFETY: kill(2) takes no pointers; the process was just seen in the container, whose supervisor alone reaps it.
+            let killed = unsafe { libc::kill(i32::try_from(*worker)?, libc::SIGKILL) };
+            ensure!(killed == 0, "process {worker} could not be killed");
+            Ok(())
+        };
+        tokio::task::spawn_blocking(kill).await?
+    }
+
+    /// How often a container was started again.
+    ///
+    /// # Errors
+    /// The pod is gone.
+    pub async fn restarts(&self, container: &str) -> anyhow::Result<i32> {
+        let status = self.refreshed().await?.object.status.unwrap_or_default();
+        let mut all = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+        Ok(all.find(|status| status.name == container).context("it is not there")?.restart_count)
     }
 
     /// What the container runtime calls a container of this pod.

@@ -37,6 +37,13 @@ impl Process {
         self.child.id()
     }
 
+    /// Ids of the processes that it has started and that run.
+    pub fn children(&self) -> Vec<u32> {
+        let id = self.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+    }
+
     /// The program's name, for messages.
     pub fn name(&self) -> &str {
         &self.name
@@ -102,6 +109,20 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
         bail!("{} failed ({}): {}", spelled(command), output.status, stderr.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The processes of a container, whose control group bears the container's id.
+pub(crate) fn of_container(id: &str) -> anyhow::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("could not read /proc")? {
+        let process = entry?;
+        // Most entries are no processes, and a process may end meanwhile.
+        let groups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        if groups.lines().any(|line| line.contains(id)) {
+            found.extend(process.file_name().to_string_lossy().parse::<u32>());
+        }
+    }
+    Ok(found)
 }
 
 /// The last lines of a log, indented.

@@ -41,6 +41,14 @@ async fn pods_go_on_without_operator_and_after_a_crash_of_their_sidecar() {
 
 async fn without_operator(namespace: &Namespace, pod: &Pod) -> anyhow::Result<()> {
     sets_header(pod, "kept").await?;
+    let before = pod.restarts(SIDECAR).await?;
+    for _ in 0..3 {
+        pod.kill_worker(SIDECAR).await?;
+        let killed = Instant::now();
+        sets_header(pod, "kept").await?;
+        println!("killed worker serves again, without a new container, after {:?}", killed.elapsed());
+    }
+    ensure!(pod.restarts(SIDECAR).await? == before, "the container was started again");
     let took = crash(pod).await?;
     println!("killed sidecar serves again, from its own volume and without an operator, after {took:?}");
     ensure!(took < Duration::from_secs(3), "{took:?}");

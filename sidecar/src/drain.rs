@@ -12,13 +12,14 @@ use std::{
 };
 
 use crds::policy::Direction;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
 };
 
 /// Where the sidecar stands between start and end. Later phases compare greater.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum Phase {
     /// All is served.
     Serving,
@@ -40,9 +41,30 @@ pub struct Handle {
 
 #[derive(Debug)]
 struct Shared {
-    phase: watch::Sender<Phase>,
+    state: watch::Sender<State>,
     inbound: Counter,
     outbound: Counter,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    phase: Phase,
+    /// Whether another process accepts from now on, and both directions leave together.
+    leaving: bool,
+}
+
+impl State {
+    fn asks_to_close(self, direction: Direction) -> bool {
+        self.phase >= announced_at(direction) || self.leaving
+    }
+
+    fn closes(self, direction: Direction) -> bool {
+        self.phase >= closing_at(direction) || (self.leaving && self.phase >= Phase::Closing)
+    }
+
+    fn accepts(self, direction: Direction) -> bool {
+        !self.leaving && self.phase < closing_at(direction)
+    }
 }
 
 #[derive(Debug)]
@@ -61,13 +83,14 @@ impl Handle {
     /// A sidecar that serves.
     pub fn new() -> Self {
         let counter = || Counter { open: AtomicUsize::new(0), changed: tokio::sync::Notify::new() };
-        let shared = Shared { phase: watch::Sender::new(Phase::Serving), inbound: counter(), outbound: counter() };
+        let state = watch::Sender::new(State { phase: Phase::Serving, leaving: false });
+        let shared = Shared { state, inbound: counter(), outbound: counter() };
         Self { shared: Arc::new(shared) }
     }
 
     /// The phase of now.
     pub fn phase(&self) -> Phase {
-        *self.shared.phase.borrow()
+        self.state().phase
     }
 
     /// Whether readiness is gone.
@@ -77,29 +100,48 @@ impl Handle {
 
     /// Whether a connection of this direction should be closed after its next answer.
     pub fn asks_to_close(&self, direction: Direction) -> bool {
-        self.phase() >= announced_at(direction)
+        self.state().asks_to_close(direction)
     }
 
     /// Waits until a connection of this direction must begin to ask its client to leave.
     pub async fn announced(&self, direction: Direction) {
-        self.reached(announced_at(direction)).await;
+        self.until(|state| state.asks_to_close(direction)).await;
     }
 
     /// Waits until connections of this direction are closed as soon as they are idle.
     pub async fn closing(&self, direction: Direction) {
-        self.reached(closing_at(direction)).await;
+        self.until(|state| state.closes(direction)).await;
+    }
+
+    /// Waits until no more connections of this direction are accepted.
+    pub async fn accepts_no_more(&self, direction: Direction) {
+        self.until(|state| !state.accepts(direction)).await;
     }
 
     /// Waits for a phase, or a later one.
     pub async fn reached(&self, phase: Phase) {
-        let mut changes = self.shared.phase.subscribe();
-        // The sender lives in `self`, so this ends only when the phase is reached.
-        let _ = changes.wait_for(|now| *now >= phase).await;
+        self.until(|state| state.phase >= phase).await;
+    }
+
+    async fn until(&self, holds: impl Fn(State) -> bool) {
+        let mut changes = self.shared.state.subscribe();
+        // The sender lives in `self`, so this ends only when it holds.
+        let _ = changes.wait_for(|now| holds(*now)).await;
+    }
+
+    fn state(&self) -> State {
+        *self.shared.state.borrow()
     }
 
     /// Drains inbound traffic: announces, waits for `delay`, then closes and waits up to `timeout` for what is under way.
     /// Returns the connections that were left. A second caller joins the first one's drain.
     pub async fn drain_inbound(&self, delay: Duration, timeout: Duration) -> usize {
+        self.begin_inbound(delay, timeout);
+        self.reached(Phase::Drained).await;
+        self.open(Direction::Inbound)
+    }
+
+    fn begin_inbound(&self, delay: Duration, timeout: Duration) {
         if self.advance(Phase::Announced) {
             tracing::info!(delay = ?delay, timeout = ?timeout, "Inbound drain started.");
             let this = self.clone();
@@ -112,8 +154,6 @@ impl Handle {
                 this.advance(Phase::Drained);
             });
         }
-        self.reached(Phase::Drained).await;
-        self.open(Direction::Inbound)
     }
 
     /// Closes all, both directions, and waits up to `timeout` for what is under way. Returns the connections that were left.
@@ -137,6 +177,32 @@ impl Handle {
         self.stop(deadline.saturating_duration_since(Instant::now())).await
     }
 
+    /// Leaves everything to another process, which accepts by now: nothing more is accepted, connections of both directions are
+    /// asked to close for `delay`, then closed when they are idle, and cut off after `timeout`. Returns those that were left.
+    pub async fn leave(&self, delay: Duration, timeout: Duration) -> usize {
+        self.shared.state.send_modify(|now| {
+            now.leaving = true;
+            now.phase = now.phase.max(Phase::Announced);
+        });
+        let all = async {
+            self.empty(Direction::Inbound, delay).await;
+            self.empty(Direction::Outbound, delay).await;
+        };
+        let _ = tokio::time::timeout(delay, all).await;
+        self.stop(timeout).await
+    }
+
+    /// Goes on with a drain that another process began, as far as it came.
+    pub fn resume(&self, phase: Phase, age: Duration, delay: Duration, timeout: Duration) {
+        let closed = phase >= Phase::Closing;
+        let delay = if closed { Duration::ZERO } else { delay.saturating_sub(age) };
+        let timeout = if phase >= Phase::Drained { Duration::ZERO } else { timeout };
+        self.begin_inbound(delay, timeout);
+        if closed {
+            self.advance(Phase::Closing); // at once, so that nothing is accepted
+        }
+    }
+
     /// Counts a connection until the guard is dropped.
     pub fn track(&self, direction: Direction) -> Open {
         self.counter(direction).open.fetch_add(1, Ordering::Relaxed);
@@ -157,10 +223,10 @@ impl Handle {
 
     /// Moves to a later phase; false when the phase was reached before.
     fn advance(&self, phase: Phase) -> bool {
-        self.shared.phase.send_if_modified(|now| {
-            let later = *now < phase;
+        self.shared.state.send_if_modified(|now| {
+            let later = now.phase < phase;
             if later {
-                *now = phase;
+                now.phase = phase;
             }
             later
         })
@@ -267,5 +333,40 @@ mod tests {
         let start = Instant::now();
         assert_eq!(handle.end(Duration::ZERO, Duration::from_secs(30)).await, 1);
         assert_eq!(start.elapsed().as_secs(), 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_accepts_nothing_and_asks_both_directions_to_close_before_it_closes_them() {
+        let handle = Handle::new();
+        let _open = (handle.track(Direction::Inbound), handle.track(Direction::Outbound));
+        let start = Instant::now();
+        let leave = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.leave(Duration::from_secs(5), Duration::from_secs(30)).await }
+        });
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            handle.accepts_no_more(direction).await;
+            handle.announced(direction).await;
+            assert_eq!(start.elapsed().as_secs(), 0);
+        }
+        handle.closing(Direction::Outbound).await;
+        assert_eq!(start.elapsed().as_secs(), 5);
+        assert_eq!(leave.await.unwrap(), 2);
+        assert_eq!(start.elapsed().as_secs(), 35);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn drain_goes_on_where_another_process_left_it() {
+        let (delay, timeout) = (Duration::from_secs(5), Duration::from_secs(30));
+        let handle = Handle::new();
+        handle.resume(Phase::Announced, Duration::from_secs(3), delay, timeout);
+        let start = Instant::now();
+        assert_eq!(handle.phase(), Phase::Announced);
+        handle.accepts_no_more(Direction::Inbound).await;
+        assert_eq!(start.elapsed().as_secs(), 2);
+
+        let closed = Handle::new();
+        closed.resume(Phase::Closing, Duration::from_secs(9), delay, timeout);
+        assert_eq!(closed.phase(), Phase::Closing);
     }
 }

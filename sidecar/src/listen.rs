@@ -12,16 +12,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use crds::{policy::Direction, proxy::UpstreamTls};
-use socket2::{Domain, Protocol as SocketProtocol, SockRef, Socket, Type};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::sleep,
-};
+use socket2::SockRef;
+use tokio::{net::TcpStream, time::sleep};
 
 use crate::{
     connection::{Arrival, Entry, Preamble},
-    drain::Phase,
     metrics::Metrics,
+    sockets::{Role, Socket, Sockets},
     upstream::Key,
     worker::{self, Pod, Workers},
 };
@@ -31,9 +28,6 @@ mod explicit;
 mod quic;
 
 pub(crate) use explicit::{Explicit, ListenError};
-
-/// Connections that wait to be accepted; more than a burst of clients of one pod.
-const BACKLOG: i32 = 1024;
 
 /// How long accepting pauses when the process has no descriptor left.
 const EXHAUSTED: Duration = Duration::from_millis(100);
@@ -95,7 +89,7 @@ impl Mode {
 
 /// A socket to accept from.
 pub(crate) struct Listening {
-    socket: TcpListener,
+    socket: Socket,
     direction: Direction,
     mode: Mode,
     preamble: Preamble,
@@ -103,46 +97,34 @@ pub(crate) struct Listening {
 
 impl Listening {
     /// Inbound interception: all addresses, IPv6 with IPv4 inside, or IPv4 alone where there is no IPv6.
-    pub(crate) fn inbound(port: u16) -> io::Result<Self> {
-        let socket = bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
-            .or_else(|_| bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)))?;
+    pub(crate) fn inbound(sockets: &Sockets, port: u16) -> io::Result<Self> {
+        let open = |ip: IpAddr| sockets.open(Role::Inbound, SocketAddr::new(ip, port));
+        let socket = open(Ipv6Addr::UNSPECIFIED.into()).or_else(|_| open(Ipv4Addr::UNSPECIFIED.into()))?;
         Ok(Self::in_clear(socket, Direction::Inbound, Mode::Intercept))
     }
 
     /// Outbound interception on a loopback address.
-    pub(crate) fn outbound(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self::in_clear(bind(address)?, Direction::Outbound, Mode::Intercept))
+    pub(crate) fn outbound(sockets: &Sockets, address: SocketAddr) -> io::Result<Self> {
+        Ok(Self::in_clear(sockets.open(Role::Outbound, address)?, Direction::Outbound, Mode::Intercept))
     }
 
     /// A forward proxy.
-    pub(crate) fn forward(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self::in_clear(bind(address)?, Direction::Outbound, Mode::Forward(Arc::default())))
+    pub(crate) fn forward(sockets: &Sockets, address: SocketAddr) -> io::Result<Self> {
+        Ok(Self::in_clear(sockets.open(Role::Forward, address)?, Direction::Outbound, Mode::Forward(Arc::default())))
     }
 
-    fn explicit(address: SocketAddr, direction: Direction, mode: Mode, preamble: Preamble) -> io::Result<Self> {
-        Ok(Self { socket: bind(address)?, direction, mode, preamble })
+    fn explicit(socket: Socket, direction: Direction, mode: Mode, preamble: Preamble) -> Self {
+        Self { socket, direction, mode, preamble }
     }
 
-    fn in_clear(socket: TcpListener, direction: Direction, mode: Mode) -> Self {
+    fn in_clear(socket: Socket, direction: Direction, mode: Mode) -> Self {
         Self { socket, direction, mode, preamble: Preamble::default() }
     }
 
     /// Where it listens.
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.socket.address()
     }
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(SocketProtocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
 }
 
 /// Accepts from sockets and hands what comes to the workers.
@@ -154,21 +136,19 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts until the drain closes the direction.
+    /// Accepts until the drain closes the direction; then the kernel refuses. If this is dropped before that, the socket is let go of.
     pub(crate) async fn accept(self, listening: Listening) {
         let Listening { socket, direction, mode, preamble } = listening;
         let drain = self.pod.drain.clone();
-        let closing = drain.reached(match direction {
-            Direction::Inbound => Phase::Closing,
-            Direction::Outbound => Phase::Stopping,
-        });
         tokio::select! {
-            () = closing => {}
+            biased;
+            () = drain.accepts_no_more(direction) => {}
             () = self.accept_all(&socket, direction, &mode, &preamble) => {}
         }
+        socket.close();
     }
 
-    async fn accept_all(&self, socket: &TcpListener, direction: Direction, mode: &Mode, preamble: &Preamble) {
+    async fn accept_all(&self, socket: &Socket, direction: Direction, mode: &Mode, preamble: &Preamble) {
         let mut complained: Option<std::time::Instant> = None;
         loop {
             match socket.accept().await {
@@ -180,6 +160,10 @@ impl Acceptor {
                         tracing::warn!(%error, "Accepting pauses: there are no file descriptors left.");
                     }
                     sleep(EXHAUSTED).await;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    // Another process has closed it for all.
+                    return tracing::error!(?direction, "A listening socket does not listen any more.");
                 }
                 Err(_) => {} // the client left before it was accepted
             }

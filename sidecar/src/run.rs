@@ -1,8 +1,7 @@
 //! Starts a sidecar, or a proxy of its own on a laptop, and ends it.
 
 use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,11 +13,7 @@ use crds::{
     policy::Direction,
     proxy::{FetchrProxySpec, InterceptionMode, OnNoConfig},
 };
-use tokio::{
-    net::TcpListener,
-    runtime::Builder,
-    signal::unix::{Signal, SignalKind, signal},
-};
+use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use wire::speaker::Speakers;
 
@@ -31,6 +26,7 @@ use crate::{
     metrics::Metrics,
     route,
     server::{Interception, NameServers, Server, Setup},
+    sockets::{Role, Socket, Sockets},
     source::{
         self,
         coldstart::ColdStart,
@@ -38,12 +34,15 @@ use crate::{
         state::StateDir,
         stream,
     },
+    supervisor::{Link, Wish},
 };
 
-mod footprint;
-mod logging;
+pub(crate) mod footprint;
+pub(crate) mod logging;
+mod orders;
 
 pub use logging::init as init_logging;
+use orders::{Before, Orders};
 
 /// Descriptors that are not for connections but for the sidecar itself.
 const RESERVED_DESCRIPTORS: u64 = 64;
@@ -117,8 +116,8 @@ pub struct Pod {
     pub probes: String,
 }
 
-/// Runs until a signal ends it. The error says what could not be started, and why.
-pub fn run(options: Options) -> anyhow::Result<()> {
+/// Runs until an order ends it: of the supervisor, where there is one, else a signal. The error says what could not be started, and why.
+pub fn run(options: Options, link: Option<Link>) -> anyhow::Result<()> {
     let descriptors = raise_descriptors();
     let runtime = Builder::new_current_thread()
         .enable_all()
@@ -126,16 +125,17 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         .thread_keep_alive(Duration::from_secs(1))
         .build()
         .context("could not start the runtime")?;
-    let outcome = runtime.block_on(serve(options, descriptors));
+    let outcome = runtime.block_on(serve(options, link, descriptors));
     // Blocking look-ups may hang; nothing waits for them.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(options: Options, descriptors: u64) -> anyhow::Result<()> {
+async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow::Result<()> {
     let started = Instant::now();
+    let before = Before::of(link.as_ref());
     // From here on a signal is an order, not the end.
-    let signals = Signals::listen().context("could not listen for signals")?;
+    let (sockets, orders) = Orders::listen(link).context("could not listen for orders")?;
     let stop = CancellationToken::new();
     let (metrics, limiter, drain) = (Metrics::new(), Arc::new(Limiter::default()), drain::Handle::new());
     let source_metrics = source::Metrics::default();
@@ -143,18 +143,22 @@ async fn serve(options: Options, descriptors: u64) -> anyhow::Result<()> {
         limiter.register(registry);
         source_metrics.register(registry);
         route::register(registry);
+        before.register(registry);
     });
     let shared = Shared::new(first_config(&options.configuration)?);
     let health = Health::new(shared.clone(), drain.clone());
     let state = StateDir::open(&options.state_dir)
         .with_context(|| format!("could not open the state folder {}", options.state_dir.display()))?;
+    before.go_on(&drain, &shared);
 
-    let own = Own { metrics: Arc::clone(&metrics), health: health.clone(), stop: stop.clone() };
-    let addresses = own.serve(&options, &shared, &drain, &state).await?;
-    let setup = setup(&options, &shared, addresses, descriptors);
+    let token = before.admin_token(&state).context("could not write the admin token")?;
+    let own = Own { metrics: Arc::clone(&metrics), health: health.clone(), sockets: sockets.clone(), token, stop: stop.clone() };
+    let addresses = own.serve(&options, &shared, &drain)?;
+    let setup = setup(&options, &shared, addresses, descriptors, sockets);
     let interception = setup.interception;
     let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
     health.listening();
+    orders.ready(&drain);
     tracing::info!(took = ?started.elapsed(), ?interception, version = env!("CARGO_PKG_VERSION"), "Listeners are open.");
 
     let in_pod = matches!(options.configuration, Configuration::Pod(_));
@@ -169,7 +173,7 @@ async fn serve(options: Options, descriptors: u64) -> anyhow::Result<()> {
     }
     tokio::spawn(footprint::drop_startup_code());
     tokio::spawn(logging::follow(shared.clone(), options.set_level));
-    end(signals, &drain, in_pod, &shared).await;
+    Last { drain, in_pod, shared, stop: stop.clone() }.end(orders).await;
     stop.cancel();
     Ok(())
 }
@@ -196,7 +200,7 @@ async fn give_up(shared: Shared, limit: Duration, on_no_config: OnNoConfig) {
     }
 }
 
-fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: u64) -> Setup {
+fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: u64, sockets: Sockets) -> Setup {
     let settings = shared.load();
     let workers = settings.settings().workers.and_then(|workers| usize::try_from(workers).ok());
     // There are two directions, and each connection of a client needs one to its upstream.
@@ -214,6 +218,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         secrets,
         speakers,
         name_servers: NameServers::System,
+        sockets,
     }
 }
 
@@ -250,18 +255,14 @@ fn stream_settings(pod: Pod, state: StateDir) -> stream::Settings {
 struct Own {
     metrics: Arc<Metrics>,
     health: Health,
+    sockets: Sockets,
+    token: String,
     stop: CancellationToken,
 }
 
 impl Own {
     /// Opens admin and metrics, and returns where they are.
-    async fn serve(
-        self,
-        options: &Options,
-        shared: &Shared,
-        drain: &drain::Handle,
-        state: &StateDir,
-    ) -> anyhow::Result<Vec<SocketAddr>> {
+    fn serve(self, options: &Options, shared: &Shared, drain: &drain::Handle) -> anyhow::Result<Vec<SocketAddr>> {
         let (probes, everywhere) = match &options.configuration {
             Configuration::Files(_) => (Probes::default(), false),
             Configuration::Pod(pod) => {
@@ -270,71 +271,67 @@ impl Own {
             }
         };
         let configured = u16::try_from(shared.load().settings().telemetry.metrics_port).unwrap_or_default();
-        let port = options.metrics_port.unwrap_or(configured);
-        let (open, metrics) = listen_public(port, everywhere).await?;
-        let (admin_open, admin_address) = bind(admin::admin_address(options.admin_port)).await?;
-        let token = state.new_admin_token().context("could not write the admin token")?;
+        let open = self.listen_public(options.metrics_port.unwrap_or(configured), everywhere)?;
+        let admin_open = self.bind(Role::Admin, admin::admin_address(options.admin_port))?;
+        let (metrics, admin) = (open.address()?, admin_open.address()?);
         let public = Public { health: self.health, metrics: self.metrics, probes: Arc::new(probes) };
-        tokio::spawn(admin::serve(open, admin::public(public), self.stop.clone()));
+        tokio::spawn(admin::serve(open.into_listener()?, admin::public(public), self.stop.clone()));
         let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level: Arc::clone(&options.set_level) };
-        tokio::spawn(admin::serve(admin_open, admin::admin(orders, &token), self.stop));
-        tracing::info!(%metrics, admin = %admin_address, "Admin and metrics are open.");
-        Ok(vec![metrics, admin_address])
-    }
-}
-
-/// In a pod metrics are for the cluster, on IPv6 too where there is one; on a laptop for the laptop.
-async fn listen_public(port: u16, everywhere: bool) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    if !everywhere {
-        return bind((Ipv4Addr::LOCALHOST, port).into()).await;
-    }
-    match bind((std::net::Ipv6Addr::UNSPECIFIED, port).into()).await {
-        Ok(bound) => Ok(bound),
-        Err(_) => bind((Ipv4Addr::UNSPECIFIED, port).into()).await,
-    }
-}
-
-async fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
-    let address = listener.local_addr()?;
-    Ok((listener, address))
-}
-
-/// The signals that end a proxy.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Order {
-    Terminate,
-    Interrupt,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        tokio::spawn(admin::serve(admin_open.into_listener()?, admin::admin(orders, &self.token), self.stop));
+        tracing::info!(%metrics, %admin, "Admin and metrics are open.");
+        Ok(vec![metrics, admin])
     }
 
-    async fn next(&mut self) -> Order {
-        tokio::select! {
-            _ = self.terminate.recv() => Order::Terminate,
-            _ = self.interrupt.recv() => Order::Interrupt,
+    /// In a pod metrics are for the cluster, on IPv6 too where there is one; on a laptop for the laptop.
+    fn listen_public(&self, port: u16, everywhere: bool) -> anyhow::Result<Socket> {
+        let bind = |ip: IpAddr| self.bind(Role::Metrics, SocketAddr::new(ip, port));
+        match everywhere {
+            true => bind(Ipv6Addr::UNSPECIFIED.into()).or_else(|_| bind(Ipv4Addr::UNSPECIFIED.into())),
+            false => bind(Ipv4Addr::LOCALHOST.into()),
         }
     }
+
+    fn bind(&self, role: Role, address: SocketAddr) -> anyhow::Result<Socket> {
+        self.sockets.open(role, address).with_context(|| format!("could not listen on {address}"))
+    }
 }
 
-/// Waits for a signal, then drains. A second signal ends at once.
-async fn end(mut signals: Signals, drain: &drain::Handle, in_pod: bool, shared: &Shared) {
-    let order = signals.next().await;
-    let settings = shared.load().settings().drain.clone();
-    // In a pod `preStop` has announced the end, and the application is gone; whoever presses Ctrl-C does not want to wait.
-    let delay = if in_pod || order == Order::Interrupt { Duration::ZERO } else { settings.delay.0 };
-    tracing::info!(?order, inbound = drain.open(Direction::Inbound), outbound = drain.open(Direction::Outbound), "Ending.");
-    tokio::select! {
-        left = drain.end(delay, settings.timeout.0) => tracing::info!(left, "Ended."),
-        _ = signals.next() => tracing::warn!("Ended at once by a second signal."),
+/// What ends a proxy.
+struct Last {
+    drain: drain::Handle,
+    in_pod: bool,
+    shared: Shared,
+    /// Ends what is not traffic.
+    stop: CancellationToken,
+}
+
+impl Last {
+    /// Waits for an order, then drains. A second one ends at once.
+    async fn end(self, mut orders: Orders) {
+        let wish = orders.next().await;
+        let settings = self.shared.load().settings().drain.clone();
+        let (inbound, outbound) = (self.drain.open(Direction::Inbound), self.drain.open(Direction::Outbound));
+        tracing::info!(order = ?wish, inbound, outbound, "Ending.");
+        if wish == Wish::Retire {
+            orders.leaving(settings.delay.0.saturating_add(settings.timeout.0));
+            self.stop.cancel(); // admin, metrics and new configurations are another worker's now
+        }
+        let ended = async {
+            match wish {
+                Wish::Retire => self.drain.leave(settings.delay.0, settings.timeout.0).await,
+                Wish::AtOnce => 0,
+                // In a pod `preStop` has announced the end, and the application is gone; whoever presses Ctrl-C does not want to wait.
+                Wish::Interrupt => self.drain.end(Duration::ZERO, settings.timeout.0).await,
+                Wish::Terminate | Wish::Lead => {
+                    let delay = if self.in_pod { Duration::ZERO } else { settings.delay.0 };
+                    self.drain.end(delay, settings.timeout.0).await
+                }
+            }
+        };
+        tokio::select! {
+            left = ended => tracing::info!(left, "Ended."),
+            () = orders.at_once() => tracing::warn!("Ended at once by a second signal."),
+        }
     }
 }
 

@@ -16,13 +16,14 @@ use tokio::{
 use wire::speaker::Speakers as Declared;
 
 use crate::{
-    config::{Config, Shared},
+    config::{self, Config, Shared},
     connection::Speakers,
     drain,
     limit::Limiter,
     listen::{Acceptor, Cap, Explicit, ListenError, Listening},
     metrics::Metrics,
     own::Own,
+    sockets::Sockets,
     tls::{self, Originations, Secrets},
     upstream::{connect::Connector, pool::Caps, resolve::Resolver, standing::Standing},
     watch::{Watch, quiet},
@@ -68,6 +69,8 @@ pub struct Setup {
     pub speakers: Declared,
     /// Whom to ask for the addresses of names.
     pub name_servers: NameServers,
+    /// Where listening sockets come from.
+    pub sockets: Sockets,
 }
 
 /// A running data path. It stops when its drain does; dropping this drops nothing that is served.
@@ -109,14 +112,15 @@ impl Server {
         let workers = Workers::start(setup.workers, &pod).context("could not start the workers")?;
         let acceptor = Acceptor { pod, workers, cap: Cap::new(setup.max_connections) };
         if let Some(ports) = setup.interception {
-            intercept(&acceptor, ports)?;
+            intercept(&acceptor, &setup.sockets, ports)?;
         }
-        let explicit = Arc::new(Mutex::new(Explicit::new(acceptor, Secrets(setup.secrets.clone()))));
+        let explicit = Arc::new(Mutex::new(Explicit::new(acceptor, setup.sockets.clone(), Secrets(setup.secrets.clone()))));
         let changes = config.subscribe(); // before it is read, so that no change is missed
         let failed = open(&explicit, &config.load());
         if let Some(error) = failed.into_iter().next() {
             return Err(error.into());
         }
+        close_spare(&config, &lock(&explicit));
         tokio::spawn(follow(config, changes, Arc::clone(&explicit)));
         Ok(Self { explicit })
     }
@@ -137,21 +141,29 @@ fn open(explicit: &Mutex<Explicit>, config: &Config) -> Vec<ListenError> {
     lock(explicit).open(listeners(config.settings()), seconds)
 }
 
-fn intercept(acceptor: &Acceptor, ports: Interception) -> anyhow::Result<()> {
+/// Closes sockets that are held, and that the configuration does not name; while there is none, it may still name them.
+fn close_spare(config: &Shared, explicit: &Explicit) {
+    let current = config.load();
+    if current.standing != config::Standing::Waiting {
+        explicit.close_spare(listeners(current.settings()));
+    }
+}
+
+fn intercept(acceptor: &Acceptor, sockets: &Sockets, ports: Interception) -> anyhow::Result<()> {
     let loopback = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-    let sockets = [
-        (ports.inbound, Listening::inbound(ports.inbound)),
-        (ports.outbound, Listening::outbound(loopback(ports.outbound))),
-        (FORWARD_PORT, Listening::forward(loopback(FORWARD_PORT))),
+    let all = [
+        (ports.inbound, Listening::inbound(sockets, ports.inbound)),
+        (ports.outbound, Listening::outbound(sockets, loopback(ports.outbound))),
+        (FORWARD_PORT, Listening::forward(sockets, loopback(FORWARD_PORT))),
     ];
-    for (port, listening) in sockets {
+    for (port, listening) in all {
         let listening = listening.with_context(|| format!("could not listen on port {port}"))?;
         acceptor.pod.own.add(listening.address()?);
         tokio::spawn(acceptor.clone().accept(listening));
     }
     // Where the pod has IPv6, redirected connections of the application arrive on its loopback address.
     let v6 = SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), ports.outbound);
-    if let Ok(listening) = Listening::outbound(v6) {
+    if let Ok(listening) = Listening::outbound(sockets, v6) {
         acceptor.pod.own.add(v6);
         tokio::spawn(acceptor.clone().accept(listening));
     }
@@ -179,9 +191,11 @@ async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc
         }
         let closed = lock(&explicit).close_others(listeners(config.load().settings()));
         for task in closed {
-            // It was aborted; its socket is closed once it has ended.
+            // It was aborted; its socket is spare once it has ended.
             let _ = task.await;
         }
+        // Before others are opened, whose addresses may be the same in part.
+        close_spare(&config, &lock(&explicit));
         let failed = open(&explicit, &config.load());
         refused = failed.iter().any(ListenError::may_pass);
         told = tell(&failed, &told);

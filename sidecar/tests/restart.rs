@@ -1,4 +1,5 @@
-//! A real `fetchr-proxy` without an operator: it starts from the signed plan of its volume, and after SIGKILL from what it has.
+//! A real `fetchr-proxy` without an operator: it starts from the signed plan of its volume, and after SIGKILL from what it has,
+//! whether its supervisor was killed, as with the container, or the worker alone.
 #![allow(clippy::unwrap_used, reason = "a helper that fails has failed its test")]
 
 use std::{
@@ -53,14 +54,19 @@ fn proxy() -> ObjectRef {
     ObjectRef::new("shop", "web")
 }
 
-/// A plan that listens on `port`, sets `x-a` to `value` and lets two requests a minute pass.
+/// A plan that listens on `port`, drains for 2 s before it closes, sets `x-a` to `value` and lets two requests a minute pass.
 fn document(port: u16, upstream: SocketAddr, value: &str) -> Vec<u8> {
     let plan: Plan = serde_json::from_value(serde_json::json!({
         "proxy": {"namespace": "shop", "name": "web"},
-        "settings": {"interception": {
-            "mode": "Explicit",
-            "listeners": [{"name": "web", "address": "127.0.0.1", "port": port, "direction": "Inbound", "upstream": format!("http://{upstream}")}],
-        }},
+        "settings": {
+            "interception": {
+                "mode": "Explicit",
+                "listeners": [
+                    {"name": "web", "address": "127.0.0.1", "port": port, "direction": "Inbound", "upstream": format!("http://{upstream}")},
+                ],
+            },
+            "drain": {"delay": "2s", "timeout": "20s"},
+        },
         "policies": [{
             "policy": {"namespace": "shop", "name": "p"},
             "attachment": {"kind": "workload", "workloadKind": "Deployment", "name": "web"},
@@ -84,8 +90,11 @@ struct Sidecar {
 
 impl Sidecar {
     fn start(folder: &Path, key: PublicKey) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_fetchr-proxy"))
-            .arg("run")
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_fetchr-proxy")).arg("run"), folder, key)
+    }
+
+    fn start_by(command: &mut Command, folder: &Path, key: PublicKey) -> Self {
+        let mut process = command
             .env(env::POD_NAMESPACE, "shop")
             .env(env::POD_NAME, "web-1")
             .env(env::POD_UID, "uid-1")
@@ -137,6 +146,21 @@ impl Sidecar {
         }
     }
 
+    /// Kills the process that serves, and waits until it is dead.
+    fn kill_worker(&self) {
+        let worker = children(self.process.id())[0];
+        // SAFETY: takes numbers; the supervisor reaps its child only after it has died.
+        assert_eq!(unsafe { libc::kill(i32::try_from(worker).unwrap(), libc::SIGKILL) }, 0);
+        eventually("the worker is dead", || !children(self.process.id()).contains(&worker));
+    }
+
+    /// The kubelet's `preStop`.
+    fn drain(&self, folder: &Path) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fetchr-proxy"));
+        command.arg("drain").env(env::STATE_DIR, folder.join("state")).env(env::ADMIN_PORT, self.admin.port().to_string());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -147,6 +171,20 @@ impl Drop for Sidecar {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Processes that a process has started and not reaped.
+fn children(id: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+    children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < DEADLINE, "{what}");
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -241,9 +279,93 @@ fn killed_sidecar_serves_again_from_its_own_folder() {
     assert!(ask_web(port).1.ends_with("kept"));
     first.kill();
     let killed = Instant::now();
+    // Its worker dies with it, a moment later.
+    eventually("the port is free", || TcpStream::connect(("127.0.0.1", port)).is_err());
     let second = Sidecar::start(folder.path(), key.public());
     second.ready();
     let (status, answer) = ask_web(port);
     assert!(status == 200 && answer.ends_with("kept"), "{answer}");
     println!("served again {:?} after the kill", killed.elapsed());
+}
+
+/// A sidecar with a plan in its folder, that is ready.
+fn with_kept_plan(folder: &Path, port: u16, command: &mut Command) -> Sidecar {
+    let document = bytes::Bytes::from(document(port, origin(), "kept"));
+    let identity = Identity { workload_kind: "Deployment".to_owned(), workload_name: "web".to_owned(), ..Identity::default() };
+    let state = StateDir::open(folder.join("state")).unwrap();
+    state.keep_plan(&digest_bytes(&document), &Default::default(), &identity, &document).unwrap();
+    let sidecar = Sidecar::start_by(command, folder, KeyPair::generate().unwrap().public());
+    sidecar.ready();
+    assert!(ask_web(port).1.ends_with("kept"));
+    sidecar
+}
+
+fn proxy_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fetchr-proxy"));
+    command.arg("run");
+    command
+}
+
+#[test]
+fn killed_worker_leaves_connections_waiting_and_the_next_one_serves_them_by_the_plan() {
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+    let sidecar = with_kept_plan(folder.path(), port, &mut proxy_command());
+    for kills in 1..=3 {
+        sidecar.kill_worker();
+        let (status, answer) = ask(([127, 0, 0, 1], port).into(), "GET /", "");
+        assert!(status == 200 && answer.ends_with("kept"), "{answer}");
+        let (_, figures) = ask(sidecar.metrics, "GET /metrics", "");
+        assert!(figures.contains(&format!("fetchr_worker_restarts_total {kills}\n")), "{figures}");
+    }
+}
+
+#[test]
+fn drain_goes_on_when_the_worker_is_killed_while_it_still_accepts() {
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+    let sidecar = with_kept_plan(folder.path(), port, &mut proxy_command());
+    let drain = sidecar.drain(folder.path());
+    eventually("it is not ready any more", || ask(sidecar.metrics, "GET /readyz", "").0 == 503);
+    sidecar.kill_worker();
+    let (status, answer) = ask(([127, 0, 0, 1], port).into(), "GET /", "");
+    assert!(status == 200 && answer.contains("connection: close"), "{answer}");
+    let (_, why) = ask(sidecar.metrics, "GET /readyz", "");
+    assert!(why.contains("draining"), "{why}");
+    ends_well(drain);
+    TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+}
+
+#[test]
+fn what_a_drain_has_closed_stays_closed_when_the_worker_is_killed() {
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+    let sidecar = with_kept_plan(folder.path(), port, &mut proxy_command());
+    // A request that does not come to its end.
+    let mut open = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    open.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    let drain = sidecar.drain(folder.path());
+    eventually("the port is closed", || TcpStream::connect(("127.0.0.1", port)).is_err());
+    sidecar.kill_worker();
+    ends_well(drain);
+    let (_, why) = ask(sidecar.metrics, "GET /readyz", "");
+    assert!(why.contains("draining"), "{why}");
+    TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+}
+
+fn ends_well(drain: Child) {
+    let said = drain.wait_with_output().unwrap();
+    assert!(said.status.success() && String::from_utf8_lossy(&said.stdout).contains("connectionsLeft"), "{said:?}");
+}
+
+/// Needs root, like a container's runtime.
+#[test]
+fn first_process_of_a_container_reaps_orphans() {
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--", env!("CARGO_BIN_EXE_fetchr-proxy"), "run"]);
+    let sidecar = with_kept_plan(folder.path(), port, &mut command);
+    let first = children(sidecar.process.id())[0];
+    assert_eq!(children(first).len(), 1, "the worker");
+    let enter = ["--target", &first.to_string(), "--pid", "--mount", "--", "sh", "-c", "sleep 0.5 &"].map(str::to_owned);
+    assert!(Command::new("nsenter").args(enter).stdout(Stdio::null()).status().unwrap().success());
+    eventually("the orphan is the supervisor's", || children(first).len() == 2);
+    eventually("it was reaped when it ended", || children(first).len() == 1);
 }

@@ -49,6 +49,8 @@ names! {
     LOG_LEVEL = "FETCHR_LOG_LEVEL";
     /// `Json` or `Text`.
     LOG_FORMAT = "FETCHR_LOG_FORMAT";
+    /// Whether to run without the supervisor.
+    NO_SUPERVISOR = "FETCHR_NO_SUPERVISOR";
     /// Port of the admin interface.
     ADMIN_PORT = "FETCHR_ADMIN_PORT";
     /// Port of metrics, health and rewritten probes.

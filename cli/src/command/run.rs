@@ -4,9 +4,8 @@ mod banner;
 mod ports;
 
 use std::{
-    env,
     io::{self, IsTerminal},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use clap::ValueEnum;
@@ -19,11 +18,12 @@ use crds::{
 use sidecar::{
     run::{Configuration, Options, init_logging, run},
     source::file::Files,
+    supervisor::{Link, Role, Settings, supervise},
 };
 
 use self::{banner::Banner, ports::Port};
 use crate::{
-    args::{FileArgs, workload},
+    args::{FileArgs, StateArgs, switch, workload},
     documents,
     failure::{Exit, Failure},
     output::Color,
@@ -39,7 +39,7 @@ pub(crate) const EXAMPLES: &str = "Examples:
   $ fetchr run -f deploy/ --proxy web --workload Deployment/web --service web
 
 Files are read again when they change; a bad change is refused with file, line and field, and what was in force stays.
-SIGTERM or Ctrl-C drains and ends, a second one ends at once.";
+SIGTERM or Ctrl-C drains and ends, a second one ends at once. `fetchr upgrade` lets a newer program take over.";
 
 /// The flags.
 #[derive(clap::Args)]
@@ -55,18 +55,14 @@ pub(crate) struct Args {
     /// A Service that the proxy stands behind: its policies hold; may be repeated
     #[arg(long = "service", env = "FETCHR_SERVICE", value_delimiter = ',', value_name = "NAME")]
     services: Vec<String>,
-    /// Port of the admin interface, on loopback
-    #[arg(long, env = "FETCHR_ADMIN_PORT", value_name = "PORT", default_value_t = 4620)]
-    admin_port: u16,
+    #[command(flatten)]
+    state: StateArgs,
     /// Port of /metrics, /livez and /readyz, instead of the FetchrProxy's telemetry.metricsPort
     #[arg(long, env = "FETCHR_METRICS_PORT", value_name = "PORT")]
     metrics_port: Option<u16>,
     /// Threads that serve requests, instead of the FetchrProxy's workers
     #[arg(long, env = "FETCHR_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
-    /// Folder for the admin token; without it a folder of the user's, one for each admin port
-    #[arg(long, env = "FETCHR_STATE_DIR", value_name = "DIR")]
-    state_dir: Option<PathBuf>,
     /// The least severe level that is logged until the FetchrProxy says another
     #[arg(
         long,
@@ -88,6 +84,9 @@ pub(crate) struct Args {
         value_name = "json|text"
     )]
     log_format: Option<Shape>,
+    /// Serve in this process, for debugging: when it ends, nothing starts it again
+    #[arg(long, env = "FETCHR_NO_SUPERVISOR", value_parser = switch())]
+    no_supervisor: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -109,6 +108,19 @@ enum Shape {
 pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     let terminal = io::stderr().is_terminal();
     let shape = args.log_format.unwrap_or(if terminal { Shape::Text } else { Shape::Json });
+    let mut link = Link::of_process().map_err(|e| Failure::new(e.to_string()))?;
+    if link.is_none() && !args.no_supervisor {
+        let (log_level, log_format) = (level(args.log_level), format(shape));
+        let settings = Settings { log_level, log_format, upgradable: true, state_dir: Some(args.state.dir()?) };
+        match supervise(settings).map_err(|e| Failure::new(format!("the supervisor could not go on: {e}")))? {
+            Role::Ended(code) => return Ok(Exit::Code(code)),
+            Role::Worker(worker) => link = Some(worker),
+        }
+    }
+    serve(args, color, shape, terminal, link)
+}
+
+fn serve(args: &Args, color: Color, shape: Shape, terminal: bool, link: Option<Link>) -> Result<Exit, Failure> {
     if args.files.files.iter().any(|file| file == Path::new("-")) {
         return Err(
             Failure::usage("documents from standard input can't be read again when they change").hint("write them to a file")
@@ -116,10 +128,16 @@ pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     }
     let documents = documents::read_valid(&args.files, color.stderr())?;
     let proxy = choose(&documents, args.proxy.as_deref())?;
-    ports::check(&ports(args, proxy))?;
-    let banner = Banner::new(&documents, proxy, &identity(args), args.admin_port, args.metrics_port);
+    // A worker that is not the first finds the ports open, and whoever started it has seen the banner.
+    let again = link.as_ref().is_some_and(Link::again);
+    if !again {
+        ports::check(&ports(args, proxy))?;
+    }
+    let banner = Banner::new(&documents, proxy, &identity(args), args.state.admin_port, args.metrics_port);
     let set_level = init_logging(level(args.log_level), format(shape));
-    banner.show(terminal, color.stderr());
+    if !again {
+        banner.show(terminal, color.stderr());
+    }
     let options = Options {
         configuration: Configuration::Files(Files {
             paths: documents::paths(&args.files),
@@ -127,12 +145,12 @@ pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
             identity: identity(args),
         }),
         workers: args.workers.map(usize::from),
-        admin_port: args.admin_port,
+        admin_port: args.state.admin_port,
         metrics_port: args.metrics_port,
-        state_dir: state_dir(args)?,
+        state_dir: args.state.dir()?,
         set_level,
     };
-    run(options).map_err(|e| Failure::new(format!("the proxy could not run: {e:#}")))?;
+    run(options, link).map_err(|e| Failure::new(format!("the proxy could not run: {e:#}")))?;
     Ok(Exit::Ok)
 }
 
@@ -184,7 +202,7 @@ fn identity(args: &Args) -> Identity {
 fn ports(args: &Args, proxy: &FetchrProxy) -> Vec<Port> {
     let metrics = args.metrics_port.or_else(|| u16::try_from(proxy.spec.telemetry.metrics_port).ok()).unwrap_or_default();
     let mut ports = vec![
-        Port::new("127.0.0.1", args.admin_port, "the admin interface", "--admin-port or FETCHR_ADMIN_PORT"),
+        Port::new("127.0.0.1", args.state.admin_port, "the admin interface", "--admin-port or FETCHR_ADMIN_PORT"),
         Port::new("127.0.0.1", metrics, "metrics", "--metrics-port or FETCHR_METRICS_PORT"),
     ];
     ports.extend(proxy.spec.interception.listeners.iter().enumerate().map(|(index, listener)| {
@@ -193,16 +211,6 @@ fn ports(args: &Args, proxy: &FetchrProxy) -> Vec<Port> {
         Port::new(&listener.address, port, format!("listener {}", listener.name), field)
     }));
     ports
-}
-
-fn state_dir(args: &Args) -> Result<PathBuf, Failure> {
-    if let Some(dir) = &args.state_dir {
-        return Ok(dir.clone());
-    }
-    let base = env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let base = base.or_else(|| env::home_dir().map(|home| home.join(".local/state")));
-    base.map(|base| base.join(format!("fetchr/{}", args.admin_port)))
-        .ok_or_else(|| Failure::new("there is no home folder to keep the admin token in").hint("give --state-dir DIR"))
 }
 
 fn level(level: Level) -> LogLevel {

@@ -51,7 +51,7 @@ impl Counted {
         let valgrind = Command::new("valgrind")
             .args(["--tool=callgrind", "--instr-atstart=no", &format!("--callgrind-out-file={}", out.display())])
             .arg(env!("CARGO_BIN_EXE_fetchr"))
-            .args(["run", "--admin-port", "0", "--metrics-port", "0", "-f"])
+            .args(["run", "--no-supervisor", "--admin-port", "0", "--metrics-port", "0", "-f"])
             .arg(folder.join("proxy.yaml"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())

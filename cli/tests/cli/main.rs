@@ -7,5 +7,6 @@ mod help;
 mod inject;
 mod instructions;
 mod run;
+mod supervised;
 mod support;
 mod validate;

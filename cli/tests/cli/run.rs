@@ -4,16 +4,17 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
     sync::mpsc::{Receiver, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::support::{command, run};
+use crate::support::{self, FETCHR, command, run};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+const DRAIN: &str = "{delay: 0s, timeout: 10s}";
 
 #[test]
 fn proxy_forwards_and_does_what_policies_say() {
@@ -42,11 +43,11 @@ fn good_change_is_taken_and_a_bad_one_is_refused_with_its_place() {
 #[test]
 fn request_under_way_is_answered_after_sigterm_and_the_exit_code_is_0() {
     let mut proxy = Proxy::start(&policy("one"));
-    let address = proxy.address;
+    let (address, origin) = (proxy.address, proxy.origin.take().unwrap());
     let slow = thread::spawn(move || get(address, "/slow"));
-    proxy.origin.wait_for_slow();
+    origin.wait_for_slow();
     terminate(&proxy.child);
-    proxy.origin.release_slow();
+    origin.release_slow();
     let answer = slow.join().unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
     assert_eq!(proxy.exit().code(), Some(0), "{}", proxy.log());
@@ -56,7 +57,7 @@ fn request_under_way_is_answered_after_sigterm_and_the_exit_code_is_0() {
 fn taken_port_is_an_error_that_names_the_holder() {
     let proxy = Proxy::start(&policy("one"));
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("proxy.yaml"), document(proxy.address.port(), 1)).unwrap();
+    fs::write(folder.path().join("proxy.yaml"), document(proxy.address.port(), 1, DRAIN)).unwrap();
     let said = run(command(&["run", "--admin-port", "0", "--metrics-port", "0", "-f"]).arg(folder.path()));
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.stderr.starts_with(&format!(
@@ -82,14 +83,16 @@ fn documents_that_cannot_run_say_what_would_be_right() {
     says("apiVersion: fetchr.sh/v1alpha1\nkind: FetchrProxy\nmetadata: {name: web}\nspec: {workers: 0}\n", "a.yaml:4:");
 }
 
-fn document(port: u16, upstream: u16) -> String {
+/// One listener, and how it drains.
+pub(crate) fn document(port: u16, upstream: u16, drain: &str) -> String {
     format!(
         "apiVersion: fetchr.sh/v1alpha1\nkind: FetchrProxy\nmetadata: {{name: local}}\nspec:\n  interception:\n    mode: Explicit\n    \
-         listeners: [{{name: web, port: {port}, upstream: \"http://127.0.0.1:{upstream}\"}}]\n  drain: {{delay: 0s, timeout: 10s}}\n"
+         listeners: [{{name: web, port: {port}, upstream: \"http://127.0.0.1:{upstream}\"}}]\n  drain: {drain}\n"
     )
 }
 
-fn policy(value: &str) -> String {
+/// A policy that sets `x-from`.
+pub(crate) fn policy(value: &str) -> String {
     format!(
         "apiVersion: fetchr.sh/v1alpha1\nkind: FetchrPolicy\nmetadata: {{name: headers}}\nspec:\n  targetRefs: [{{kind: FetchrProxy, name: \
          local}}]\n  rules:\n  - name: all\n    headers: {{response: {{set: [{{name: x-from, value: {value}}}]}}}}\n"
@@ -97,34 +100,41 @@ fn policy(value: &str) -> String {
 }
 
 /// The program with an origin behind it. It is killed when the test ends.
-struct Proxy {
-    child: Child,
-    address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
     folder: tempfile::TempDir,
     log: PathBuf,
-    origin: Origin,
+    origin: Option<Origin>,
     /// Log and state, away from the documents.
-    _aside: tempfile::TempDir,
+    aside: tempfile::TempDir,
 }
 
 impl Proxy {
     fn start(policy: &str) -> Self {
-        // Somebody else may take the port between its choice and its use.
-        let start = || Self::try_start(policy);
-        (0..3).find_map(|_| start()).expect("the proxy starts")
+        let origin = Origin::start();
+        let mut proxy = Self::start_as(Path::new(FETCHR), policy, origin.port, DRAIN);
+        proxy.origin = Some(origin);
+        proxy
     }
 
-    fn try_start(policy: &str) -> Option<Self> {
-        let (folder, aside, origin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Origin::start());
+    /// By another path, before another origin.
+    pub(crate) fn start_as(program: &Path, policy: &str, origin: u16, drain: &str) -> Self {
+        // Somebody else may take the port between its choice and its use.
+        (0..3).find_map(|_| Self::try_start(program, policy, origin, drain)).expect("the proxy starts")
+    }
+
+    fn try_start(program: &Path, policy: &str, origin: u16, drain: &str) -> Option<Self> {
+        let (folder, aside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        fs::write(folder.path().join("proxy.yaml"), document(port, origin.port)).unwrap();
+        fs::write(folder.path().join("proxy.yaml"), document(port, origin, drain)).unwrap();
         fs::write(folder.path().join("policy.yaml"), policy).unwrap();
         let log = aside.path().join("log");
-        let mut command = command(&["run", "--admin-port", "0", "--metrics-port", "0", "-f"]);
+        let mut command = support::program(program, &["run", "--admin-port", "0", "--metrics-port", "0", "-f"]);
         command.arg(folder.path()).arg("--state-dir").arg(aside.path());
         let child = command.stderr(fs::File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
         let address = (Ipv4Addr::LOCALHOST, port).into();
-        let mut proxy = Self { child, address, folder, log, origin, _aside: aside };
+        let mut proxy = Self { child, address, folder, log, origin: None, aside };
         let start = Instant::now();
         while start.elapsed() < DEADLINE {
             if proxy.child.try_wait().unwrap().is_some() {
@@ -138,27 +148,37 @@ impl Proxy {
         panic!("the proxy is not ready: {}", proxy.log());
     }
 
-    fn write(&self, name: &str, text: &str) {
+    /// Its state folder.
+    pub(crate) fn state(&self) -> &Path {
+        self.aside.path()
+    }
+
+    /// Where its documents are.
+    pub(crate) fn documents(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
         fs::write(self.folder.path().join(name), text).unwrap();
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
     /// The port that the log names.
-    fn metrics(&self) -> SocketAddr {
+    pub(crate) fn metrics(&self) -> SocketAddr {
         let log = self.log();
         let line = log.lines().find(|line| line.contains("Admin and metrics are open.")).expect("it is logged");
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         line["fields"]["metrics"].as_str().expect("an address").parse().unwrap()
     }
 
-    fn get(&self, path: &str) -> String {
+    pub(crate) fn get(&self, path: &str) -> String {
         get(self.address, path)
     }
 
-    fn eventually(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+    pub(crate) fn eventually(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
         while !holds(self) {
             assert!(start.elapsed() < DEADLINE, "{what}: {}", self.log());
@@ -166,7 +186,7 @@ impl Proxy {
         }
     }
 
-    fn exit(&mut self) -> ExitStatus {
+    pub(crate) fn exit(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -185,13 +205,13 @@ impl Drop for Proxy {
     }
 }
 
-fn terminate(child: &Child) {
+pub(crate) fn terminate(child: &Child) {
     let sent = run(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]));
     assert_eq!(sent.code, 0, "{sent:?}");
 }
 
 /// One request on a connection of its own; the whole answer as text.
-fn get(address: SocketAddr, path: &str) -> String {
+pub(crate) fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();

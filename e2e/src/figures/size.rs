@@ -9,6 +9,7 @@ use super::{mebibytes, row};
 use crate::cluster::Cluster;
 use crate::image::Image;
 use crate::namespace::{Namespace, Pod, SIDECAR};
+use crate::process::of_container;
 use crate::report::percentile;
 use crate::{images, install};
 
@@ -76,24 +77,14 @@ fn image_size(image: &Image) -> anyhow::Result<ImageSize> {
     Ok(ImageSize { name: name.to_owned(), unpacked, packed: packed.stdout.len() as u64 })
 }
 
+/// Of all its processes: pages that they share are counted for each.
 async fn resident(pod: &Pod, container: &str) -> anyhow::Result<f64> {
     let id = pod.container_id(container).await?;
-    let found = tokio::task::spawn_blocking(move || process_of(&id)).await??;
-    let status = found.with_context(|| format!("no process of {container} in {} is to be seen in /proc", pod.name()))?;
-    resident_bytes(&status).with_context(|| format!("{container} in {} has no resident memory", pod.name()))
-}
-
-/// What /proc says about the process of a container, whose control group bears the container's id.
-fn process_of(id: &str) -> anyhow::Result<Option<String>> {
-    for entry in fs::read_dir("/proc").context("could not read /proc")? {
-        let process = entry?.path();
-        // Most entries are no processes, and a process may end meanwhile.
-        let groups = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
-        if groups.lines().any(|line| line.contains(id)) {
-            return Ok(Some(fs::read_to_string(process.join("status"))?));
-        }
-    }
-    Ok(None)
+    let processes = tokio::task::spawn_blocking(move || of_container(&id)).await??;
+    ensure!(!processes.is_empty(), "no process of {container} in {} is to be seen in /proc", pod.name());
+    let resident = |id: &u32| resident_bytes(&fs::read_to_string(format!("/proc/{id}/status")).ok()?);
+    let all: Option<f64> = processes.iter().map(resident).sum();
+    all.with_context(|| format!("{container} in {} has no resident memory", pod.name()))
 }
 
 fn resident_bytes(status: &str) -> Option<f64> {

@@ -100,15 +100,32 @@ impl Sidecar {
         Ok(sum(&get(&self.url("/metrics")?, &HeaderMap::new()).await?.body, prefix))
     }
 
-    /// Resident memory in bytes.
+    /// Resident memory in bytes, of supervisor and worker.
     ///
     /// # Errors
     /// It has ended.
     pub fn memory(&self) -> anyhow::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).context("the sidecar has ended")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("it has no memory")?;
-        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kibibytes * 1024)
+        let resident = |id: u32| -> anyhow::Result<u64> {
+            let status = fs::read_to_string(format!("/proc/{id}/status")).context("the sidecar has ended")?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("it has no memory")?;
+            Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+        };
+        self.process.children().into_iter().chain([self.process.id()]).map(resident).sum()
+    }
+
+    /// Kills the process that serves, and waits until it is dead; its supervisor lives. Returns when it was killed.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn kill_worker(&self) -> anyhow::Result<Instant> {
+        let worker = async || self.process.children().first().copied().context("no worker runs");
+        let worker = i32::try_from(eventually("a worker runs", SOON, worker).await?)?;
+        let killed = Instant::now();
+        // SAFETY: kill(2) takes no pointers; the supervisor reaps its child only after it has died.
+        ensure!(unsafe { libc::kill(worker, libc::SIGKILL) } == 0, "it could not be killed");
+        let dead = async || (!self.process.children().contains(&worker.cast_unsigned())).then_some(()).context("it lives");
+        eventually("the worker is dead", SOON, dead).await?;
+        Ok(killed)
     }
 
     fn url(&self, path: &str) -> anyhow::Result<http::Uri> {

@@ -2,15 +2,16 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{IpAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::{Context as _, anyhow};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 use crds::{
     plan::ObjectRef,
     proxy::{LogFormat, LogLevel, OnNoConfig},
@@ -20,6 +21,7 @@ use sidecar::{
     admin,
     run::{Configuration, Options, Pod, init_logging, run},
     server::Interception,
+    supervisor::{Link, Role, Settings, supervise},
 };
 use wire::{env, speaker::Speakers};
 
@@ -146,6 +148,9 @@ struct Run {
     /// JSON of the probes that were rewritten.
     #[arg(long, env = env::PROBES, default_value = "")]
     probes: String,
+    /// Serve in this process, for debugging: when it ends, nothing starts it again.
+    #[arg(long, env = env::NO_SUPERVISOR, value_parser = FalseyValueParser::new())]
+    no_supervisor: bool,
 }
 
 /// Spells the values of an enum as the resources do.
@@ -176,20 +181,34 @@ enum Intercept {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Run(flags) => run(options(*flags)),
-        Command::Drain(flags) => drain(&flags),
+        Command::Run(flags) => serve(*flags),
+        Command::Drain(flags) => drain(&flags).map(|()| ExitCode::SUCCESS),
         Command::Version => {
             println!("fetchr-proxy {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("fetchr-proxy: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Serves, or keeps a process that does.
+fn serve(flags: Run) -> anyhow::Result<ExitCode> {
+    let mut link = Link::of_process()?;
+    if link.is_none() && !flags.no_supervisor {
+        let (log_level, log_format) = (flags.log_level.into(), flags.log_format.into());
+        let settings = Settings { log_level, log_format, upgradable: false, state_dir: None };
+        match supervise(settings).context("the supervisor could not go on")? {
+            Role::Ended(code) => return Ok(code.into()),
+            Role::Worker(worker) => link = Some(worker),
+        }
+    }
+    run(options(flags), link).map(|()| ExitCode::SUCCESS)
 }
 
 fn options(flags: Run) -> Options {
@@ -226,26 +245,70 @@ fn options(flags: Run) -> Options {
     }
 }
 
-/// Asks the sidecar that runs here to drain, and waits for its answer.
+/// How much longer than the drain itself its answer may take.
+const SLACK: Duration = Duration::from_secs(10);
+
+/// How long to wait for a sidecar that is just starting again.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Asks the sidecar that runs here to drain, and waits for its answer. One that dies meanwhile goes on with the drain when it is
+/// back, so it is asked again.
 fn drain(flags: &Drain) -> anyhow::Result<()> {
-    let token = read_token(&flags.place.state_dir)?;
+    let deadline = Instant::now() + flags.drain_delay.0 + flags.drain_timeout.0 + SLACK;
+    let mut asked = false;
+    loop {
+        match ask_to_drain(flags, deadline, &mut asked) {
+            Ok(answer) => {
+                println!("{answer}");
+                return Ok(());
+            }
+            Err(Failed::Lost(_)) if asked && Instant::now() + AGAIN < deadline => thread::sleep(AGAIN),
+            Err(Failed::Lost(error) | Failed::Refused(error)) => return Err(error),
+        }
+    }
+}
+
+/// Why there is no answer.
+enum Failed {
+    /// Nobody answers, or not to the end.
+    Lost(anyhow::Error),
+    /// The answer is no, or will not come.
+    Refused(anyhow::Error),
+}
+
+/// `asked` is set once a sidecar has been there.
+fn ask_to_drain(flags: &Drain, deadline: Instant, asked: &mut bool) -> Result<String, Failed> {
+    // Read again each time: a container that was started again has another.
+    let token = read_token(&flags.place.state_dir).map_err(Failed::Refused)?;
     let address = admin::admin_address(flags.place.admin_port);
-    let mut stream = TcpStream::connect(address).with_context(|| format!("no sidecar answers on its admin port {address}"))?;
-    let slack = Duration::from_secs(10);
-    stream.set_read_timeout(Some(flags.drain_delay.0 + flags.drain_timeout.0 + slack))?;
+    let none = || format!("no sidecar answers on its admin port {address}");
+    let mut stream = TcpStream::connect(address).with_context(none).map_err(Failed::Lost)?;
+    *asked = true;
+    let left = deadline.saturating_duration_since(Instant::now()).max(AGAIN);
     let request = format!(
         "POST /drain HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    stream.take(64 << 10).read_to_string(&mut answer).context("the sidecar did not answer in time")?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    if status != "200" {
-        bail!("the sidecar answered {status}: {}", body.trim());
+    let mut exchange = || {
+        stream.set_read_timeout(Some(left))?;
+        stream.write_all(request.as_bytes())?;
+        (&stream).take(64 << 10).read_to_string(&mut answer)
+    };
+    match exchange() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(Failed::Refused(anyhow!("the sidecar did not answer in time")));
+        }
+        Err(error) => return Err(Failed::Lost(anyhow!(error).context("the sidecar did not answer to the end"))),
+        Ok(_) => {}
     }
-    println!("{}", body.trim());
-    Ok(())
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        return Err(Failed::Lost(anyhow!("the sidecar did not answer to the end")));
+    };
+    let (status, body) = (head.split(' ').nth(1).unwrap_or_default(), body.trim());
+    match status {
+        "200" => Ok(body.to_owned()),
+        _ => Err(Failed::Refused(anyhow!("the sidecar answered {status}: {body}"))),
+    }
 }
 
 fn read_token(state_dir: &Path) -> anyhow::Result<String> {

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use super::{Acceptor, Listening, Mode, quic::Quic};
 use crate::{
     connection::Preamble,
+    sockets::{Role, Sockets},
     tls::{Leaf, Origination, Read, Reader, Secrets, Terminator, TicketKeys, TlsError, server_config},
     upstream::{Endpoint, Key, Protocol},
 };
@@ -29,6 +30,7 @@ use crate::{
 /// upstream or its certificates change.
 pub(crate) struct Explicit {
     acceptor: Acceptor,
+    sockets: Sockets,
     secrets: Secrets,
     open: Vec<OpenListener>,
     /// Files that were read, also in vain.
@@ -136,11 +138,11 @@ struct Built {
 }
 
 impl Explicit {
-    pub(crate) fn new(acceptor: Acceptor, secrets: Secrets) -> Self {
-        Self { acceptor, secrets, open: Vec::new(), files: BTreeSet::new() }
+    pub(crate) fn new(acceptor: Acceptor, sockets: Sockets, secrets: Secrets) -> Self {
+        Self { acceptor, sockets, secrets, open: Vec::new(), files: BTreeSet::new() }
     }
 
-    /// Stops the listeners that are not among `specs`. Their ports are free when the tasks have ended.
+    /// Stops the listeners that are not among `specs`. When the tasks have ended, their sockets are spare.
     pub(crate) fn close_others(&mut self, specs: &[ListenerSpec]) -> Vec<JoinHandle<()>> {
         let gone = self.open.extract_if(.., |open| !specs.iter().any(|spec| open.continues_as(spec)));
         let pod = &self.acceptor.pod;
@@ -172,6 +174,11 @@ impl Explicit {
             self.acceptor.pod.tls.expiries(&open.spec.name, &[], &open.leaves());
         }
         errors
+    }
+
+    /// Closes the sockets of listeners that are not among `specs`.
+    pub(crate) fn close_spare(&self, specs: &[ListenerSpec]) {
+        self.sockets.close_others(&specs.iter().filter_map(address).collect::<Vec<_>>());
     }
 
     /// Files that certificates were read from.
@@ -221,8 +228,7 @@ impl Explicit {
 
     fn open_new(&mut self, spec: &ListenerSpec, built: Built) -> Result<(), ListenError> {
         let wrong = |problem: String| ListenError::Spec { name: spec.name.clone(), problem };
-        let ip: IpAddr = spec.address.parse().map_err(|_| wrong(format!("{:?} is no IP address", spec.address)))?;
-        let port = u16::try_from(spec.port).map_err(|_| wrong(format!("{} is no port", spec.port)))?;
+        let wanted = address(spec).ok_or_else(|| wrong(format!("{:?} port {} is no address", spec.address, spec.port)))?;
         if built.upstream.is_none() && spec.direction == Direction::Inbound {
             return Err(wrong("without an upstream it is a forward proxy, and needs direction Outbound".to_owned()));
         }
@@ -241,16 +247,16 @@ impl Explicit {
         };
         let mode = target.mode();
         let proxy_protocol = spec.proxy_protocol == ProxyProtocol::Required;
-        let preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)), alternative: None };
-        let wanted = SocketAddr::new(ip, port);
+        let mut preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)), alternative: None };
         let refused = |source| ListenError::Bind { address: wanted, source };
-        let mut listening = Listening::explicit(wanted, spec.direction, mode.clone(), preamble).map_err(refused)?;
-        let address = listening.address().map_err(refused)?;
-        let quic = quic_config.map(|config| Quic::open(&self.acceptor, address, spec.direction, mode, &config)).transpose();
+        let socket = self.sockets.open(Role::Listener, wanted).map_err(refused)?;
+        let address = socket.address().map_err(refused)?;
+        let quic = quic_config.map(|config| Quic::open(&self.acceptor, address, spec.direction, mode.clone(), &config)).transpose();
         let quic = quic.map_err(refused)?;
         if quic.is_some() {
-            listening.preamble.alternative = HeaderValue::try_from(format!("h3=\":{}\"; ma=86400", address.port())).ok();
+            preamble.alternative = HeaderValue::try_from(format!("h3=\":{}\"; ma=86400", address.port())).ok();
         }
+        let listening = Listening::explicit(socket, spec.direction, mode, preamble);
         pod.own.add(address);
         tracing::info!(listener = spec.name, %address, tls = tls.is_some(), "Listening.");
         let task = tokio::spawn(self.acceptor.clone().accept(listening));
@@ -282,6 +288,11 @@ impl Explicit {
         let tls = tls.map_err(|source| ListenError::Tls { name: spec.name.clone(), source })?;
         Ok(Key { endpoint: Endpoint::of(&address.host, address.port), protocol: Protocol::Http1, tls: Some(tls) })
     }
+}
+
+fn address(spec: &ListenerSpec) -> Option<SocketAddr> {
+    let ip: IpAddr = spec.address.parse().ok()?;
+    Some(SocketAddr::new(ip, u16::try_from(spec.port).ok()?))
 }
 
 /// The TLS of a listener. Tickets of before are taken on, unless the CAs of clients could have changed: a session that goes on does

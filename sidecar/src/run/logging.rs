@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crds::proxy::{LogFormat, LogLevel};
+use tracing::{level_filters::LevelFilter, subscriber::DefaultGuard};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _};
 
 use crate::{admin::SetLevel, config::Shared};
@@ -21,6 +22,16 @@ pub fn init(level: LogLevel, format: LogFormat) -> SetLevel {
         let filter = wanted.parse::<EnvFilter>().map_err(|error| error.to_string())?;
         handle.reload(filter).map_err(|error| error.to_string())
     })
+}
+
+/// Logs to standard error what this thread has to say, until the guard is dropped.
+pub(crate) fn scoped(level: LogLevel, format: LogFormat) -> DefaultGuard {
+    let level: LevelFilter = word(level).parse().unwrap_or(LevelFilter::INFO);
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level);
+    match format {
+        LogFormat::Json => builder.json().set_default(),
+        LogFormat::Text => builder.set_default(),
+    }
 }
 
 /// Lets the level follow the configuration. An administrator's level holds until the configuration's changes.

@@ -15,13 +15,19 @@ use crds::plan::{Identity, Position, digest_bytes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use wire::signed::PublicKey;
 
-use crate::config::{PlanSource, Planned};
+use crate::{
+    config::{PlanSource, Planned},
+    supervisor::Status,
+};
 
 /// Largest file that is read back, in bytes: a plan of 8 MiB, escaped.
 const MAX_FILE: u64 = 32 << 20;
 const PLAN: &str = "plan.json";
 const TRUST: &str = "trust.json";
 const ADMIN_TOKEN: &str = "admin-token";
+const SUPERVISOR: &str = "supervisor.json";
+/// Length of an admin token.
+const TOKEN_LEN: usize = 43;
 
 /// The state folder.
 #[derive(Clone, Debug)]
@@ -127,6 +133,23 @@ impl StateDir {
         Ok(token)
     }
 
+    /// The token that is there, for a worker that is not the first of its proxy; a new one if there is none.
+    pub fn same_admin_token(&self) -> io::Result<String> {
+        let kept =
+            read_bounded(&self.path.join(ADMIN_TOKEN), TOKEN_LEN as u64).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        kept.filter(|token| token.len() == TOKEN_LEN).map_or_else(|| self.new_admin_token(), Ok)
+    }
+
+    /// What the supervisor told last.
+    pub fn supervisor(&self) -> Option<Status> {
+        self.read(SUPERVISOR)
+    }
+
+    /// Keeps what the supervisor tells.
+    pub fn keep_supervisor(&self, status: &Status) -> io::Result<()> {
+        self.write(SUPERVISOR, status)
+    }
+
     fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         let path = self.path.join(name);
         let bytes = match read_bounded(&path, MAX_FILE) {
@@ -215,7 +238,11 @@ mod tests {
         let state = StateDir::open(folder.path().join("state")).unwrap();
         let token = state.new_admin_token().unwrap();
         assert_eq!(fs::read_to_string(state.path().join(ADMIN_TOKEN)).unwrap(), token);
-        assert_ne!(state.new_admin_token().unwrap(), token, "a new one at every start");
+        assert_eq!(state.same_admin_token().unwrap(), token);
+        let next = state.new_admin_token().unwrap();
+        assert_ne!(next, token, "a new one at every start");
+        fs::write(state.path().join(ADMIN_TOKEN), "torn").unwrap();
+        assert_ne!(state.same_admin_token().unwrap(), "torn");
         assert_eq!(fs::metadata(state.path().join(ADMIN_TOKEN)).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(state.path()).unwrap().mode() & 0o777, 0o700);
     }

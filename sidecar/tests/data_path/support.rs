@@ -111,6 +111,7 @@ impl Proxy {
             secrets: None,
             speakers: Default::default(),
             name_servers,
+            sockets: Default::default(),
         };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
