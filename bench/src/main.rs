@@ -3,6 +3,7 @@
 //! Machines are shared, so what counts are ratios within a run: CPU time per request of each proxy's own processes, with the
 //! proxies pinned to one core and the load and the origin to another.
 
+mod endpoints;
 mod load;
 mod peers;
 mod process;
@@ -38,6 +39,8 @@ enum Command {
     Scenarios(scenarios::Options),
     /// Time from start to ready, and memory when idle.
     Start(start::Options),
+    /// From a changed EndpointSlice in a large cluster to the streams of an operator, and its memory.
+    Endpoints(endpoints::Options),
     /// From a changed policy to a thousand streams of one operator, and its memory.
     Streams(streams::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
     let binaries =
         args.binaries.canonicalize().with_context(|| format!("no folder {}; run `make build` first", args.binaries.display()))?;
     let (name, table) = match &args.command {
+        Command::Endpoints(options) => ("endpoints", endpoints::run(&binaries, options)?),
         Command::Pass(options) => ("pass", traffic::run(&binaries, options)?),
         Command::Scenarios(options) => ("scenarios", scenarios::run(&binaries, options)?),
         Command::Start(options) => ("start", start::run(&binaries, options)?),

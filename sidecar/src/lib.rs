@@ -30,6 +30,7 @@ mod reply;
 pub mod route;
 pub mod run;
 pub mod server;
+pub mod services;
 mod shadow;
 pub mod source;
 mod timer;

@@ -94,6 +94,9 @@ async fn admit_and_forward(
         return Err(Stop::Limited);
     }
     let mut target = target(ex, &parts)?;
+    if speaks_h2c(ex, &target, &parts, present) {
+        target.protocol = Protocol::Http2;
+    }
     if target.tls.is_some() {
         match Box::pin(agreed(ex, &target, &parts, present)).await {
             Ok(protocol) => target.protocol = protocol,
@@ -200,6 +203,22 @@ fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
         return Err(ForwardError::NotForwardProxy);
     }
     Ok(key)
+}
+
+/// Whether the target is a port of a Service that speaks HTTP/2 in clear, by its own word. What the URL of a listener's upstream says holds
+/// all the same, and a switch to another protocol is asked for as the client does.
+fn speaks_h2c(ex: &Exchange, target: &Key, parts: &Parts, present: Present) -> bool {
+    let connection = &ex.connection;
+    let of_listener = matches!(connection.entry, Entry::Reverse(_));
+    if connection.direction != Direction::Outbound || target.protocol == Protocol::Http2 || of_listener {
+        return false;
+    }
+    let services = connection.worker.config.services();
+    let speaks = match &target.endpoint {
+        Endpoint::Address(address) => services.speaks_h2c(*address),
+        Endpoint::Name(host, port) => services.named(host, *port).is_some_and(|port| port.speaks_h2c()),
+    };
+    speaks && parts.method != Method::CONNECT && fields::upgrade(&parts.headers, present).is_none()
 }
 
 /// What is spoken with an upstream under TLS. A switch to another protocol is asked for in HTTP/1.1.

@@ -16,6 +16,7 @@ mod paths;
 mod pki;
 mod pool;
 mod proxy_protocol;
+mod services;
 mod strict;
 mod support;
 mod tls;

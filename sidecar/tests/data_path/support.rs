@@ -111,7 +111,7 @@ impl Proxy {
         Self { address, config, metrics, drain, settings, server }
     }
 
-    /// Puts rules in force for requests to the application.
+    /// Puts rules in force for the requests of the listener.
     pub(crate) fn apply(&self, rules: &str) {
         let rules: Vec<PolicyRule> = serde_json::from_str(rules).unwrap();
         self.config.replace(config(&self.settings, rules));
@@ -139,7 +139,7 @@ fn config(settings: &FetchrProxySpec, rules: Vec<PolicyRule>) -> Config {
     let policy = AttachedPolicy {
         policy: ObjectRef::new("shop", "test"),
         attachment: Attachment::Proxy,
-        direction: Direction::Inbound,
+        direction: settings.interception.listeners[0].direction,
         rules: rules.into(),
     };
     let plan = Plan { proxy: ObjectRef::new("shop", "web"), settings: settings.clone(), policies: vec![policy] };
