@@ -3,6 +3,7 @@
 //! Machines are shared, so what counts are ratios within a run: CPU time per request of each proxy's own processes, with the
 //! proxies pinned to one core and the load and the origin to another.
 
+mod endpoints;
 mod findings;
 mod idle;
 mod load;
@@ -56,6 +57,8 @@ enum Command {
     Sections(sections::Options),
     /// Time from start to ready, and memory when idle.
     Start(start::Options),
+    /// From a changed EndpointSlice in a large cluster to the streams of an operator, and its memory.
+    Endpoints(endpoints::Options),
     /// From a changed policy to a thousand streams of one operator, and its memory.
     Streams(streams::Options),
 }
@@ -67,6 +70,7 @@ fn main() -> Result<()> {
     // The proxies inherit it.
     process::descriptors();
     let (name, findings) = match &args.command {
+        Command::Endpoints(options) => ("endpoints", endpoints::run(&binaries, options)?),
         Command::Pass(options) => ("pass", traffic::run(&binaries, options)?),
         Command::Scenarios(options) => ("scenarios", scenarios::run(&binaries, options)?),
         Command::Workers(options) => ("workers", scenarios::workers(&binaries, options)?),

@@ -32,16 +32,16 @@ use wire::v1;
 
 use crate::{findings::Findings, process::Process};
 
-const OPERATOR_NAMESPACE: &str = "fetchr-system";
-const NAMESPACE: &str = "load";
-const PROXY: &str = "web";
+pub(super) const OPERATOR_NAMESPACE: &str = "fetchr-system";
+pub(super) const NAMESPACE: &str = "load";
+pub(super) const PROXY: &str = "web";
 const POLICY: &str = "hello";
 /// What precedes the number of a change in the plan.
 const MARK: &str = "change-";
 /// How long one step may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests to the API server at a time.
-const AT_A_TIME: usize = 16;
+pub(super) const AT_A_TIME: usize = 16;
 
 /// What is measured.
 #[derive(Args)]
@@ -118,7 +118,7 @@ fn table(options: &Options, opening: Duration, rss: [u64; 3], latencies: &[Durat
 }
 
 /// Definitions, namespaces and the proxy.
-async fn prepare(client: &Client) -> Result<()> {
+pub(super) async fn prepare(client: &Client) -> Result<()> {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     for definition in [FetchrProxy::crd(), FetchrPolicy::crd()] {
         definitions.create(&PostParams::default(), &definition).await?;
@@ -138,7 +138,7 @@ async fn prepare(client: &Client) -> Result<()> {
     Ok(())
 }
 
-fn start_operator(binaries: &Path, server: &ApiServer, folder: &Path) -> Result<(Process, SocketAddr)> {
+pub(super) fn start_operator(binaries: &Path, server: &ApiServer, folder: &Path) -> Result<(Process, SocketAddr)> {
     let defaults = folder.join("default-proxy.yaml");
     fs::write(&defaults, "{}\n")?;
     let ports = (0..4).map(|_| Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)).collect::<Result<Vec<_>>>()?;
@@ -156,7 +156,7 @@ fn start_operator(binaries: &Path, server: &ApiServer, folder: &Path) -> Result<
     Ok((operator, streams))
 }
 
-async fn ca_bundle(client: &Client) -> Result<String> {
+pub(super) async fn ca_bundle(client: &Client) -> Result<String> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
     eventually("there are certificates", PATIENCE, async || {
         let data = secrets.get("fetchr-ca").await?.data.unwrap_or_default();
@@ -190,7 +190,7 @@ async fn open_all(
 }
 
 /// A pod as admission would have left it.
-async fn make_pod(client: &Client, index: usize) -> Result<Pod> {
+pub(super) async fn make_pod(client: &Client, index: usize) -> Result<Pod> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let stamp = json!({"version": "0.1.0", "proxy": format!("{NAMESPACE}/{PROXY}"), "workload": "Deployment/web"}).to_string();
     let pod = object(json!({
@@ -254,6 +254,6 @@ async fn change_policy(client: &Client, change: usize) -> Result<()> {
     Ok(())
 }
 
-fn object<K: serde::de::DeserializeOwned>(body: Value) -> Result<K> {
+pub(super) fn object<K: serde::de::DeserializeOwned>(body: Value) -> Result<K> {
     Ok(serde_json::from_value(body)?)
 }

@@ -206,7 +206,7 @@ pub struct PolicyRule {
     /// Further tries. Shape: the best match wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// Which address of a name requests go to. Shapes: the best match wins.
+    /// Which pod of a Service, or address of a name, requests go to. Shapes: the best match wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancing: Option<LoadBalancing>,
     /// When an upstream that fails is left alone. Shapes: the best match wins.

@@ -3,6 +3,7 @@
 
 mod answer;
 pub mod get;
+pub mod greet;
 pub mod load;
 mod seen;
 

@@ -76,6 +76,18 @@ impl ScriptedSidecar {
         .await
     }
 
+    /// The next message about Services; what else comes before it is passed over.
+    ///
+    /// # Errors
+    /// As [`ScriptedSidecar::next`].
+    pub async fn services(&mut self, within: Duration) -> anyhow::Result<v1::Services> {
+        self.find(within, |message| match message {
+            down::Message::Services(services) => Some(services),
+            _ => None,
+        })
+        .await
+    }
+
     /// Says something.
     ///
     /// # Errors

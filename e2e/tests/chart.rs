@@ -55,6 +55,7 @@ fn operator_has_exactly_these_rights() {
 fetchr.sh/fetchrproxies,fetchrpolicies: list watch
 /namespaces,pods,services: list watch
 apps/daemonsets,deployments,statefulsets: list watch
+discovery.k8s.io/endpointslices: list watch
 /namespaces: get
 batch/jobs: get
 fetchr.sh/fetchrproxies/status,fetchrpolicies/status: patch

@@ -213,7 +213,7 @@ pub(crate) mod testing {
     use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 
     use super::*;
-    use crate::index::{Change, Indexed, Namespace, Pod, Policy, Proxy, Service, Workload};
+    use crate::index::{Change, Indexed, Namespace, Pod, Policy, Proxy, Service, Slice, Workload};
 
     fn list<T: Indexed>(index: &Shared) {
         index.change(Change::<T>::Reset(Vec::new()), "1".to_owned());
@@ -230,6 +230,7 @@ pub(crate) mod testing {
         list::<Workload<StatefulSet>>(&index);
         list::<Workload<DaemonSet>>(&index);
         list::<Pod>(&index);
+        list::<Slice>(&index);
         index
     }
 }

@@ -4,6 +4,7 @@
 //! slow, skips to the newest.
 
 mod document;
+mod serve;
 mod session;
 
 use std::{
@@ -13,14 +14,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use crds::plan::{Identity, ObjectRef, PlanKey};
+use crds::plan::{Identity, ObjectRef, Plan, PlanKey};
 use futures::{FutureExt, future::BoxFuture};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use wire::v1;
 
@@ -31,10 +35,17 @@ use crate::{
     api::{CommandError, Sidecar, Sidecars},
     compile::{Compilation, Compilations},
     index::{Index, Shared},
+    services::{Set, Wanted},
 };
 
 /// Identities and counts follow a change of pods or Services after at most this long: a rollout changes pods many times a second.
 const IDENTITIES_EVERY: Duration = Duration::from_millis(250);
+
+/// The plan of a group of streams, as it changes.
+pub type Documents = watch::Receiver<Option<Arc<Document>>>;
+
+/// The Services of a group of streams, as they change; None until the index knows them.
+pub type Sets = watch::Receiver<Option<Arc<Set>>>;
 
 /// Features of a sidecar: what it announced in its Hello.
 pub type Features = BTreeSet<String>;
@@ -47,6 +58,7 @@ pub struct Metrics {
     replaced: Counter,
     expired: Counter,
     answers: Family<Answer, Counter>,
+    services: serve::Metrics,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -64,6 +76,7 @@ impl Metrics {
         let help = "Streams closed because the token that opened them has ended";
         registry.register("streams_expired", help, metrics.expired.clone());
         registry.register("plan_answers", "Answers of sidecars to plans", metrics.answers.clone());
+        metrics.services.register(registry);
         metrics
     }
 
@@ -77,11 +90,14 @@ impl Metrics {
 pub struct Hub {
     inner: Arc<Mutex<Inner>>,
     reports: watch::Sender<u64>,
+    /// Rings when Services are asked for that nobody asked for before.
+    asked: Arc<Notify>,
     metrics: Metrics,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    cluster_domain: Arc<str>,
     newest: Option<Arc<Compilation>>,
     groups: HashMap<(PlanKey, Features), Group>,
     sessions: HashMap<ObjectRef, Arc<Session>>,
@@ -93,18 +109,32 @@ struct Inner {
 #[derive(Debug)]
 struct Group {
     plan: watch::Sender<Option<Arc<Document>>>,
+    /// What their plan asks for; none if there is no plan.
+    wanted: Option<Arc<Wanted>>,
+    services: watch::Sender<Option<Arc<Set>>>,
     /// How many they are.
     streams: usize,
 }
 
 impl Hub {
     /// No streams yet.
-    pub fn new(metrics: Metrics) -> Self {
-        Self { inner: Arc::default(), reports: watch::Sender::new(0), metrics }
+    pub fn new(metrics: Metrics, cluster_domain: &str) -> Self {
+        let inner = Inner {
+            cluster_domain: cluster_domain.into(),
+            newest: None,
+            groups: HashMap::new(),
+            sessions: HashMap::new(),
+            live: HashMap::new(),
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), reports: watch::Sender::new(0), asked: Arc::default(), metrics }
     }
 
     /// Keeps streams up to date until shut-down.
-    pub async fn run(&self, index: Shared, mut compilations: Compilations, shutdown: CancellationToken) {
+    pub async fn run(&self, index: Shared, compilations: Compilations, shutdown: CancellationToken) {
+        tokio::join!(self.serve_services(&index, &shutdown), self.serve_plans(&index, compilations, &shutdown));
+    }
+
+    async fn serve_plans(&self, index: &Shared, mut compilations: Compilations, shutdown: &CancellationToken) {
         let mut pods = index.pods_changed();
         compilations.mark_changed();
         let mut identities_due = Instant::now();
@@ -135,11 +165,15 @@ impl Hub {
     /// Tells every group of streams its plan, where that changed. A proxy that is gone leaves its sidecars what they have.
     fn publish(&self, newest: Arc<Compilation>) {
         let mut inner = self.lock();
-        for ((key, features), group) in &inner.groups {
+        let same_content = inner.newest.as_ref().is_some_and(|before| Arc::ptr_eq(&before.content, &newest.content));
+        let Inner { groups, cluster_domain, .. } = &mut *inner;
+        for ((key, features), group) in groups {
             let Some(plan) = newest.content.plans.get(key) else {
                 continue;
             };
-            let same_content = inner.newest.as_ref().is_some_and(|before| Arc::ptr_eq(&before.content, &newest.content));
+            if !same_content {
+                group.wants(plan, key, cluster_domain, &self.asked);
+            }
             group.plan.send_if_modified(|current| {
                 let next = match current {
                     Some(current) if same_content => current.at(&newest.position),
@@ -170,8 +204,8 @@ impl Hub {
     /// Takes in a sidecar whose pod is proven. An older stream of the same pod ends.
     pub fn join(&self, hello: Hello, index: &Index, shutdown: &CancellationToken) -> (Arc<Session>, Inbox) {
         let mut inner = self.lock();
-        let document = inner.document(&hello.key, &hello.features);
-        let (session, inbox) = Session::new(hello, document, shutdown.child_token());
+        let (document, services) = inner.subscribe(&hello.key, &hello.features, &self.asked);
+        let (session, inbox) = Session::new(hello, document, services, shutdown.child_token());
         session.identify(identity(index, &session, &inner.live));
         if let Some(before) = inner.sessions.insert(session.pod.clone(), session.clone()) {
             before.end();
@@ -204,6 +238,11 @@ impl Hub {
         self.metrics.expired.inc();
     }
 
+    /// Counts a message about Services.
+    pub fn told_services(&self) {
+        self.metrics.services.told();
+    }
+
     /// Takes what a sidecar says.
     pub fn hear(&self, session: &Session, up: v1::Up) {
         use v1::up::Message;
@@ -219,6 +258,10 @@ impl Hub {
             Some(Message::Status(status)) => session.reported(status),
             Some(Message::CommandAnswer(answer)) => {
                 session.answered(answer);
+                false
+            }
+            Some(Message::ServicesAck(_)) => {
+                self.metrics.services.acknowledged();
                 false
             }
             // A second Hello, or a message of a later version: nothing to do.
@@ -252,19 +295,36 @@ impl Hub {
     }
 }
 
+impl Group {
+    /// Takes over what a plan asks for.
+    fn wants(&mut self, plan: &Plan, key: &PlanKey, cluster_domain: &str, asked: &Notify) {
+        let wanted = Wanted::of(plan, &key.pod_namespace, cluster_domain);
+        if self.wanted.as_deref() != Some(&wanted) {
+            self.wanted = Some(Arc::new(wanted));
+            asked.notify_one();
+        }
+    }
+}
+
 impl Inner {
-    /// The plan of a group, made if this is its first stream.
-    fn document(&mut self, key: &PlanKey, features: &Features) -> watch::Receiver<Option<Arc<Document>>> {
+    /// Plan and Services of a group, which is made if this is its first stream.
+    fn subscribe(&mut self, key: &PlanKey, features: &Features, asked: &Notify) -> (Documents, Sets) {
         let newest = self.newest.as_ref();
         let group = self.groups.entry((key.clone(), features.clone())).or_insert_with(|| {
             let plan = newest.and_then(|newest| Some((newest, newest.content.plans.get(key)?)));
             let document = plan.map(|(newest, plan)| Arc::new(Document::new(plan, features, &newest.position)));
-            Group { plan: watch::Sender::new(document), streams: 0 }
+            let mut group =
+                Group { plan: watch::Sender::new(document), wanted: None, services: watch::Sender::new(None), streams: 0 };
+            if let Some((_, plan)) = plan {
+                group.wants(plan, key, &self.cluster_domain, asked);
+            }
+            group
         });
         group.streams += 1;
-        let mut receiver = group.plan.subscribe();
-        receiver.mark_changed();
-        receiver
+        let (mut plan, mut services) = (group.plan.subscribe(), group.services.subscribe());
+        plan.mark_changed();
+        services.mark_changed();
+        (plan, services)
     }
 
     /// A group goes with its last stream.

@@ -10,6 +10,7 @@ mod policies;
 mod proxies;
 mod services;
 mod shared;
+mod slices;
 mod stored;
 mod workloads;
 
@@ -28,8 +29,9 @@ pub use objects::Objects;
 pub use pods::{Owner, Pod};
 pub use policies::Policy;
 pub use proxies::Proxy;
-pub use services::Service;
+pub use services::{Service, ServicePort};
 pub use shared::{Change, Shared};
+pub use slices::Slice;
 pub use stored::{Raw, Stored, Unreadable};
 pub use workloads::Workload;
 
@@ -54,11 +56,13 @@ pub enum Kind {
     DaemonSets,
     /// Pods that have not ended.
     Pods,
+    /// EndpointSlices of Services.
+    EndpointSlices,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Proxies,
         Self::Policies,
         Self::Namespaces,
@@ -67,6 +71,7 @@ impl Kind {
         Self::StatefulSets,
         Self::DaemonSets,
         Self::Pods,
+        Self::EndpointSlices,
     ];
 
     /// The name in the position of a plan and in metrics.
@@ -80,12 +85,13 @@ impl Kind {
             Self::StatefulSets => "statefulsets",
             Self::DaemonSets => "daemonsets",
             Self::Pods => "pods",
+            Self::EndpointSlices => "endpointslices",
         }
     }
 
-    /// Whether plans are compiled from this kind. The place of a pod is its identity's, not the plan's.
+    /// Whether plans are compiled from this kind. The place of a pod is its identity's, and who stands behind a Service is told apart.
     fn is_input(self) -> bool {
-        self != Self::Pods
+        !matches!(self, Self::Pods | Self::EndpointSlices)
     }
 }
 
@@ -118,10 +124,12 @@ pub struct Touched {
     pub plans: bool,
     /// Identities and counts of pods must be computed anew.
     pub pods: bool,
+    /// What stands behind Services must be computed anew.
+    pub services: bool,
 }
 
 impl Touched {
-    const NOTHING: Self = Self { plans: false, pods: false };
+    const NOTHING: Self = Self { plans: false, pods: false, services: false };
 }
 
 /// What the cluster looks like now.
@@ -137,6 +145,10 @@ pub struct Index {
     pub services: Objects<Service>,
     /// All pods that have not ended.
     pub pods: Objects<Pod>,
+    /// The EndpointSlices of Services.
+    pub slices: Objects<Slice>,
+    /// Up to where EndpointSlices were seen.
+    slices_seen: String,
     deployments: Objects<Workload<Deployment>>,
     stateful_sets: Objects<Workload<StatefulSet>>,
     daemon_sets: Objects<Workload<DaemonSet>>,
@@ -150,15 +162,16 @@ impl Index {
     pub fn reset<T: Indexed>(&mut self, objects: Vec<(ObjectRef, T)>, version: String) -> Touched {
         self.seen::<T>(version);
         let first = self.listed.insert(T::KIND);
-        let (mut pods, mut changed) = (false, Vec::new());
+        let (mut pods, mut services, mut changed) = (first, first, Vec::new());
         for (key, old, new) in T::objects(self).reset(objects) {
             let touched = T::touched(old.as_ref(), new);
             pods |= touched.pods;
+            services |= touched.services;
             changed.extend(touched.plans.then_some(key));
         }
         let plans = changed.iter().any(|key| self.is_asked_for(T::target(key).as_ref()));
         // The first list ends a time in which nothing could be said.
-        self.note(Touched { plans: plans || first, pods: pods || first })
+        self.note(Touched { plans: plans || first, pods, services })
     }
 
     /// Adds an object or replaces it.
@@ -194,7 +207,14 @@ impl Index {
     pub fn seen<T: Indexed>(&mut self, version: String) {
         if T::KIND.is_input() {
             self.position.set(T::KIND.name(), version);
+        } else if T::KIND == Kind::EndpointSlices {
+            self.slices_seen = version;
         }
+    }
+
+    /// The resourceVersion up to which EndpointSlices were seen.
+    pub fn slices_seen(&self) -> &str {
+        &self.slices_seen
     }
 
     fn note(&mut self, touched: Touched) -> Touched {

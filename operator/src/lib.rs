@@ -18,6 +18,7 @@ pub mod lease;
 pub mod metrics;
 pub mod missed;
 pub mod run;
+pub mod services;
 pub mod settings;
 pub mod stamp;
 pub mod status;

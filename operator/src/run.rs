@@ -254,7 +254,7 @@ impl Parts {
 
     /// Serves streams.
     fn deliver(&mut self, compilations: compile::Compilations, certs: Certs, listener: TcpListener) -> Hub {
-        let hub = Hub::new(deliver::Metrics::register(&mut self.registry));
+        let hub = Hub::new(deliver::Metrics::register(&mut self.registry), &self.cx.settings.cluster_domain);
         let (deliverer, index, shutdown) = (hub.clone(), self.index.clone(), self.cx.shutdown.clone());
         self.tasks.spawn_quiet("deliver", async move { deliverer.run(index, compilations, shutdown).await });
         let tls = Arc::new(certs::server_config(certs.clone(), &["h2"]));

@@ -293,7 +293,7 @@ mod tests {
             cx,
             index: index.clone(),
             compilations,
-            hub: Hub::new(deliver::Metrics::register(&mut registry)),
+            hub: Hub::new(deliver::Metrics::register(&mut registry), "cluster.local"),
             too_large: watch::channel(TooLarge::new()).1,
             settings_digest: Arc::new(|_, _| String::new()),
             metrics: Metrics::register(&mut registry),

@@ -101,12 +101,14 @@ fn accept_hello(hello: v1::Hello, caller: Caller, operator_namespace: &str) -> R
     if hello.features.len() > most || hello.features.iter().any(|feature| feature.len() > longest) {
         return Err(Status::invalid_argument(format!("at most {most} features of {longest} bytes may be announced")));
     }
+    let takes_services = hello.features.iter().any(|feature| feature == wire::service::FEATURE);
     Ok(Hello {
         key: PlanKey { pod_namespace: caller.pod.namespace.clone(), proxy },
         pod: caller.pod,
         uid: caller.uid,
         // What no policy is made of makes no difference to a plan, and must not multiply the groups that plans are made for.
         features: hello.features.into_iter().filter(|feature| FEATURES.contains(&feature.as_str())).collect::<Features>(),
+        takes_services,
         version: hello.version,
         digest: hello.plan_digest,
     })
@@ -181,6 +183,14 @@ mod tests {
         let features = vec!["no-such-feature".to_owned(), FEATURES[0].to_owned()];
         let hello = accept_hello(v1::Hello { features, ..hello() }, caller(), "fetchr-system").unwrap();
         assert_eq!(hello.features, Features::from([FEATURES[0].to_owned()]));
+        assert!(!hello.takes_services);
+    }
+
+    #[test]
+    fn sidecar_that_takes_services_gets_the_same_plans_as_others() {
+        let features = vec![wire::service::FEATURE.to_owned()];
+        let hello = accept_hello(v1::Hello { features, ..hello() }, caller(), "fetchr-system").unwrap();
+        assert!(hello.takes_services && hello.features.is_empty());
     }
 
     #[test]

@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 
 use crate::{
     health::Heart,
-    index::{Change, Indexed, Namespace, Pod, Policy, Proxy, Service, Shared, Workload},
+    index::{Change, Indexed, Namespace, Pod, Policy, Proxy, Service, Shared, Slice, Workload},
 };
 
 /// Objects in one page of a list.
@@ -120,6 +120,7 @@ impl Watches {
             self.follow::<Workload<StatefulSet>>(None),
             self.follow::<Workload<DaemonSet>>(None),
             self.follow::<Pod>(Some(NOT_ENDED)),
+            self.follow::<Slice>(None),
         );
     }
 

@@ -54,7 +54,7 @@ struct Flags {
 
 /// Streams with one sidecar, which answers each command with its verb.
 fn one_sidecar(registry: &mut Registry) -> Hub {
-    let hub = Hub::new(deliver::Metrics::register(registry));
+    let hub = Hub::new(deliver::Metrics::register(registry), "cluster.local");
     let hello = Hello {
         pod: ObjectRef::new("shop", "web-1"),
         uid: "u-1".to_owned(),
@@ -62,6 +62,7 @@ fn one_sidecar(registry: &mut Registry) -> Hub {
         features: Features::new(),
         version: "0.1.0".to_owned(),
         digest: String::new(),
+        takes_services: false,
     };
     let (session, mut inbox) = hub.join(hello, &Index::default(), &CancellationToken::new());
     let answering = hub.clone();

@@ -237,6 +237,46 @@ async fn second_stream_of_a_pod_ends_the_first() {
     assert_eq!(end.to_string(), "the stream has ended");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_of_a_service_that_a_rule_spreads_reach_the_stream_as_they_change() {
+    let bed = Bed::start("endpoints").await.unwrap();
+    bed.proxy("web", &json!({})).await.unwrap();
+    bed.service("carts", &json!({"app": "carts"})).await.unwrap();
+    bed.service("other", &json!({"app": "other"})).await.unwrap();
+    bed.slice("carts", &[1, 2]).await.unwrap();
+    let pod = bed.injected_pod("web-1", "web").await.unwrap();
+    let mut hello = hello(&pod, &ObjectRef::new(bed.namespace(), "web"));
+    hello.features.push(wire::service::FEATURE.to_owned());
+    let mut sidecar = bed.open_as(&pod, hello).await.unwrap();
+    let first = sidecar.services(SOON).await.unwrap();
+    assert!(first.whole && first.changed.is_empty(), "no rule spreads anything: {first:?}");
+
+    bed.spread("spread", "carts").await.unwrap();
+    let plan = plan_with_policies(&mut sidecar, 1).await.unwrap();
+    let told = sidecar.services(SOON).await.unwrap();
+    let name = |service: &v1::Service| service.name.as_ref().unwrap().name.clone();
+    assert_eq!(told.changed.iter().map(name).collect::<Vec<_>>(), ["carts"]);
+    assert_eq!((told.changed[0].cluster_ips.len(), last(&told)), (1, vec![1, 2]));
+    sidecar.ack(&plan).await.unwrap();
+    sidecar.say(v1::up::Message::ServicesAck(v1::ServicesAck { version: told.version })).await.unwrap();
+
+    bed.slice("carts", &[2, 3, 4]).await.unwrap();
+    let message = sidecar.next(SOON).await.unwrap();
+    let v1::down::Message::Services(told) = message else { panic!("nothing else is sent for it: {message:?}") };
+    assert_eq!((told.whole, last(&told)), (false, vec![2, 3, 4]));
+
+    bed.api::<FetchrPolicy>().delete("spread", &DeleteParams::default()).await.unwrap();
+    let next = sidecar.plan(SOON).await.unwrap();
+    assert_ne!(next.digest, plan.digest);
+    let told = sidecar.services(SOON).await.unwrap();
+    assert_eq!(told.gone.iter().map(|gone| gone.name.as_str()).collect::<Vec<_>>(), ["carts"]);
+}
+
+/// The last octets of the endpoints of the first Service.
+fn last(told: &v1::Services) -> Vec<u8> {
+    told.changed[0].ports[0].endpoints[0].v4.chunks(4).map(|ip| ip[3]).collect()
+}
+
 /// The next plan with so many policies: objects that are applied one after the other may come one after the other too.
 async fn plan_with_policies(sidecar: &mut ScriptedSidecar, policies: usize) -> anyhow::Result<v1::Plan> {
     loop {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    config::Config,
+    config::Shared,
     facts::Facts,
     fields,
     route::{Explanation, Routes},
@@ -24,9 +24,10 @@ use crate::{
 pub const VERBS: [&str; 2] = ["config", "explain"];
 
 /// Answers a command of the stream as JSON.
-pub fn answer(config: &Config, verb: &str, body: &[u8]) -> Result<Vec<u8>, String> {
+pub fn answer(shared: &Shared, verb: &str, body: &[u8]) -> Result<Vec<u8>, String> {
+    let config = shared.load();
     let answer = match verb {
-        "config" => describe(config),
+        "config" => describe(shared),
         "explain" => {
             let request: ExplainRequest =
                 serde_json::from_slice(body).map_err(|error| format!("not a request to explain: {error}"))?;
@@ -38,7 +39,8 @@ pub fn answer(config: &Config, verb: &str, body: &[u8]) -> Result<Vec<u8>, Strin
 }
 
 /// The configuration in force as JSON, without the values that policies compare with or write: any may be a credential.
-pub fn describe(config: &Config) -> Value {
+pub fn describe(shared: &Shared) -> Value {
+    let config = shared.load();
     let planned = config.planned.as_ref();
     let mut plan = planned.map(|planned| json!(*planned.plan)).unwrap_or_default();
     redact::redact(&mut plan);
@@ -50,6 +52,7 @@ pub fn describe(config: &Config) -> Value {
         "identity": config.identity,
         "rules": {"inbound": config.inbound.rules(), "outbound": config.outbound.rules()},
         "plan": plan,
+        "services": shared.services().describe(),
     })
 }
 
@@ -120,9 +123,9 @@ mod tests {
     use crds::plan::{Identity, Plan, Position};
 
     use super::*;
-    use crate::config::{PlanSource, Planned};
+    use crate::config::{Config, PlanSource, Planned};
 
-    fn config() -> Config {
+    fn config() -> Shared {
         let plan: Plan = serde_json::from_value(json!({
             "proxy": {"namespace": "shop", "name": "web"},
             "settings": {},
@@ -140,7 +143,7 @@ mod tests {
         .unwrap();
         let planned =
             Planned { plan: Arc::new(plan), digest: "d1".to_owned(), position: Position::default(), source: PlanSource::File };
-        Config::build(planned, Identity::default()).unwrap()
+        Shared::new(Config::build(planned, Identity::default()).unwrap())
     }
 
     fn text(answer: Result<Vec<u8>, String>) -> String {

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use crds::{
     plan::{Identity, Plan, Position},
     policy::Direction,
@@ -13,7 +13,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 pub use crate::route::ConfigError;
-use crate::route::{Routes, Spelling};
+use crate::{
+    route::{Routes, Spelling},
+    services::Services,
+};
 
 /// Where a plan came from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -198,13 +201,15 @@ pub struct Shared {
 #[derive(Debug)]
 struct Inner {
     current: ArcSwap<Config>,
+    services: ArcSwap<Services>,
     changed: watch::Sender<u64>,
 }
 
 impl Shared {
     /// Starts with a configuration; usually [`Config::waiting`].
     pub fn new(config: Config) -> Self {
-        Self { inner: Arc::new(Inner { current: ArcSwap::from_pointee(config), changed: watch::Sender::new(0) }) }
+        let (current, services) = (ArcSwap::from_pointee(config), ArcSwap::default());
+        Self { inner: Arc::new(Inner { current, services, changed: watch::Sender::new(0) }) }
     }
 
     /// The configuration of now; hold it for one request.
@@ -216,6 +221,16 @@ impl Shared {
     pub fn replace(&self, config: Config) {
         self.inner.current.store(Arc::new(config));
         self.inner.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Who stands behind Services now; empty where no operator has told.
+    pub fn services(&self) -> Guard<Arc<Services>> {
+        self.inner.services.load()
+    }
+
+    /// Takes over who stands behind Services, for tries that start from now on. The configuration stays as it is.
+    pub fn follow(&self, services: Arc<Services>) {
+        self.inner.services.store(services);
     }
 
     /// Gives up waiting: without a plan, `on_no_config` holds until one comes. Returns whether that is so.

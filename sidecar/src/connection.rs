@@ -271,7 +271,9 @@ async fn detect_any(
     destination: SocketAddr,
 ) -> Result<Detected, &'static str> {
     let speakers = &connection.worker.speakers;
-    let patience = match speakers.first(connection.direction, destination, Instant::now()) {
+    let patience = match told_speaker(connection, destination)
+        .or_else(|| speakers.first(connection.direction, destination, Instant::now()))
+    {
         Some(Speaker::Client) => tunnel::IDLE,
         Some(Speaker::Server) => Duration::ZERO,
         None => SILENCE,
@@ -311,6 +313,12 @@ async fn detect_any(
         Detected::Bytes(None) => Detected::Bytes(upstream),
         other => other,
     })
+}
+
+/// Who speaks first at a port of a Service, if it says so.
+fn told_speaker(connection: &Connection, destination: SocketAddr) -> Option<Speaker> {
+    let services = (connection.direction == Direction::Outbound).then(|| connection.worker.config.services())?;
+    services.at(destination)?.speaker()
 }
 
 /// What an upstream says unasked.

@@ -32,6 +32,7 @@ mod reply;
 pub mod route;
 pub mod run;
 pub mod server;
+pub mod services;
 mod shadow;
 pub mod sockets;
 pub mod source;

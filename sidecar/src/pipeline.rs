@@ -109,7 +109,10 @@ async fn admit_and_forward(
     if ex.limits.denied().is_some() {
         return Err(Stop::Limited);
     }
-    let target = target(ex, &parts)?;
+    let mut target = target(ex, &parts)?;
+    if speaks_h2c(ex, &target, &parts, present) {
+        target.protocol = Protocol::Http2;
+    }
     if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
         return Box::pin(connect_tunnel(ex, target, client.switch)).await;
     }
@@ -223,6 +226,23 @@ fn target(ex: &Exchange, parts: &Parts) -> Result<Key, ForwardError> {
         return Err(ForwardError::NotForwardProxy);
     }
     Ok(key)
+}
+
+/// Whether the target is a port of a Service that speaks HTTP/2 in clear, by its own word. What the URL of a listener's upstream says holds
+/// all the same, and a switch to another protocol is asked for as the client does.
+fn speaks_h2c(ex: &Exchange, target: &Key, parts: &Parts, present: Present) -> bool {
+    let connection = &ex.connection;
+    let of_listener = matches!(connection.entry, Entry::Reverse(_));
+    let settled = of_listener || target.tls.is_some() || target.protocol == Protocol::Http2;
+    if connection.direction != Direction::Outbound || settled {
+        return false;
+    }
+    let services = connection.worker.config.services();
+    let speaks = match &target.endpoint {
+        Endpoint::Address(address) => services.speaks_h2c(*address),
+        Endpoint::Name(host, port) => services.named(host, *port).is_some_and(|port| port.speaks_h2c()),
+    };
+    speaks && parts.method != Method::CONNECT && fields::upgrade(&parts.headers, present).is_none()
 }
 
 /// Where a client of a forward proxy wants to go. What it asks of `https` goes on under TLS; in clear it may come only where nobody reads along

@@ -15,6 +15,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::services::Services;
+
 /// What the sources count. Clones share one state.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -24,11 +26,19 @@ pub struct Metrics {
     behind: Counter,
     restored: Counter,
     applied: Gauge,
+    services: Gauge,
+    endpoints: Gauge,
+    told_of_services: Family<ResultLabels, Counter>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct PlanLabels {
     source: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ResultLabels {
     result: &'static str,
 }
 
@@ -54,6 +64,23 @@ impl Metrics {
             "When a plan was last put in force, in seconds since the epoch; 0 if none was",
             self.applied.clone(),
         );
+        registry.register("fetchr_services", "Services that an operator told of", self.services.clone());
+        registry.register("fetchr_service_endpoints", "Endpoints of these Services", self.endpoints.clone());
+        registry.register(
+            "fetchr_services_messages",
+            "Messages about Services, by what came of them",
+            self.told_of_services.clone(),
+        );
+    }
+
+    /// Counts a message about Services.
+    fn told_of_services(&self, result: &'static str) {
+        self.told_of_services.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    fn serves(&self, services: &Services) {
+        self.services.set(i64::try_from(services.len()).unwrap_or(i64::MAX));
+        self.endpoints.set(i64::try_from(services.endpoints()).unwrap_or(i64::MAX));
     }
 
     fn planned(&self, source: &'static str, applied: bool) {

@@ -7,7 +7,7 @@
 
 use std::{
     cell::RefCell,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant as StdInstant, SystemTime},
 };
@@ -27,7 +27,7 @@ use crate::{
     pipeline::address,
     upstream::{
         Endpoint, Key, Protocol, Verdict,
-        balance::{Balancing, Choice},
+        balance::{Addresses, Balancing, Choice},
         breaker::{Answer, Breaker, Breaking, Change},
         retry::{Budget, Outcome, Retrying},
         standing::Millis,
@@ -211,11 +211,16 @@ impl Tries<'_> {
     }
 
     async fn at_one_address(&self, call: &Call) -> Tried {
-        let Some((settings, choice)) = self.choose(call).await? else { return self.to(&call.key, call).await };
+        let Some((settings, choice, of_service)) = self.choose(call).await? else { return self.to(&call.key, call).await };
         let outcome = self.to(choice.key(), call).await;
         if choice.end(settings, verdict(&outcome), StdInstant::now()) {
             self.count(&settings.label, "loadBalancing", "ejected", settings.mode);
             tracing::info!(route = %settings.label, upstream = %choice.key().endpoint, "An address is left out for a time.");
+        }
+        // What was told of a Service may be old, as after a day without an operator; its own address is as good as the node is.
+        if of_service && unreached(&outcome) && self.has_time(call, Duration::ZERO) {
+            self.count(&settings.label, "loadBalancing", "unreached", settings.mode);
+            return self.to(&call.key, call).await;
         }
         outcome
     }
@@ -239,21 +244,19 @@ impl Tries<'_> {
         Ok(Some(Pass { tries: self, settings, upstream: upstream.endpoint.clone(), breaker, asked, ended: false }))
     }
 
-    /// Chooses an address, if the upstream is a name and its requests are spread.
-    async fn choose(&self, call: &Call) -> Result<Option<(&Balancing, Choice)>, ForwardError> {
+    /// Chooses an address, if the upstream is a name or a Service and its requests are spread; and whether it is one behind a Service.
+    async fn choose(&self, call: &Call) -> Result<Option<(&Balancing, Choice, bool)>, ForwardError> {
         let Some(settings) = self.ex.route.balancing() else { return Ok(None) };
-        let Some(name) = self.name(&call.key) else { return Ok(None) };
-        let Endpoint::Name(host, port) = &name.endpoint else { return Ok(None) };
-        let worker = &self.ex.connection.worker;
-        let patience = patience(call);
-        let addresses = match (worker.connector.resolve(host, patience).await, &call.key.endpoint) {
-            (Ok(addresses), Endpoint::Name(..)) => addresses,
-            // The application has resolved the name itself: only if its choice is one of ours, another is as good.
-            (Ok(addresses), Endpoint::Address(asked)) if addresses.contains(&asked.ip()) => addresses,
-            (_, Endpoint::Address(_)) => return Ok(None),
-            (Err(error), Endpoint::Name(..)) => return Err(error),
+        let told = self.told(&call.key);
+        let of_service = told.is_some();
+        let Some((name, addresses)) = (match told {
+            Some(told) => Some(told),
+            None => self.resolved(call).await?,
+        }) else {
+            return Ok(None);
         };
-        let group = worker.balancer.group(&name, *port, &addresses, &worker.seen);
+        let worker = &self.ex.connection.worker;
+        let group = worker.balancer.group(&name, &addresses, &worker.seen);
         let hash = settings.hash(&call.head.headers, self.ex.client);
         let chosen = group.choose(settings, hash, self.tried.borrow().as_ref(), StdInstant::now());
         if settings.mode != Mode::Enforce {
@@ -262,7 +265,35 @@ impl Tries<'_> {
         }
         let Some(choice) = chosen else { return Ok(None) };
         self.tried.replace(Some(choice.key().clone()));
-        Ok(Some((settings, choice)))
+        Ok(Some((settings, choice, of_service)))
+    }
+
+    /// The endpoints behind the upstream, if it is a Service that an operator has told of and somebody is there.
+    fn told(&self, upstream: &Key) -> Option<(Key, Addresses)> {
+        let services = self.ex.connection.worker.config.services();
+        let (port, asked): (_, Option<SocketAddr>) = match &upstream.endpoint {
+            Endpoint::Address(address) => (services.at(*address)?, Some(*address)),
+            Endpoint::Name(host, port) => (services.named(host, *port)?, None),
+        };
+        let endpoints = Arc::clone(port.endpoints(asked)?);
+        let name = Key { endpoint: Endpoint::Name(Arc::clone(&port.host), port.port), ..upstream.clone() };
+        Some((name, Addresses::Told(endpoints)))
+    }
+
+    /// The addresses that the upstream's name has.
+    async fn resolved(&self, call: &Call) -> Result<Option<(Key, Addresses)>, ForwardError> {
+        let Some(name) = self.name(&call.key) else { return Ok(None) };
+        let Endpoint::Name(host, port) = &name.endpoint else { return Ok(None) };
+        let found = self.ex.connection.worker.connector.resolve(host, patience(call)).await;
+        let addresses = match (found, &call.key.endpoint) {
+            (Ok(addresses), Endpoint::Name(..)) => addresses,
+            // The application has resolved the name itself: only if its choice is one of ours, another is as good.
+            (Ok(addresses), Endpoint::Address(asked)) if addresses.contains(&asked.ip()) => addresses,
+            (_, Endpoint::Address(_)) => return Ok(None),
+            (Err(error), Endpoint::Name(..)) => return Err(error),
+        };
+        let addresses = Addresses::Resolved(addresses, *port);
+        Ok(Some((name, addresses)))
     }
 
     /// The upstream by name: as it is, or the host of an intercepted request from the application.
@@ -323,6 +354,12 @@ fn patience(call: &Call) -> Duration {
     let left = request.map(|limit| (call.started() + limit).saturating_duration_since(Instant::now()));
     let resolved = matches!(call.key.endpoint, Endpoint::Address(_)).then_some(RESOLVED_WAIT);
     [left, per_try, resolved].into_iter().flatten().fold(connect, Duration::min)
+}
+
+/// Whether no connection came to stand to an address that was chosen, so that nothing of the request was sent.
+fn unreached(outcome: &Tried) -> bool {
+    use ForwardError::{Connect, ConnectTimeout, OwnPort};
+    matches!(outcome, Err(Connect { .. } | ConnectTimeout { .. } | OwnPort(_)))
 }
 
 /// Ends a try whose answer nobody wants.

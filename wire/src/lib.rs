@@ -2,6 +2,7 @@
 //! writes and the sidecar reads.
 
 pub mod env;
+pub mod service;
 pub mod signed;
 pub mod speaker;
 

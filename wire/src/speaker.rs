@@ -1,4 +1,4 @@
-//! Who speaks first on a port of the application, as the port's name says by Kubernetes' custom: `http`, `http-admin`, `mysql`.
+//! Who speaks first on a port, as its name says by Kubernetes' custom, `http`, `http-admin`, `mysql`, or its `appProtocol`.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -21,6 +21,53 @@ impl Speaker {
             }
             "tcp" | "mysql" | "smtp" | "ftp" | "ssh" | "imap" | "pop3" => Some(Self::Server),
             _ => None,
+        }
+    }
+}
+
+/// What is spoken on a port of a Service, as far as it matters on the way there.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Spoken {
+    /// The client speaks first.
+    ClientFirst,
+    /// Maybe the server speaks first.
+    ServerFirst,
+    /// HTTP/2 in clear, with prior knowledge.
+    H2c,
+}
+
+impl Spoken {
+    /// By the port's `appProtocol`, or if that says nothing that is known, by its name.
+    pub fn of_service_port(app_protocol: Option<&str>, name: Option<&str>) -> Option<Self> {
+        app_protocol.and_then(Self::of_app_protocol).or_else(|| name.and_then(Self::of_name))
+    }
+
+    /// Who speaks first.
+    pub fn speaker(self) -> Speaker {
+        match self {
+            Self::ClientFirst | Self::H2c => Speaker::Client,
+            Self::ServerFirst => Speaker::Server,
+        }
+    }
+
+    /// Names of Kubernetes have a prefix, those of IANA have none.
+    fn of_app_protocol(word: &str) -> Option<Self> {
+        let word = word.strip_prefix("kubernetes.io/").unwrap_or(word).to_ascii_lowercase();
+        match word.as_str() {
+            "mongodb" | "postgresql" | "grpc-web" => Some(Self::ClientFirst),
+            // What another vendor's prefix or a further word means is not known.
+            _ if word.contains(['/', '-']) => None,
+            _ => Self::of_name(&word),
+        }
+    }
+
+    fn of_name(name: &str) -> Option<Self> {
+        let (protocol, more) = name.split_once('-').unwrap_or((name, ""));
+        match Speaker::of_port_name(name)? {
+            // gRPC-Web goes over HTTP/1.1 as well.
+            Speaker::Client if matches!(protocol, "h2c" | "http2" | "grpc") && more != "web" => Some(Self::H2c),
+            Speaker::Client => Some(Self::ClientFirst),
+            Speaker::Server => Some(Self::ServerFirst),
         }
     }
 }
@@ -71,6 +118,29 @@ mod tests {
         assert_eq!(Speaker::of_port_name("tcp-admin"), Some(Speaker::Server));
         for name in ["web", "metrics", "httpx", "", "-http"] {
             assert_eq!(Speaker::of_port_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn port_of_a_service_speaks_as_its_app_protocol_says_or_else_its_name() {
+        use Spoken::{ClientFirst, H2c, ServerFirst};
+        for (app_protocol, name, expected) in [
+            (Some("kubernetes.io/h2c"), None, Some(H2c)),
+            (Some("kubernetes.io/ws"), Some("tcp"), Some(ClientFirst)),
+            (Some("http"), None, Some(ClientFirst)),
+            (Some("https"), None, Some(ClientFirst)),
+            (Some("grpc"), None, Some(H2c)),
+            (Some("MySQL"), Some("http"), Some(ServerFirst)),
+            (Some("postgresql"), None, Some(ClientFirst)),
+            (Some("example.com/mine"), Some("smtp"), Some(ServerFirst)),
+            (Some("tcp-ish"), None, None),
+            (None, Some("grpc-api"), Some(H2c)),
+            (None, Some("grpc-web"), Some(ClientFirst)),
+            (None, Some("tcp-replication"), Some(ServerFirst)),
+            (None, Some("metrics"), None),
+            (None, None, None),
+        ] {
+            assert_eq!(Spoken::of_service_port(app_protocol, name), expected, "{app_protocol:?} {name:?}");
         }
     }
 

@@ -20,8 +20,9 @@ const NAMED_HEADER: Rule = Rule::new(
 )
 .at(".name");
 
-/// How requests are spread over the addresses of a name: of a listener's `upstream`, of a forward proxy's target, or of the host of an
-/// intercepted request from the application whose destination is one of its addresses (a headless Service).
+/// How requests are spread: over the ready endpoints of a Service that a listener's `upstream`, a forward proxy's target or an intercepted
+/// request from the application goes to, or else over the addresses of the name. The rule names the Services by its `hosts`; one without
+/// is for those of the pod's namespace.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[schemars(extend("x-kubernetes-validations" = [HASHED]))]
 #[serde(rename_all = "camelCase")]

@@ -29,6 +29,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
+    /// Greet each client before it has spoken, on the port of --listen
+    Greet,
+    /// Connect, say nothing, and print what the other side says and after how many milliseconds, as JSON
+    Hear {
+        /// `host:port`
+        address: String,
+    },
     /// Ask once and print status, fields and body as JSON
     Get {
         url: Uri,
@@ -72,6 +79,11 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
         None => serve(arguments.listen, &arguments.name, Duration::from_secs(arguments.grace)).await,
+        Some(Action::Greet) => Ok(origin::greet::serve(arguments.listen).await?),
+        Some(Action::Hear { address }) => {
+            println!("{}", serde_json::to_string(&origin::greet::hear(&address).await?)?);
+            Ok(())
+        }
         Some(Action::Get { url, headers }) => {
             println!("{}", serde_json::to_string(&origin::get::get(&url, &parse_headers(&headers)?).await?)?);
             Ok(())

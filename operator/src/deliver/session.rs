@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use wire::v1;
 
-use super::{Document, Features};
+use super::{Documents, Features, Sets};
 use crate::api::{CommandError, Sidecar};
 
 /// Commands that wait to be sent down one stream.
@@ -35,13 +35,17 @@ pub struct Hello {
     pub version: String,
     /// Digest of the plan in force; empty if there is none.
     pub digest: String,
+    /// Whether it can be told of Services.
+    pub takes_services: bool,
 }
 
 /// What the sending half of a stream reads from.
 #[derive(Debug)]
 pub struct Inbox {
     /// The newest plan.
-    pub plan: watch::Receiver<Option<Arc<Document>>>,
+    pub plan: Documents,
+    /// The Services that the plan asks for; None until the index knows them. No receiver for a sidecar that can't be told.
+    pub services: Option<Sets>,
     /// The pod's place; None until the index knows the pod.
     pub identity: watch::Receiver<Option<Identity>>,
     /// Commands to send.
@@ -61,7 +65,7 @@ pub struct Session {
     pub(super) features: Features,
     /// Version of the sidecar.
     pub version: String,
-    plan: watch::Receiver<Option<Arc<Document>>>,
+    plan: Documents,
     identity: watch::Sender<Option<Identity>>,
     commands: mpsc::Sender<v1::Command>,
     ended: CancellationToken,
@@ -101,14 +105,11 @@ pub struct Report {
 }
 
 impl Session {
-    pub(super) fn new(
-        hello: Hello,
-        plan: watch::Receiver<Option<Arc<Document>>>,
-        ended: CancellationToken,
-    ) -> (Arc<Self>, Inbox) {
+    pub(super) fn new(hello: Hello, plan: Documents, services: Sets, ended: CancellationToken) -> (Arc<Self>, Inbox) {
         let (commands, to_send) = mpsc::channel(COMMANDS);
         let (identity, place) = watch::channel(None);
-        let inbox = Inbox { plan: plan.clone(), identity: place, commands: to_send };
+        let services = hello.takes_services.then_some(services);
+        let inbox = Inbox { plan: plan.clone(), services, identity: place, commands: to_send };
         let said = Mutex::new(Said { digest: hello.digest, ..Said::default() });
         let Hello { pod, uid, key, features, version, .. } = hello;
         (Arc::new(Self { pod, uid, key, features, version, plan, identity, commands, ended, said }), inbox)

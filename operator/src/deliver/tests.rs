@@ -5,7 +5,12 @@ use crds::{
 use serde_json::json;
 
 use super::*;
-use crate::{compile::Content, index::Pod, stamp::Stamp};
+use crate::{
+    compile::{Content, testing::complete},
+    index::{Change, Indexed, Pod, Service, Slice},
+    services::Catalog,
+    stamp::Stamp,
+};
 
 fn key() -> PlanKey {
     PlanKey { pod_namespace: "shop".to_owned(), proxy: ObjectRef::new("shop", "web") }
@@ -41,7 +46,7 @@ fn header(value: &str) -> serde_json::Value {
 }
 
 fn hub() -> Hub {
-    Hub::new(Metrics::default())
+    Hub::new(Metrics::default(), "cluster.local")
 }
 
 fn join(hub: &Hub, pod: &str, features: &[&str]) -> (Arc<Session>, Inbox) {
@@ -52,6 +57,7 @@ fn join(hub: &Hub, pod: &str, features: &[&str]) -> (Arc<Session>, Inbox) {
         features: features.iter().map(|&feature| feature.to_owned()).collect(),
         version: "0.1.0".to_owned(),
         digest: String::new(),
+        takes_services: true,
     };
     hub.join(hello, &Index::default(), &CancellationToken::new())
 }
@@ -225,4 +231,100 @@ async fn command_does_not_outwait_its_deadline_nor_its_stream() {
     let (answer, left) = tokio::join!(asking, leaving);
     assert_eq!(answer, Err(CommandError::NoAnswer));
     assert!(Instant::now() - left < Duration::from_secs(1), "told at once");
+}
+
+/// Service `shop/carts` with endpoints.
+fn serve(index: &Shared, last: &[u8], version: u64) {
+    let spec = json!({"clusterIPs": ["10.96.0.7"], "ports": [{"name": "http", "port": 80}]});
+    let service =
+        Service::read(serde_json::from_value(json!({"metadata": {"namespace": "shop", "name": "carts"}, "spec": spec})).unwrap());
+    let endpoints: Vec<_> = last.iter().map(|last| json!({"addresses": [format!("10.0.0.{last}")]})).collect();
+    let slice = Slice::read(
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "shop", "name": "carts-1", "labels": {"kubernetes.io/service-name": "carts"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}], "endpoints": endpoints,
+        }))
+        .unwrap(),
+    );
+    let ((service_key, service), (slice_key, slice)) = (service.unwrap(), slice.unwrap());
+    index.change(Change::Apply(service_key, service), version.to_string());
+    index.change(Change::Apply(slice_key, slice), version.to_string());
+}
+
+/// A plan that asks for Service `shop/carts`; outbound by its second policy.
+fn spreading() -> Arc<Compilation> {
+    let mut compilation = compilation(1, &header("one"));
+    let content = Arc::get_mut(&mut compilation).map(|compilation| Arc::get_mut(&mut compilation.content).unwrap()).unwrap();
+    for plan in content.plans.values_mut() {
+        let mut policy = plan.policies[0].clone();
+        policy.direction = crds::policy::Direction::Outbound;
+        policy.rules =
+            [serde_json::from_value(json!({"name": "r", "loadBalancing": {}, "matches": [{"hosts": ["carts"]}]})).unwrap()]
+                .into();
+        plan.policies.push(policy);
+    }
+    compilation
+}
+
+#[test]
+fn change_behind_a_service_makes_no_new_plan_and_is_told_to_who_takes_it() {
+    let (hub, index, mut catalog) = (hub(), complete(), Catalog::default());
+    serve(&index, &[1], 5);
+    hub.publish(spreading());
+    let (_session, mut inbox) = join(&hub, "web-1", &["headers", "loadBalancing"]);
+    inbox.plan.borrow_and_update();
+    hub.serve(&index.read(), &mut catalog);
+    let services = inbox.services.as_mut().unwrap();
+    let first = services.borrow_and_update().clone().unwrap();
+    assert_eq!((first.version.as_str(), first.services.len(), first.endpoints), ("5", 1, 1));
+
+    serve(&index, &[1, 2], 6);
+    hub.serve(&index.read(), &mut catalog);
+    assert!(services.has_changed().unwrap() && !inbox.plan.has_changed().unwrap());
+    assert_eq!(services.borrow_and_update().as_ref().unwrap().endpoints, 2);
+
+    serve(&index, &[2, 1], 7);
+    hub.serve(&index.read(), &mut catalog);
+    assert!(!services.has_changed().unwrap(), "nothing has changed but the version");
+    assert_eq!(services.borrow().as_ref().unwrap().version, "7");
+}
+
+#[test]
+fn nothing_is_told_before_every_kind_was_listed() {
+    let (hub, index) = (hub(), Shared::default());
+    serve(&index, &[1], 5);
+    hub.publish(spreading());
+    let (_session, inbox) = join(&hub, "web-1", &["loadBalancing"]);
+    hub.serve(&index.read(), &mut Catalog::default());
+    assert!(inbox.services.unwrap().borrow().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn burst_of_changes_behind_a_service_is_told_together() {
+    let (hub, index, shutdown) = (hub(), complete(), CancellationToken::new());
+    hub.publish(spreading());
+    let (_session, mut inbox) = join(&hub, "web-1", &["loadBalancing"]);
+    let serving = {
+        let (hub, index, shutdown) = (hub.clone(), index.clone(), shutdown.clone());
+        tokio::spawn(async move { hub.serve_services(&index, &shutdown).await })
+    };
+    let services = inbox.services.as_mut().unwrap();
+    services.mark_unchanged();
+    services.changed().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    services.mark_unchanged();
+    let (begun, mut told) = (Instant::now(), Vec::new());
+    for change in 1..=50 {
+        serve(&index, &[change], change.into());
+        tokio::time::sleep(Duration::from_millis(4)).await;
+        if services.has_changed().unwrap() {
+            services.mark_unchanged();
+            told.push(begun.elapsed().as_millis());
+        }
+    }
+    assert!(told[0] < 10 && told.len() <= 3, "at once, then each 100 ms: {told:?}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(services.borrow().as_ref().unwrap().version, "50");
+    shutdown.cancel();
+    serving.await.unwrap();
 }

@@ -38,6 +38,6 @@ impl Indexed for Namespace {
 
     fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched {
         let same = old.map(|old| (&old.inject, old.is_terminating)) == new.map(|new| (&new.inject, new.is_terminating));
-        Touched { plans: old.is_some() != new.is_some(), pods: !same }
+        Touched { plans: old.is_some() != new.is_some(), pods: !same, ..Touched::NOTHING }
     }
 }

@@ -105,7 +105,7 @@ impl Indexed for Pod {
     }
 
     fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched {
-        Touched { plans: false, pods: old != new }
+        Touched { pods: old != new, ..Touched::NOTHING }
     }
 }
 

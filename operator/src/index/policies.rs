@@ -25,6 +25,6 @@ impl Indexed for Policy {
             (Some(old), Some(new)) => old.0.is_same(&new.0),
             (old, new) => old.is_none() && new.is_none(),
         };
-        Touched { plans: !same, pods: false }
+        Touched { plans: !same, ..Touched::NOTHING }
     }
 }

@@ -26,7 +26,7 @@ impl Indexed for Proxy {
             (Some(old), Some(new)) => old.0.is_same(&new.0),
             (old, new) => old.is_none() && new.is_none(),
         };
-        Touched { plans: !same, pods: !same }
+        Touched { plans: !same, pods: !same, ..Touched::NOTHING }
     }
 }
 

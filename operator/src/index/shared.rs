@@ -13,6 +13,7 @@ pub struct Shared {
     index: Arc<RwLock<Index>>,
     plans: watch::Sender<u64>,
     pods: watch::Sender<u64>,
+    services: watch::Sender<u64>,
 }
 
 /// What a watch saw.
@@ -30,7 +31,8 @@ pub enum Change<T> {
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { index: Arc::default(), plans: watch::Sender::new(0), pods: watch::Sender::new(0) }
+        let bell = || watch::Sender::new(0);
+        Self { index: Arc::default(), plans: bell(), pods: bell(), services: bell() }
     }
 }
 
@@ -54,11 +56,10 @@ impl Shared {
                 }
             }
         };
-        if touched.plans {
-            self.plans.send_modify(|count| *count += 1);
-        }
-        if touched.pods {
-            self.pods.send_modify(|count| *count += 1);
+        for (is_touched, bell) in [(touched.plans, &self.plans), (touched.pods, &self.pods), (touched.services, &self.services)] {
+            if is_touched {
+                bell.send_modify(|count| *count += 1);
+            }
         }
     }
 
@@ -70,5 +71,10 @@ impl Shared {
     /// Rings when identities and counts of pods must be computed anew.
     pub fn pods_changed(&self) -> watch::Receiver<u64> {
         self.pods.subscribe()
+    }
+
+    /// Rings when what stands behind Services must be computed anew.
+    pub fn services_changed(&self) -> watch::Receiver<u64> {
+        self.services.subscribe()
     }
 }

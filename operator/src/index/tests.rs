@@ -54,7 +54,7 @@ fn change_of_a_status_touches_nothing() {
     let (key, before) = proxy("shop", "web", &[]);
     let mut after = FetchrProxy::clone(before.0.object().unwrap());
     after.status = Some(crds::proxy::FetchrProxyStatus::default());
-    assert_eq!(apply(&mut index, key.clone(), before), Touched { plans: true, pods: true });
+    assert_eq!(apply(&mut index, key.clone(), before), Touched { plans: true, pods: true, services: false });
     assert_eq!(apply(&mut index, key, stored(&after).1), Touched::NOTHING);
     assert_eq!(index.revision(), 1);
 }
@@ -72,7 +72,7 @@ fn proxy_made_anew_under_its_name_is_another_one() {
 #[test]
 fn pods_never_touch_plans() {
     let mut index = Index::default();
-    assert_eq!(apply(&mut index, key("shop", "web-1"), pod("web")), Touched { plans: false, pods: true });
+    assert_eq!(apply(&mut index, key("shop", "web-1"), pod("web")), Touched { pods: true, ..Touched::NOTHING });
     assert_eq!(apply(&mut index, key("shop", "web-1"), pod("web")), Touched::NOTHING);
     assert_eq!(index.position().version("pods"), None, "their versions run ahead of everything and decide nothing");
 }
@@ -120,6 +120,7 @@ fn index_is_complete_when_every_kind_was_listed() {
     index.reset::<Workload<Deployment>>(Vec::new(), version());
     index.reset::<Workload<StatefulSet>>(Vec::new(), version());
     index.reset::<Workload<DaemonSet>>(Vec::new(), version());
+    index.reset::<Slice>(Vec::new(), version());
     assert!(!index.is_complete());
     index.reset::<Pod>(Vec::new(), version());
     assert!(index.is_complete());

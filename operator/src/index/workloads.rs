@@ -35,7 +35,7 @@ macro_rules! workload {
             }
 
             fn touched(old: Option<&Self>, new: Option<&Self>) -> Touched {
-                Touched { plans: old.is_some() != new.is_some(), pods: false }
+                Touched { plans: old.is_some() != new.is_some(), ..Touched::NOTHING }
             }
 
             fn target(key: &ObjectRef) -> Option<TargetObject> {

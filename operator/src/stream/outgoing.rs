@@ -1,16 +1,20 @@
-//! The sending half of a stream: Identity, then Plan, and each again when it changes, until the token ends that opened it.
+//! The sending half of a stream: Identity, then Plan, then Services, and each again when it changes, until the token ends that opened it.
 
 use std::{sync::Arc, time::Duration};
 
 use crds::plan::Identity;
 use futures::{Stream, stream};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
+};
 use tonic::Status;
 use wire::v1::{self, down::Message};
 
 use crate::{
     certs::Certs,
     deliver::{Document, Hub, Inbox, Session},
+    services::Set,
 };
 
 /// How often a plan that was not answered is sent again, if its position is a newer one by then: the sidecar may have refused it as
@@ -43,6 +47,8 @@ pub(super) struct Outgoing {
     trust: Option<v1::Trust>,
     /// The plan that was sent last.
     sent: Option<Arc<Document>>,
+    /// The Services that were sent last.
+    served: Option<Arc<Set>>,
     identified: bool,
     again: Interval,
     /// When the token ends that opened the stream.
@@ -55,7 +61,7 @@ impl Outgoing {
         certs.mark_changed();
         let mut again = interval(AGAIN);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { guard, inbox, certs, trust: None, sent: None, identified: false, again, until }
+        Self { guard, inbox, certs, trust: None, sent: None, served: None, identified: false, again, until }
     }
 
     /// Each message is made when the transport asks for it, so a slow sidecar skips what it has missed.
@@ -83,6 +89,7 @@ impl Outgoing {
                 Ok(()) = self.inbox.identity.changed() => self.identity(),
                 // A sidecar that does not know its place could not tell which policies of a plan are its own.
                 Ok(()) = self.inbox.plan.changed(), if self.identified => self.plan(),
+                () = changed(self.inbox.services.as_mut()), if self.sent.is_some() => self.services(),
                 Some(command) = self.inbox.commands.recv() => Some(Message::Command(command)),
                 _ = self.again.tick() => self.plan_again(),
             };
@@ -113,6 +120,15 @@ impl Outgoing {
         Some(message)
     }
 
+    /// What is new of the Services since they were sent last.
+    fn services(&mut self) -> Option<Message> {
+        let set = self.inbox.services.as_mut()?.borrow_and_update().clone()?;
+        let message = set.since(self.served.as_deref());
+        self.served = Some(set);
+        self.guard.hub.told_services();
+        Some(Message::Services(message))
+    }
+
     fn plan_again(&mut self) -> Option<Message> {
         let sent = self.sent.as_ref()?;
         let moved = self.inbox.plan.borrow().as_ref().is_some_and(|newest| newest.position != sent.position);
@@ -120,6 +136,17 @@ impl Outgoing {
             return None;
         }
         self.plan()
+    }
+}
+
+/// Waits for a change; for ever, if there is nothing that could change.
+async fn changed<T>(receiver: Option<&mut watch::Receiver<T>>) {
+    let is_open = match receiver {
+        Some(receiver) => receiver.changed().await.is_ok(),
+        None => false,
+    };
+    if !is_open {
+        std::future::pending().await
     }
 }
 
@@ -138,7 +165,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn stream_ends_with_the_token_that_opened_it() {
-        let hub = Hub::new(Metrics::default());
+        let hub = Hub::new(Metrics::default(), "cluster.local");
         let hello = Hello {
             pod: ObjectRef::new("shop", "web-1"),
             uid: "u1".to_owned(),
@@ -146,6 +173,7 @@ mod tests {
             features: Default::default(),
             version: "0.1.0".to_owned(),
             digest: String::new(),
+            takes_services: true,
         };
         let (session, inbox) = hub.join(hello, &Index::default(), &CancellationToken::new());
         let until = Instant::now() + Duration::from_secs(3600);

@@ -19,6 +19,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         core::v1::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount},
+        discovery::v1::EndpointSlice,
         events::v1::Event,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -89,6 +90,27 @@ impl Bed {
 
     pub(crate) async fn service(&self, name: &str, selector: &Value) -> anyhow::Result<Service> {
         self.create(json!({"metadata": {"name": name}, "spec": {"selector": selector, "ports": [{"port": 80}]}})).await
+    }
+
+    /// An outbound policy that spreads requests to a host.
+    pub(crate) async fn spread(&self, name: &str, host: &str) -> anyhow::Result<FetchrPolicy> {
+        let rule = json!({"name": "all", "matches": [{"hosts": [host]}], "loadBalancing": {"policy": "RoundRobin"}});
+        let body = json!({
+            "apiVersion": "fetchr.sh/v1alpha1", "kind": "FetchrPolicy", "metadata": {"name": name},
+            "spec": {"targetRefs": [{"kind": "FetchrProxy", "name": "web"}], "direction": "Outbound", "rules": [rule]},
+        });
+        Ok(self.api().patch(name, &PatchParams::apply("test"), &Patch::Apply(&body)).await?)
+    }
+
+    /// Writes the one EndpointSlice of a Service, with ready endpoints 10.0.0.N.
+    pub(crate) async fn slice(&self, service: &str, endpoints: &[u8]) -> anyhow::Result<EndpointSlice> {
+        let endpoints: Vec<_> = endpoints.iter().map(|last| json!({"addresses": [format!("10.0.0.{last}")]})).collect();
+        let body = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": endpoints,
+        });
+        Ok(self.api().patch(service, &PatchParams::apply("test"), &Patch::Apply(&body)).await?)
     }
 
     pub(crate) async fn config_map(&self, name: &str) -> anyhow::Result<ConfigMap> {

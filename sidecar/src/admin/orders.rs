@@ -54,7 +54,7 @@ pub fn admin(admin: Admin, token: &str) -> Router {
 }
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {
-    Json(ask::describe(&admin.shared.load()))
+    Json(ask::describe(&admin.shared))
 }
 
 /// `?url=http://shop/products&method=GET&direction=Inbound&client=10.0.0.1&header=x-tier:gold`; `header` may stand several times.

@@ -5,6 +5,7 @@
 
 mod connect;
 mod receive;
+mod services;
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! The section `loadBalancing`: one of a name's addresses for each try. Latency and requests under way are a worker's own estimates;
+//! The section `loadBalancing`: one of a name's addresses, or of a Service's endpoints, for each try. Latency and requests under way are a worker's own estimates;
 //! ejections hold for the pod.
 
 use std::{
@@ -21,7 +21,7 @@ pub(crate) use self::ejection::Cluster;
 use self::ejection::{Ejecting, Health};
 use self::{load::Load, ring::Ring};
 use super::{
-    Endpoint, Key, Verdict,
+    Key, Verdict,
     standing::{Millis, Seen},
 };
 
@@ -31,6 +31,9 @@ mod ring;
 
 /// Names that a worker balances at a time; those that are idle are let go beyond that.
 const MAX_GROUPS: usize = 512;
+
+/// How often two addresses are drawn of all before those that are fit are looked up one by one.
+const DRAWS: usize = 4;
 
 /// The section, compiled.
 #[derive(Clone, Debug)]
@@ -80,13 +83,43 @@ pub(crate) struct Balancer {
     groups: RefCell<HashMap<Key, Rc<Group>>>,
 }
 
+/// Where the addresses of a name come from.
+#[derive(Clone)]
+pub(crate) enum Addresses {
+    /// The resolver, and the port that was asked for.
+    Resolved(Arc<[IpAddr]>, u16),
+    /// The operator: endpoints of a Service, each with its port.
+    Told(Arc<[SocketAddr]>),
+}
+
+impl Addresses {
+    /// Whether nothing was said since.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Resolved(one, port), Self::Resolved(other, same)) => port == same && Arc::ptr_eq(one, other),
+            (Self::Told(one), Self::Told(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
+    /// In ascending order, each once.
+    fn sorted(&self) -> Vec<SocketAddr> {
+        let mut sorted: Vec<SocketAddr> = match self {
+            Self::Resolved(ips, port) => ips.iter().map(|ip| SocketAddr::new(*ip, *port)).collect(),
+            Self::Told(addresses) => addresses.to_vec(),
+        };
+        sorted.sort_unstable();
+        sorted.dedup();
+        sorted
+    }
+}
+
 /// The addresses of one name.
 pub(crate) struct Group {
     name: Key,
-    port: u16,
     cluster: Arc<Cluster>,
-    /// What the resolver said, to see when it says something else.
-    resolved: RefCell<Option<Arc<[IpAddr]>>>,
+    /// What was said last, to see when something else is said.
+    said: RefCell<Option<Addresses>>,
     members: RefCell<Vec<Rc<Member>>>,
     ring: RefCell<Option<Ring>>,
     turn: Cell<usize>,
@@ -94,6 +127,7 @@ pub(crate) struct Group {
 
 /// One address.
 pub(crate) struct Member {
+    address: SocketAddr,
     key: Key,
     load: Load,
     health: RefCell<Arc<Health>>,
@@ -109,7 +143,7 @@ pub(crate) struct Choice {
 
 impl Balancer {
     /// The group of a name, with the addresses that it has now.
-    pub(crate) fn group(&self, name: &Key, port: u16, addresses: &Arc<[IpAddr]>, seen: &Seen) -> Rc<Group> {
+    pub(crate) fn group(&self, name: &Key, addresses: &Addresses, seen: &Seen) -> Rc<Group> {
         let mut groups = self.groups.borrow_mut();
         if groups.len() >= MAX_GROUPS && !groups.contains_key(name) {
             groups.retain(|_, group| Rc::strong_count(group) > 1);
@@ -117,9 +151,8 @@ impl Balancer {
         let group = groups.entry(name.clone()).or_insert_with(|| {
             Rc::new(Group {
                 name: name.clone(),
-                port,
                 cluster: seen.cluster(name),
-                resolved: RefCell::default(),
+                said: RefCell::default(),
                 members: RefCell::default(),
                 ring: RefCell::default(),
                 turn: Cell::new(fastrand::usize(..1024)), // so that workers don't walk in step
@@ -131,20 +164,19 @@ impl Balancer {
 }
 
 impl Group {
-    /// Takes over what the resolver says; addresses that stay keep what is known of them.
-    fn follow(&self, addresses: &Arc<[IpAddr]>) {
-        let mut resolved = self.resolved.borrow_mut();
-        if resolved.as_ref().is_some_and(|known| Arc::ptr_eq(known, addresses)) {
+    /// Takes over what is said; addresses that stay keep what is known of them.
+    fn follow(&self, addresses: &Addresses) {
+        let mut said = self.said.borrow_mut();
+        if said.as_ref().is_some_and(|known| known.is(addresses)) {
             return;
         }
-        *resolved = Some(Arc::clone(addresses));
-        let mut unique: Vec<IpAddr> = addresses.to_vec();
-        unique.sort_unstable();
-        unique.dedup();
+        *said = Some(addresses.clone());
+        let unique = addresses.sorted();
         let mut members = self.members.borrow_mut();
         // Asked also if the addresses are the same: one may have gone and come back meanwhile, and another worker has seen it.
         let healths = self.cluster.follow(&unique);
-        let same = members.len() == unique.len() && members.iter().zip(&unique).all(|(member, ip)| member.ip() == Some(*ip));
+        let same =
+            members.len() == unique.len() && members.iter().zip(&unique).all(|(member, address)| member.address == *address);
         if same {
             members.iter().zip(healths).for_each(|(member, health)| drop(member.health.replace(health)));
             return;
@@ -153,12 +185,12 @@ impl Group {
         *members = unique
             .iter()
             .zip(healths)
-            .map(|(ip, health)| {
-                if let Some(stays) = known.iter().find(|member| member.ip() == Some(*ip)) {
-                    stays.health.replace(health);
-                    return Rc::clone(stays);
+            .map(|(address, health)| {
+                if let Ok(at) = known.binary_search_by_key(address, |member| member.address) {
+                    known[at].health.replace(health);
+                    return Rc::clone(&known[at]);
                 }
-                Rc::new(Member::new(self.name.at(SocketAddr::new(*ip, self.port)), health))
+                Rc::new(Member::new(&self.name, *address, health))
             })
             .collect();
         *self.ring.borrow_mut() = None;
@@ -177,6 +209,16 @@ impl Group {
         let well = |index: &usize| !members[*index].health.borrow().is_ejected(millis);
         let new = |index: &usize| tried != Some(&members[*index].key);
         let all = || 0..members.len();
+        let cost = |index: usize| members[index].load.cost(now);
+        let drawn = match settings.policy {
+            BalancePolicy::PeakEWMA if members.len() > 1 => {
+                (0..DRAWS).find_map(|_| load::lower_if_both(members.len(), |index| well(&index) && new(&index), cost))
+            }
+            _ => None,
+        };
+        if let Some(index) = drawn {
+            return Some(Choice::new(self, &members[index], now));
+        }
         let mut fit: SmallVec<[usize; 16]> = all().filter(|index| well(index) && new(index)).collect();
         if fit.is_empty() {
             fit = all().filter(well).collect();
@@ -188,38 +230,32 @@ impl Group {
             (_, _) if fit.len() < 2 => *fit.first()?,
             (BalancePolicy::RingHash, Some(hash)) => {
                 let mut ring = self.ring.borrow_mut();
-                let ring = ring.get_or_insert_with(|| Ring::new(members.iter().filter_map(|member| member.ip())));
+                let ring = ring.get_or_insert_with(|| Ring::new(members.iter().map(|member| member.address)));
                 ring.find(hash, |index| fit.contains(&index))?
             }
-            (BalancePolicy::PeakEWMA, _) => {
-                load::lower_of_two(&fit, |index| members[index].load.cost(now), |below| fastrand::usize(..below))
-            }
+            (BalancePolicy::PeakEWMA, _) => load::lower_of_two(&fit, cost, |below| fastrand::usize(..below)),
             (BalancePolicy::RoundRobin | BalancePolicy::RingHash, _) => {
                 let turn = self.turn.get();
                 self.turn.set(turn.wrapping_add(1));
                 fit[turn % fit.len()]
             }
         };
-        let member = Rc::clone(&members[chosen]);
-        member.load.begin();
-        Some(Choice { group: Rc::clone(self), member, began: now, ended: Cell::new(false) })
+        Some(Choice::new(self, &members[chosen], now))
     }
 }
 
 impl Member {
-    fn new(key: Key, health: Arc<Health>) -> Self {
-        Self { key, load: Load::new(), health: RefCell::new(health) }
-    }
-
-    fn ip(&self) -> Option<IpAddr> {
-        match self.key.endpoint {
-            Endpoint::Address(address) => Some(address.ip()),
-            Endpoint::Name(..) => None,
-        }
+    fn new(name: &Key, address: SocketAddr, health: Arc<Health>) -> Self {
+        Self { address, key: name.at(address), load: Load::new(), health: RefCell::new(health) }
     }
 }
 
 impl Choice {
+    fn new(group: &Rc<Group>, member: &Rc<Member>, began: Instant) -> Self {
+        member.load.begin();
+        Self { group: Rc::clone(group), member: Rc::clone(member), began, ended: Cell::new(false) }
+    }
+
     /// Where the try goes.
     pub(crate) fn key(&self) -> &Key {
         &self.member.key
@@ -258,7 +294,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::upstream::{Protocol, standing::Standing};
+    use crate::upstream::{Endpoint, Protocol, standing::Standing};
 
     struct Worker {
         balancer: Balancer,
@@ -272,14 +308,14 @@ mod tests {
             Self { balancer: Balancer::default(), seen: Seen::new(Arc::clone(standing)), settings }
         }
 
-        fn group(&self, addresses: &Arc<[IpAddr]>) -> Rc<Group> {
+        fn group(&self, addresses: &Addresses) -> Rc<Group> {
             let name = Key { endpoint: Endpoint::Name("web".into(), 80), protocol: Protocol::Http1, tls: None };
-            self.balancer.group(&name, 80, addresses, &self.seen)
+            self.balancer.group(&name, addresses, &self.seen)
         }
     }
 
-    fn addresses(last: &[u8]) -> Arc<[IpAddr]> {
-        last.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect()
+    fn addresses(last: &[u8]) -> Addresses {
+        Addresses::Resolved(last.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect(), 80)
     }
 
     #[test]
@@ -296,10 +332,23 @@ mod tests {
         a.group(&after);
         b.group(&after);
         let choose = |worker: &Worker| worker.group(&after).choose(&worker.settings, None, None, Instant::now()).unwrap();
-        let came_back = |choice: &Choice| choice.member.ip() == Some(IpAddr::from([10, 0, 0, 1]));
+        let came_back = |choice: &Choice| choice.member.address == SocketAddr::from(([10, 0, 0, 1], 80));
         let failed = [choose(&b), choose(&b)].into_iter().find(came_back).unwrap();
         assert!(failed.end(&b.settings, Verdict::Bad, Instant::now()));
         assert!((0..4).all(|_| choose(&a).key() != failed.key()));
+    }
+
+    #[test]
+    fn endpoints_keep_what_is_known_of_them_and_have_ports_of_their_own() {
+        let worker = Worker::of(&Arc::default(), r#"{"ejection": {"consecutiveFailures": 1}}"#);
+        let told = |ports: &[u16]| Addresses::Told(ports.iter().map(|port| SocketAddr::from(([10, 0, 0, 1], *port))).collect());
+        let failed = worker.group(&told(&[81, 82])).choose(&worker.settings, None, None, Instant::now()).unwrap();
+        assert!(failed.end(&worker.settings, Verdict::Bad, Instant::now()));
+        let group = worker.group(&told(&[80, 81, 82, 83]));
+        let chosen = || group.choose(&worker.settings, None, None, Instant::now()).unwrap().member.address.port();
+        let seen: std::collections::BTreeSet<u16> = (0..200).map(|_| chosen()).collect();
+        let left: Vec<u16> = [80, 81, 82, 83].into_iter().filter(|port| *port != failed.member.address.port()).collect();
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), left);
     }
 
     #[test]

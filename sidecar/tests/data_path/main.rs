@@ -21,6 +21,7 @@ mod pki;
 mod pool;
 mod proxy_protocol;
 mod question;
+mod services;
 mod strict;
 mod support;
 mod tls;

@@ -114,7 +114,7 @@ fn hello(settings: &Settings, shared: &Shared) -> v1::Hello {
         proxy_namespace: settings.proxy().namespace.clone(),
         proxy_name: settings.proxy().name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: crds::policy::FEATURES.iter().map(|&feature| feature.to_owned()).collect(),
+        features: crds::policy::FEATURES.iter().chain(&[wire::service::FEATURE]).map(|&feature| feature.to_owned()).collect(),
         plan_digest: config.digest().to_owned(),
         position: position.into_iter().collect(),
         incarnation: incarnation().to_owned(),

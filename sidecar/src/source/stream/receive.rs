@@ -13,11 +13,12 @@ use tokio::{
 };
 use wire::{signed::PublicKey, v1};
 
-use super::{Event, Settings};
+use super::{Event, Settings, services::Offers};
 use crate::{
     ask,
     config::{Config, ConfigError, PlanSource, Planned, Shared, Standing},
     health::Health,
+    services::Services,
     source::{
         Metrics,
         order::{Order, StreamId, Verdict},
@@ -38,6 +39,7 @@ pub(super) struct Receiver {
     health: Health,
     metrics: Metrics,
     order: Order<v1::Plan>,
+    services: Offers,
     identity: Identity,
     streams: BTreeMap<StreamId, mpsc::Sender<v1::Up>>,
     told: Option<v1::Status>,
@@ -48,8 +50,9 @@ pub(super) struct Receiver {
 impl Receiver {
     pub(super) fn new(settings: Arc<Settings>, shared: Shared, health: Health, metrics: Metrics) -> Self {
         let identity = settings.cold_start.identity.clone();
+        let services = Offers::new(settings.cold_start.namespace.clone());
         let (order, streams) = (Order::default(), BTreeMap::new());
-        Self { settings, shared, health, metrics, order, identity, streams, told: None, mounted: None }
+        Self { settings, shared, health, metrics, order, services, identity, streams, told: None, mounted: None }
     }
 
     /// Puts the mounted or the kept plan in force, if there is one.
@@ -82,12 +85,17 @@ impl Receiver {
         let (mut seen_opened, mut seen_draining) = (false, false);
         loop {
             let deadline = self.order.deadline();
+            let services_deadline = self.services.deadline();
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.event(event).await,
                     None => return,
                 },
                 () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => self.restored().await,
+                () = sleep_until(services_deadline.unwrap_or_else(Instant::now).into()), if services_deadline.is_some() => {
+                    let restored = self.services.restored(now());
+                    self.follow(restored);
+                }
                 Ok(()) = changes.changed() => self.tell(false),
                 () = &mut opened, if !seen_opened => { seen_opened = true; self.tell(false) }
                 () = &mut draining, if !seen_draining => { seen_draining = true; self.tell(false) }
@@ -107,6 +115,7 @@ impl Receiver {
             Event::Closed { stream } => {
                 self.streams.remove(&stream);
                 self.order.closed(stream, now());
+                self.services.closed(stream, now());
             }
             Event::Down { stream, message } => self.down(stream, message).await,
         }
@@ -119,6 +128,7 @@ impl Receiver {
             v1::down::Message::Plan(plan) => self.plan(stream, plan).await,
             v1::down::Message::Trust(trust) => self.trust(&trust),
             v1::down::Message::Command(command) => self.command(stream, command),
+            v1::down::Message::Services(services) => self.services(stream, services),
         }
     }
 
@@ -138,6 +148,34 @@ impl Receiver {
             Some(Err(error)) => tracing::warn!(%error, "The plan in force can't be applied to the pod's new place."),
             None => {}
         }
+    }
+
+    /// A stream tells what is new behind Services.
+    fn services(&mut self, stream: StreamId, message: v1::Services) {
+        let offered = self.services.offer(stream, message, &self.shared.services(), now());
+        self.metrics.told_of_services(match &offered {
+            Ok(Some(_)) => "taken",
+            Ok(None) => "behind",
+            Err(error) => {
+                tracing::warn!(stream, %error, "What an operator told of Services can't be used; what was told before stays.");
+                "refused"
+            }
+        });
+        self.follow(offered.ok().flatten());
+    }
+
+    fn follow(&mut self, taken: Option<(StreamId, Arc<Services>)>) {
+        let Some((stream, services)) = taken else { return };
+        self.metrics.serves(&services);
+        let version = services.version().to_owned();
+        tracing::debug!(
+            version,
+            services = services.len(),
+            endpoints = services.endpoints(),
+            "Services of an operator are in force."
+        );
+        self.shared.follow(services);
+        self.send(stream, v1::up::Message::ServicesAck(v1::ServicesAck { version }));
     }
 
     async fn plan(&mut self, stream: StreamId, plan: v1::Plan) {
@@ -229,7 +267,7 @@ impl Receiver {
     }
 
     fn command(&mut self, stream: StreamId, command: v1::Command) {
-        let answer = ask::answer(&self.shared.load(), &command.verb, &command.body).and_then(|body| {
+        let answer = ask::answer(&self.shared, &command.verb, &command.body).and_then(|body| {
             let size = body.len();
             if size > MAX_ANSWER {
                 Err(format!("the answer has {size} bytes, at most {MAX_ANSWER} can be sent"))

@@ -263,6 +263,49 @@ async fn sidecar_says_hello_takes_the_plan_and_keeps_it() {
     sidecar.end().await;
 }
 
+/// What a stream tells of Service `shop/carts` with one endpoint.
+fn carts(version: u64, whole: bool, last: u8) -> Down {
+    let endpoints = vec![v1::Endpoints { port: 8080, v4: vec![10, 0, 0, last].into(), v6: Bytes::new() }];
+    let service = v1::Service {
+        name: Some(v1::ServiceName { namespace: "shop".to_owned(), name: "carts".to_owned() }),
+        cluster_ips: vec![vec![10, 96, 0, 7].into()],
+        ports: vec![v1::ServicePort { port: 80, spoken: 0, endpoints }],
+    };
+    Down::Services(v1::Services { version: version.to_string(), whole, changed: vec![service], ..v1::Services::default() })
+}
+
+#[tokio::test]
+async fn services_are_taken_without_a_plan_acknowledged_and_kept_when_the_stream_is_cut() {
+    let authority = Authority::new();
+    let mut operator = Operator::start(&authority).await;
+    let sidecar = Sidecar::new(operator.port, &authority.pem).start();
+    let mut link = operator.link().await;
+    assert!(link.hello().await.features.contains(&wire::service::FEATURE.to_owned()));
+    let acked =
+        async |link: &mut Link| link.until(|up| if let Up::ServicesAck(ack) = up { Some(ack.version) } else { None }).await;
+    let endpoint = || {
+        let services = sidecar.shared.services();
+        let port = services.named("carts", 80)?;
+        port.endpoints(None).map(|endpoints| endpoints[0].to_string())
+    };
+    assert_eq!(endpoint(), None);
+    for (version, whole) in [(5, true), (7, false)] {
+        link.send(carts(version, whole, version as u8)).await;
+        assert_eq!(acked(&mut link).await, version.to_string());
+        assert_eq!(endpoint(), Some(format!("10.0.0.{version}:8080")));
+    }
+    assert_eq!(sidecar.shared.load().digest(), "", "no plan is needed for it, and none comes of it");
+
+    drop(link);
+    let mut link = operator.link().await;
+    assert_eq!(endpoint().as_deref(), Some("10.0.0.7:8080"), "it stays");
+    link.send(carts(6, true, 6)).await;
+    link.send(carts(8, false, 8)).await;
+    assert_eq!(acked(&mut link).await, "8", "what is older is not taken");
+    assert_eq!(endpoint().as_deref(), Some("10.0.0.8:8080"));
+    sidecar.end().await;
+}
+
 #[tokio::test]
 async fn pod_that_leaves_a_service_loses_its_policies() {
     let authority = Authority::new();

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -71,14 +71,14 @@ impl Health {
 /// The addresses of a name.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
-    addresses: Mutex<HashMap<IpAddr, Arc<Health>>>,
+    addresses: Mutex<HashMap<SocketAddr, Arc<Health>>>,
 }
 
 impl Cluster {
-    /// The health of these addresses, in order; others are forgotten.
-    pub(super) fn follow(&self, addresses: &[IpAddr]) -> Vec<Arc<Health>> {
+    /// The health of these addresses, which are in ascending order; others are forgotten.
+    pub(super) fn follow(&self, addresses: &[SocketAddr]) -> Vec<Arc<Health>> {
         let mut known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|address, _| addresses.contains(address));
+        known.retain(|address, _| addresses.binary_search(address).is_ok());
         addresses.iter().map(|address| Arc::clone(known.entry(*address).or_default())).collect()
     }
 
@@ -119,7 +119,7 @@ mod tests {
 
     fn cluster(count: u8) -> (Cluster, Vec<Arc<Health>>) {
         let cluster = Cluster::default();
-        let addresses: Vec<IpAddr> = (0..count).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        let addresses: Vec<SocketAddr> = (0..count).map(|last| SocketAddr::from(([10, 0, 0, last], 80))).collect();
         let healths = cluster.follow(&addresses);
         (cluster, healths)
     }

@@ -67,6 +67,14 @@ impl Load {
     }
 }
 
+/// Two different random ones of so many, two or more, if both are fit: the one with the lower cost. Drawn again and again, it is as if they
+/// were drawn of those that are fit.
+pub(super) fn lower_if_both(count: usize, fit: impl Fn(usize) -> bool, cost: impl Fn(usize) -> f64) -> Option<usize> {
+    let one = fastrand::usize(..count);
+    let other = (one + 1 + fastrand::usize(..count - 1)) % count;
+    (fit(one) && fit(other)).then(|| if cost(other) < cost(one) { other } else { one })
+}
+
 /// Of two different random ones the one with the lower cost. `fit` has two or more.
 pub(super) fn lower_of_two(fit: &[usize], cost: impl Fn(usize) -> f64, mut random: impl FnMut(usize) -> usize) -> usize {
     let one = random(fit.len());
