@@ -80,14 +80,20 @@ impl Handle {
         self.phase() >= announced_at(direction)
     }
 
-    /// Waits until a connection of this direction must begin to ask its client to leave.
-    pub async fn announced(&self, direction: Direction) {
-        self.reached(announced_at(direction)).await;
-    }
-
     /// Waits until connections of this direction are closed as soon as they are idle.
     pub async fn closing(&self, direction: Direction) {
         self.reached(closing_at(direction)).await;
+    }
+
+    /// Waits until a connection of this direction must begin to ask its client to leave, or `want` says so at a [reminder](Self::remind).
+    pub(crate) async fn announced_or_wanted(&self, direction: Direction, want: impl Fn() -> bool) {
+        let mut changes = self.shared.phase.subscribe();
+        let _ = changes.wait_for(|now| *now >= announced_at(direction) || want()).await;
+    }
+
+    /// Has all who wait look again whether they still have to: there may be other reasons to leave.
+    pub(crate) fn remind(&self) {
+        self.shared.phase.send_modify(|_| {});
     }
 
     /// Waits for a phase, or a later one.

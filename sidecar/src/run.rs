@@ -29,6 +29,7 @@ use crate::{
     health::Health,
     limit::Limiter,
     metrics::Metrics,
+    pressure::Group,
     route,
     server::{Interception, NameServers, Server, Setup},
     source::{
@@ -45,8 +46,8 @@ mod logging;
 
 pub use logging::init as init_logging;
 
-/// Descriptors that are not for connections but for the sidecar itself.
-const RESERVED_DESCRIPTORS: u64 = 64;
+/// Descriptors that are not for connections but for the sidecar itself, and for clients that are told that there are too many.
+const RESERVED_DESCRIPTORS: u64 = 128;
 
 /// Client connections of one direction at a time, at most.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -214,6 +215,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         secrets,
         speakers,
         name_servers: NameServers::System,
+        memory: Group::own(),
     }
 }
 

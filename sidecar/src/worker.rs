@@ -25,6 +25,7 @@ use crate::{
     limit::Limiter,
     metrics::{ByteLabels, ConnectionLabels, Meter, Metrics, Raised},
     own::Own,
+    pressure::Pressure,
     tls, tunnel,
     upstream::{
         balance::Balancer,
@@ -51,6 +52,7 @@ pub(crate) struct Pod {
     pub(crate) speakers: Arc<Speakers>,
     pub(crate) own: Arc<Own>,
     pub(crate) via: Arc<Vias>,
+    pub(crate) pressure: Arc<Pressure>,
 }
 
 /// How the sidecar names itself in `Via`, by direction: a request that leaves one pod and enters it again is no loop.
@@ -77,6 +79,8 @@ pub(crate) struct Worker {
     /// Who speaks first where.
     pub(crate) speakers: Arc<Speakers>,
     pub(crate) via: Arc<Vias>,
+    /// How short memory is.
+    pub(crate) pressure: Arc<Pressure>,
     pub(crate) pool: Rc<Pool>,
     /// How its upstreams stand, for all workers.
     pub(crate) seen: Seen,
@@ -167,13 +171,15 @@ impl Seat {
 }
 
 async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(net::TcpStream, Arrival, Busy)>) {
-    let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
+    let open = pod.metrics.upstream_open.clone();
+    let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), open, Arc::clone(&pod.pressure));
     tokio::task::spawn_local(Rc::clone(&pool).keep());
-    let Pod { config, metrics, limiter, drain, connector, standing, tls, speakers, via, .. } = pod;
+    let Pod { config, metrics, limiter, drain, connector, standing, tls, speakers, via, pressure, .. } = pod;
     let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
-    let worker =
-        Rc::new(Worker { config, metrics, limiter, drain, connector, tls, speakers, via, pool, seen, balancer, meter, date });
+    let shared =
+        Worker { config, metrics, limiter, drain, connector, tls, speakers, via, pressure, pool, seen, balancer, meter, date };
+    let worker = Rc::new(shared);
     while let Some((stream, arrival, busy)) = incoming.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
             Ok(stream) => {

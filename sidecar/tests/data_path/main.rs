@@ -11,6 +11,8 @@ mod h2spec;
 mod http2;
 mod http2_limits;
 mod http2_strict;
+mod limits;
+mod memory;
 mod mixed;
 mod paths;
 mod pki;
