@@ -16,7 +16,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::http::{DotSegments, EncodedSlashes, Http, HttpPath, PathForward, Slashes, Trace};
+pub use self::http::{DotSegments, EncodedSlashes, Http, HttpLimits, HttpPath, PathForward, Slashes, Trace};
 pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};
 use crate::{
     check::{
@@ -518,6 +518,7 @@ impl FetchrProxySpec {
         self.interception.check(&at.field("interception"), &mut problems);
         check_resources(&self.resources, &at.field("resources"), &mut problems);
         self.upstream.check(&at.field("upstream"), &mut problems);
+        self.http.limits.check(&at.field("http").field("limits"), &mut problems);
         check_cidrs(&self.client_address.trusted_cidrs, &at.field("clientAddress").field("trustedCIDRs"), &mut problems);
         self.check_metrics_port(&at.field("telemetry").field("metricsPort"), &mut problems);
         let drain = at.field("drain");

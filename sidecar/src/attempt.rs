@@ -314,6 +314,9 @@ impl Attempt<'_> {
         match self.call.upload.failure() {
             Some(Failure::Broken) => ForwardError::BodyBroken,
             Some(Failure::Idle) => ForwardError::BodyIdle,
+            Some(Failure::Slow) => ForwardError::BodySlow,
+            Some(Failure::TooLarge(max)) => ForwardError::BodyTooLarge(max),
+            Some(Failure::Shed) => ForwardError::NoMemory,
             None => ForwardError::Broken(error),
         }
     }

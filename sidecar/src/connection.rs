@@ -32,11 +32,13 @@ use crate::{
     exchange::LastAuthority,
     fields::{Forwarding, Present, Via},
     flow::ClientBody,
-    h1::{self, MAX_HEAD},
+    h1::{self, head::Limits},
     h2::{self, guard::Guarded},
     io::{ClientIo, Progress, ReadAhead, Stream},
     listen::Counted,
+    pace::Rate,
     pipeline,
+    pressure::Step,
     timer::Timer,
     tls::{Chosen, SHED, Terminator, Turns, hello},
     tunnel::{self, Switch},
@@ -53,8 +55,8 @@ pub(crate) mod quic;
 mod speakers;
 pub(crate) mod taking;
 
-use detect::{Guess, guess};
-pub(crate) use preamble::Preamble;
+pub(crate) use detect::{Guess, guess};
+pub(crate) use preamble::{Preamble, client as proxied_client};
 pub(crate) use speakers::Speakers;
 use taking::Streams;
 
@@ -377,7 +379,14 @@ async fn serve_http1(connection: Rc<Connection>, stream: Stream, ahead: BytesMut
 
 async fn serve_http2(connection: Rc<Connection>, stream: Stream, ahead: Bytes) {
     let _open = connection.worker.connection_gauge(connection.direction, "http2");
-    let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
+    let config = connection.worker.config.load();
+    let (stall, limits) = (config.settings().upstream.idle_timeout.0, config.settings().http.limits);
+    drop(config);
+    let bounds = Bounds {
+        stall: stall.min(Rate::of(&limits).time_for(taking::MAX_PART as u64)),
+        head: Limits::of(&limits).head(),
+        room: connection.worker.pressure.room(),
+    };
     let refused = {
         let connection = Rc::clone(&connection);
         move |reason| connection.error(reason)
@@ -391,7 +400,7 @@ async fn serve_http2(connection: Rc<Connection>, stream: Stream, ahead: Bytes) {
             pipeline::serve(Rc::clone(&connection), of_http2(request)).map(|response| Ok::<_, Infallible>(*response))
         })
     };
-    let served = http2_builder(stall).serve_connection(io, service);
+    let served = http2_builder(bounds).serve_connection(io, service);
     let mut served = pin!(until_announced(&connection, served, |served| served.graceful_shutdown()));
     tokio::select! {
         served = served.as_mut() => report(&connection, served),
@@ -417,35 +426,49 @@ fn of_http2(request: Request<Incoming>) -> pipeline::Request {
     }
 }
 
+/// What holds for the streams of a connection.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// How long a client may take nothing.
+    stall: Duration,
+    /// Bytes of a head.
+    head: usize,
+    /// Bytes that may be read ahead, by how short memory is.
+    room: usize,
+}
+
 /// Bounds that keep one client from costing more than its share: 100 streams, 64 KiB a stream and 1 MiB a connection under way,
-/// few resets, whoever caused them, and no stream whose client takes nothing for `stall`.
-fn http2_builder(stall: Duration) -> conn::http2::Builder<Streams> {
+/// few resets, whoever caused them, and no stream whose client takes nothing for too long.
+fn http2_builder(Bounds { stall, head, room }: Bounds) -> conn::http2::Builder<Streams> {
+    // The least that the protocol has.
+    const LEAST_WINDOW: usize = (64 << 10) - 1;
     let mut builder = conn::http2::Builder::new(Streams { limit: stall });
     builder
         .timer(TokioTimer::new())
         .enable_connect_protocol()
         .max_concurrent_streams(100)
         .initial_stream_window_size(64 << 10)
-        .initial_connection_window_size(1 << 20)
-        .max_header_list_size(MAX_HEAD as u32)
+        .initial_connection_window_size((16 * room).max(LEAST_WINDOW) as u32)
+        .max_header_list_size(head as u32)
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(100)
-        .max_send_buf_size(64 << 10)
+        .max_send_buf_size(room)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
     builder
 }
 
-/// Runs a connection. When the drain is announced it takes no more streams, and finishes what is under way: GOAWAY loses no request.
+/// Runs a connection. When the drain is announced, or memory is short, it takes no more streams, and finishes what is under way:
+/// GOAWAY loses no request.
 async fn until_announced<C>(connection: &Connection, served: C, shut_down: impl FnOnce(Pin<&mut C>)) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut served = pin!(served);
+    let (mut served, worker) = (pin!(served), &connection.worker);
     tokio::select! {
         biased;
         ended = served.as_mut() => return ended,
-        () = connection.worker.drain.announced(connection.direction) => {}
+        () = worker.drain.announced_or_wanted(connection.direction, || worker.pressure.is(Step::Refuse)) => {}
     }
     shut_down(served.as_mut());
     served.await

@@ -103,11 +103,6 @@ impl Handle {
         self.state().asks_to_close(direction)
     }
 
-    /// Waits until a connection of this direction must begin to ask its client to leave.
-    pub async fn announced(&self, direction: Direction) {
-        self.until(|state| state.asks_to_close(direction)).await;
-    }
-
     /// Waits until connections of this direction are closed as soon as they are idle.
     pub async fn closing(&self, direction: Direction) {
         self.until(|state| state.closes(direction)).await;
@@ -116,6 +111,16 @@ impl Handle {
     /// Waits until no more connections of this direction are accepted.
     pub async fn accepts_no_more(&self, direction: Direction) {
         self.until(|state| !state.accepts(direction)).await;
+    }
+
+    /// Waits until a connection of this direction must begin to ask its client to leave, or `want` says so at a [reminder](Self::remind).
+    pub(crate) async fn announced_or_wanted(&self, direction: Direction, want: impl Fn() -> bool) {
+        self.until(|state| state.asks_to_close(direction) || want()).await;
+    }
+
+    /// Has all who wait look again whether they still have to: there may be other reasons to leave.
+    pub(crate) fn remind(&self) {
+        self.shared.state.send_modify(|_| {});
     }
 
     /// Waits for a phase, or a later one.

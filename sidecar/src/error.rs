@@ -15,6 +15,12 @@ pub(crate) enum ForwardError {
     /// A path that policies could not be sure about.
     #[error(transparent)]
     Path(BadPath),
+    /// A longer target than we take.
+    #[error("the request target is longer than {0} bytes")]
+    TargetTooLong(u64),
+    /// A larger body than we take.
+    #[error("the request's body is larger than {0} bytes")]
+    BodyTooLarge(u64),
     /// More header fields than we take.
     #[error("the request has more than {0} header fields")]
     TooManyFields(usize),
@@ -24,6 +30,12 @@ pub(crate) enum ForwardError {
     /// The client paused for too long.
     #[error("the request's body paused for too long")]
     BodyIdle,
+    /// The client sent too slowly.
+    #[error("the request's body came too slowly")]
+    BodySlow,
+    /// There is no memory for the request.
+    #[error("memory is short")]
+    NoMemory,
     /// The request has been here before.
     #[error("the request came back to this proxy: the field Via names it")]
     Loop,
@@ -124,7 +136,9 @@ impl ForwardError {
         match self {
             Self::BadRequest(_) | Self::Path(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::BodyIdle => StatusCode::REQUEST_TIMEOUT,
+            Self::TargetTooLong(_) => StatusCode::URI_TOO_LONG,
+            Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyIdle | Self::BodySlow => StatusCode::REQUEST_TIMEOUT,
             Self::OwnPort(_) | Self::NotPrivate => StatusCode::FORBIDDEN,
             Self::NotForwardProxy | Self::Trace => StatusCode::METHOD_NOT_ALLOWED,
             Self::Loop
@@ -135,7 +149,9 @@ impl ForwardError {
             | Self::Broken(_)
             | Self::Switched
             | Self::NotSwitched => StatusCode::BAD_GATEWAY,
-            Self::ConnectionLimit { .. } | Self::CircuitOpen { .. } | Self::NoConfig => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectionLimit { .. } | Self::CircuitOpen { .. } | Self::NoConfig | Self::NoMemory => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -147,6 +163,10 @@ impl ForwardError {
             Self::BadRequest(_) | Self::Path(_) | Self::TooManyFields(_) | Self::NotForwardProxy => "http_request_error",
             Self::BodyBroken => "http_request_body_broken",
             Self::BodyIdle => "http_request_body_timeout",
+            Self::BodySlow => "http_request_body_too_slow",
+            Self::BodyTooLarge(_) => "http_request_body_too_large",
+            Self::TargetTooLong(_) => "target_too_long",
+            Self::NoMemory => "memory_pressure",
             Self::OwnPort(_) | Self::Trace | Self::NotPrivate => "http_request_denied",
             Self::Loop => "proxy_loop_detected",
             Self::Resolve { .. } => "dns_error",
@@ -208,6 +228,16 @@ impl ForwardError {
 
     /// Whether the rest of the client's connection can't be trusted.
     pub(crate) fn poisons_connection(&self) -> bool {
-        matches!(self, Self::BadRequest(_) | Self::TooManyFields(_) | Self::BodyBroken | Self::BodyIdle | Self::Panic)
+        matches!(
+            self,
+            Self::BadRequest(_)
+                | Self::TooManyFields(_)
+                | Self::BodyBroken
+                | Self::BodyIdle
+                | Self::BodySlow
+                | Self::BodyTooLarge(_)
+                | Self::NoMemory
+                | Self::Panic
+        )
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     facts::Facts,
     fields::{self, Present},
     flow::{End, Flow, Upload},
-    h1::{MAX_FIELDS, head::ResponseHead},
+    h1::head::ResponseHead,
     h2::strict,
     io::Progress,
     limit,
@@ -283,14 +283,20 @@ impl LastAuthority {
 }
 
 fn check(parts: &Parts, present: Present, config: &Config, connection: &Connection) -> Result<(), ForwardError> {
+    let limits = &config.settings().http.limits;
     if matches!(parts.version, Version::HTTP_2 | Version::HTTP_3) {
         strict::check(parts).map_err(ForwardError::BadRequest)?;
+        // Over HTTP/1 the reader has looked.
+        if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() as u64 > limits.max_target.0) {
+            return Err(ForwardError::TargetTooLong(limits.max_target.0));
+        }
     }
     if parts.method == Method::TRACE && config.settings().http.trace == Trace::Refuse {
         return Err(ForwardError::Trace);
     }
-    if parts.headers.len() > MAX_FIELDS {
-        return Err(ForwardError::TooManyFields(MAX_FIELDS));
+    let max_fields = usize::try_from(limits.max_fields).unwrap_or(usize::MAX);
+    if parts.headers.len() > max_fields {
+        return Err(ForwardError::TooManyFields(max_fields));
     }
     if present.any(Present::VIA) && fields::is_loop(&parts.headers, &connection.via().pseudonym) {
         return Err(ForwardError::Loop);

@@ -26,7 +26,7 @@ use crate::{
 
 mod upload;
 
-pub(crate) use upload::{Failure, Upload};
+pub(crate) use upload::{Bounds, Failure, Upload};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,9 @@ pub(crate) enum FlowError {
     /// Nothing came for too long.
     #[error("the body paused for longer than {0:?}")]
     Idle(Duration),
+    /// The client's body goes against a limit.
+    #[error("the client's body was not taken to its end")]
+    Refused,
     /// Another try has the body now.
     #[error("the request goes on elsewhere")]
     Elsewhere,
@@ -94,7 +97,8 @@ impl ClientBody {
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    /// What is known of the length of what is left.
+    pub(crate) fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Http1(body) => body.size_hint(),

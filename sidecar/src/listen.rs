@@ -18,6 +18,8 @@ use tokio::{net::TcpStream, time::sleep};
 use crate::{
     connection::{Arrival, Entry, Preamble},
     metrics::Metrics,
+    pressure::Step,
+    reply::NoRoom,
     sockets::{Role, Socket, Sockets},
     upstream::Key,
     worker::{self, Pod, Workers},
@@ -26,11 +28,15 @@ use crate::{
 mod explicit;
 #[cfg_attr(not(feature = "http3"), path = "listen/quic/absent.rs")]
 mod quic;
+mod refusal;
 
 pub(crate) use explicit::{Explicit, ListenError};
 
 /// How long accepting pauses when the process has no descriptor left.
 const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// Clients of a direction that are told at a time that there is no room. Those beyond are reset.
+const TOLD: usize = 32;
 
 /// A bound on the open connections of each direction: one must not starve the other.
 #[derive(Clone, Debug)]
@@ -132,10 +138,16 @@ impl Listening {
 pub(crate) struct Acceptor {
     pub(crate) pod: Pod,
     pub(crate) workers: Workers,
-    pub(crate) cap: Cap,
+    cap: Cap,
+    told: Cap,
 }
 
 impl Acceptor {
+    /// For so many connections of each direction.
+    pub(crate) fn new(pod: Pod, workers: Workers, max_connections: usize) -> Self {
+        Self { pod, workers, cap: Cap::new(max_connections), told: Cap::new(TOLD) }
+    }
+
     /// Accepts until the drain closes the direction; then the kernel refuses. If this is dropped before that, the socket is let go of.
     pub(crate) async fn accept(self, listening: Listening) {
         let Listening { socket, direction, mode, preamble } = listening;
@@ -171,8 +183,11 @@ impl Acceptor {
     }
 
     fn admit(&self, stream: TcpStream, peer: SocketAddr, direction: Direction, mode: &Mode, preamble: &Preamble) {
+        if self.pod.pressure.is(Step::Refuse) {
+            return self.turn_away(stream, direction, preamble, NoRoom::Memory);
+        }
         let Some(counted) = self.cap.enter(direction) else {
-            return refuse(&self.pod.metrics, &stream, direction, "connection_limit");
+            return self.turn_away(stream, direction, preamble, NoRoom::Connections);
         };
         let entry = match mode.entry().map_or_else(|| self.destination(&stream).map(Entry::Intercepted), Ok) {
             Ok(entry) => entry,
@@ -185,6 +200,19 @@ impl Acceptor {
                 .serve(worker::Socket::Tcp(stream), Arrival { peer, direction, entry, preamble: preamble.clone(), held }),
             Err(error) => tracing::warn!(%error, "A socket could not be handed over."),
         }
+    }
+
+    /// Tells a client that there is no room, as far as that costs little. It is not for the workers, which have enough to do then.
+    fn turn_away(&self, stream: TcpStream, direction: Direction, preamble: &Preamble, why: NoRoom) {
+        self.pod.metrics.drop_counted(direction, why.reason());
+        // A handshake costs more than most requests.
+        let told = if preamble.tls.is_some() { None } else { self.told.enter(direction) };
+        let Some(told) = told else { return reset(&stream) };
+        let begins_with_header = preamble.proxy_protocol;
+        tokio::spawn(async move {
+            refusal::tell(stream, begins_with_header, why).await;
+            drop(told);
+        });
     }
 
     /// Where an intercepted connection was to go. One that was not redirected, or that was to reach the sidecar, would come
@@ -202,9 +230,14 @@ impl Acceptor {
     }
 }
 
-/// Closes with a reset, so that nothing is kept for a client that gets nothing.
+/// Closes with a reset, and counts why.
 fn refuse(metrics: &Metrics, stream: &TcpStream, direction: Direction, reason: &'static str) {
     metrics.drop_counted(direction, reason);
+    reset(stream);
+}
+
+/// Has a reset close a connection, so that nothing is kept for a client that gets nothing.
+fn reset(stream: &TcpStream) {
     // It is closed either way.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

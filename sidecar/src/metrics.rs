@@ -200,6 +200,11 @@ impl Metrics {
         self.interims.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
+    /// Requests of a direction that are under way.
+    pub(crate) fn under_way(&self, direction: Direction) -> u64 {
+        self.active.get_or_create(&DirectionLabels { direction: direction.into() }).get().try_into().unwrap_or(0)
+    }
+
     /// Counts something that was refused for want of room.
     pub fn drop_counted(&self, direction: Direction, reason: &'static str) {
         self.dropped.get_or_create(&ReasonLabels { direction: direction.into(), reason }).inc();

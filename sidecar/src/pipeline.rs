@@ -22,10 +22,11 @@ use crate::{
     error::ForwardError,
     exchange::{Exchange, Timeouts},
     fields::{self, Present},
-    flow::{ClientBody, Flow, Upload},
+    flow::{Bounds, ClientBody, Flow, Upload},
     h1::server::Interims,
     io::ReadAhead,
     metrics::RequestLabels,
+    pace::Rate,
     reply::{self, Stop},
     tries,
     tunnel::{self, Switch},
@@ -288,7 +289,17 @@ fn call(
         .filter(|protocols| switches && (key.protocol == Protocol::Http1 || websocket::is_websocket(protocols)));
     let expects = fields::expects_continue(headers, present) && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
     let shadow = ex.route.shadow_timeouts().map(Rc::new);
-    let upload = Upload::new(body, timeouts.idle, expects, shadow.clone());
+    let mut bounds = Bounds::of(&ex.config.settings().http.limits, timeouts.idle, &connection.worker);
+    if ex.grpc {
+        bounds.rate = Rate::ANY; // its messages come when they come
+    }
+    if body.size_hint().lower() > bounds.size {
+        return Err(ForwardError::BodyTooLarge(bounds.size));
+    }
+    if bounds.shed(&body) {
+        return Err(ForwardError::NoMemory);
+    }
+    let upload = Upload::new(body, bounds, expects, shadow.clone());
     fields::remove_hop_by_hop(headers, present);
     if present.any(Present::EXPECT) && upload.permission().is_none() {
         headers.remove(header::EXPECT);

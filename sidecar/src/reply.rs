@@ -10,6 +10,7 @@ use crate::{
     fields::{self, Present},
     flow::Flow,
     h1::head::ResponseHead,
+    pressure::Step,
 };
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -31,6 +32,25 @@ impl From<ForwardError> for Stop {
     }
 }
 
+/// Why there is no room for a client.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum NoRoom {
+    /// There are as many connections as may be.
+    Connections,
+    /// Memory is short.
+    Memory,
+}
+
+impl NoRoom {
+    /// The reason that it is counted by.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Connections => "connection_limit",
+            Self::Memory => "memory_pressure",
+        }
+    }
+}
+
 /// Makes the response to the client of what came of its request.
 pub(crate) fn render(outcome: Result<Box<Response<Flow>>, Stop>, ex: &mut Exchange) -> Box<Response<Flow>> {
     let mut response = match outcome {
@@ -45,7 +65,8 @@ pub(crate) fn render(outcome: Result<Box<Response<Flow>>, Stop>, ex: &mut Exchan
     if let Some(alternative) = &ex.connection.alternative {
         response.headers_mut().entry(header::ALT_SVC).or_insert_with(|| alternative.clone());
     }
-    let asks_to_close = ex.connection.worker.drain.asks_to_close(ex.connection.direction);
+    let worker = &ex.connection.worker;
+    let asks_to_close = worker.drain.asks_to_close(ex.connection.direction) || worker.pressure.is(Step::Refuse);
     if asks_to_close && !ex.is_stream() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -77,6 +98,23 @@ pub(crate) fn refused(status: StatusCode, why: &str) -> Response<Flow> {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response.headers_mut().insert(PROXY_STATUS, HeaderValue::from_static("fetchr; error=http_request_error"));
+    response
+}
+
+/// The head of the answer to a client that there is no room for.
+pub(crate) fn no_room(why: NoRoom) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(
+        PROXY_STATUS,
+        HeaderValue::from_static(match why {
+            NoRoom::Connections => "fetchr; error=connection_limit_reached; details=\"too many connections of clients\"",
+            NoRoom::Memory => "fetchr; error=memory_pressure; details=\"memory is short\"",
+        }),
+    );
     response
 }
 

@@ -24,6 +24,7 @@ use crate::{
     health::Health,
     limit::Limiter,
     metrics::Metrics,
+    pressure::Group,
     route,
     server::{Interception, NameServers, Server, Setup},
     sockets::{Role, Socket, Sockets},
@@ -44,8 +45,8 @@ mod orders;
 pub use logging::init as init_logging;
 use orders::{Before, Orders};
 
-/// Descriptors that are not for connections but for the sidecar itself.
-const RESERVED_DESCRIPTORS: u64 = 64;
+/// Descriptors that are not for connections but for the sidecar itself, and for clients that are told that there are too many.
+const RESERVED_DESCRIPTORS: u64 = 128;
 
 /// Client connections of one direction at a time, at most.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -219,6 +220,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         speakers,
         name_servers: NameServers::System,
         sockets,
+        memory: Group::own(),
     }
 }
 

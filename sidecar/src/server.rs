@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use crds::proxy::{FetchrProxySpec, InterceptionMode, Listener};
+use crds::{
+    policy::Direction,
+    proxy::{FetchrProxySpec, InterceptionMode, Listener},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::sleep,
@@ -20,9 +23,10 @@ use crate::{
     connection::Speakers,
     drain,
     limit::Limiter,
-    listen::{Acceptor, Cap, Explicit, ListenError, Listening},
+    listen::{Acceptor, Explicit, ListenError, Listening},
     metrics::Metrics,
     own::Own,
+    pressure::{self, Group, Relief, Step},
     sockets::Sockets,
     tls::{self, Originations, Secrets},
     upstream::{connect::Connector, pool::Caps, resolve::Resolver, standing::Standing},
@@ -71,6 +75,8 @@ pub struct Setup {
     pub name_servers: NameServers,
     /// Where listening sockets come from.
     pub sockets: Sockets,
+    /// What bounds the memory; none where nothing does.
+    pub memory: Option<Group>,
 }
 
 /// A running data path. It stops when its drain does; dropping this drops nothing that is served.
@@ -108,9 +114,14 @@ impl Server {
             speakers: Arc::new(Speakers::new(setup.speakers.clone())),
             own,
             via: Arc::new(Vias::new(&setup.unique)),
+            pressure: Arc::default(),
         };
+        pod.metrics.register(|registry| pod.pressure.register(registry));
+        if let Some(group) = setup.memory.clone() {
+            watch_memory(&pod, group).context("could not watch the memory")?;
+        }
         let workers = Workers::start(setup.workers, &pod).context("could not start the workers")?;
-        let acceptor = Acceptor { pod, workers, cap: Cap::new(setup.max_connections) };
+        let acceptor = Acceptor::new(pod, workers, setup.max_connections);
         if let Some(ports) = setup.interception {
             intercept(&acceptor, &setup.sockets, ports)?;
         }
@@ -129,6 +140,24 @@ impl Server {
     pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
         lock(&self.explicit).addresses()
     }
+}
+
+fn watch_memory(pod: &Pod, group: Group) -> std::io::Result<()> {
+    let (drain, metrics) = (pod.drain.clone(), Arc::clone(&pod.metrics));
+    let users = move || {
+        let users = |direction| drain.open(direction) as u64 + metrics.under_way(direction);
+        users(Direction::Inbound) + users(Direction::Outbound)
+    };
+    let (caps, drain) = (Arc::clone(&pod.caps), pod.drain.clone());
+    let relief: Vec<Relief> = vec![
+        Box::new(move |_| caps.give_back()),
+        Box::new(move |step| {
+            if step >= Step::Refuse {
+                drain.remind()
+            }
+        }),
+    ];
+    pressure::watch(&pod.pressure, group, users, relief)
 }
 
 fn lock(explicit: &Mutex<Explicit>) -> std::sync::MutexGuard<'_, Explicit> {

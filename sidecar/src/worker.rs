@@ -25,6 +25,7 @@ use crate::{
     limit::Limiter,
     metrics::{ByteLabels, ConnectionLabels, Meter, Metrics, Raised},
     own::Own,
+    pressure::Pressure,
     tls, tunnel,
     upstream::{
         balance::Balancer,
@@ -52,6 +53,7 @@ pub(crate) struct Pod {
     pub(crate) speakers: Arc<Speakers>,
     pub(crate) own: Arc<Own>,
     pub(crate) via: Arc<Vias>,
+    pub(crate) pressure: Arc<Pressure>,
 }
 
 /// How the sidecar names itself in `Via`, by direction: a request that leaves one pod and enters it again is no loop.
@@ -82,6 +84,8 @@ pub(crate) struct Worker {
     /// Who speaks first where.
     pub(crate) speakers: Arc<Speakers>,
     pub(crate) via: Arc<Vias>,
+    /// How short memory is.
+    pub(crate) pressure: Arc<Pressure>,
     pub(crate) pool: Rc<Pool>,
     /// How its upstreams stand, for all workers.
     pub(crate) seen: Seen,
@@ -180,10 +184,11 @@ impl Seat {
 }
 
 async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(Socket, Arrival, Busy)>) {
-    let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), pod.metrics.upstream_open.clone());
+    let open = pod.metrics.upstream_open.clone();
+    let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), open, Arc::clone(&pod.pressure));
     tokio::task::spawn_local(Rc::clone(&pool).keep());
     pod.metrics.tasks.watch(Handle::current());
-    let Pod { config, metrics, limiter, drain, connector, standing, tls, originations, speakers, via, .. } = pod;
+    let Pod { config, metrics, limiter, drain, connector, standing, tls, originations, speakers, via, pressure, .. } = pod;
     let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
     let worker = Rc::new(Worker {
@@ -197,6 +202,7 @@ async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(Socket, Arrival, 
         turns: tls::Turns::default(),
         speakers,
         via,
+        pressure,
         pool,
         seen,
         balancer,

@@ -1,6 +1,9 @@
 //! A YAML file as documents that know where each field stands.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -188,9 +191,9 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
-        let mut fields: Vec<(Spanned<String>, Spanned<Node>)> = Vec::new();
+        let (mut fields, mut names) = (Vec::new(), HashSet::new());
         while let Some((name, field)) = access.next_entry::<Spanned<String>, Spanned<Node>>()? {
-            if fields.iter().any(|(other, _)| other.value == name.value) {
+            if !names.insert(name.value.clone()) {
                 return Err(A::Error::custom(format!("the field {} is written twice", name.value)));
             }
             fields.push((name, field));

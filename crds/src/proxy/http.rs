@@ -3,6 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::seconds;
+use crate::{
+    problems::{FieldPath, Problems},
+    scalar::{Duration, Size},
+};
+
 /// How requests are read before a policy looks at them.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -13,6 +19,78 @@ pub struct Http {
     /// What becomes of TRACE requests, whose answer repeats all header fields.
     #[serde(default)]
     pub trace: Trace,
+    /// What a client may ask of the proxy. Heads are read by the limits that held when their connection was opened.
+    #[serde(default)]
+    pub limits: HttpLimits,
+}
+
+/// What a client may ask of the proxy.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpLimits {
+    /// Size of a request's head, 1Ki to 64Ki. Beyond it: 431.
+    #[serde(default = "default_max_head")]
+    pub max_head: Size,
+    /// Header fields of a request. Beyond it: 431.
+    #[serde(default = "default_max_fields")]
+    #[schemars(range(min = 10, max = 1000))]
+    pub max_fields: i32,
+    /// Length of a request's target, 1Ki to 32Ki. Beyond it: 414.
+    #[serde(default = "default_max_target")]
+    pub max_target: Size,
+    /// Size of a request's body, 1 or more. Beyond it: 413. Default: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_body: Option<Size>,
+    /// Bytes a second that a client has to send of a body, or take of an answer, while it is waited for; 0: any. Below it: 408, or the
+    /// end of the answer. How long it may pause is said by `upstream.idleTimeout`. Calls of gRPC are exempt: their messages come when they come.
+    #[serde(default = "default_min_body_rate")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub min_body_rate: i32,
+    /// How long a client is waited for before its rate counts. Default 10s.
+    #[serde(default = "seconds::<10>")]
+    pub body_rate_grace: Duration,
+}
+
+fn default_max_head() -> Size {
+    Size::kib(64)
+}
+
+fn default_max_fields() -> i32 {
+    100
+}
+
+fn default_max_target() -> Size {
+    Size::kib(16)
+}
+
+fn default_min_body_rate() -> i32 {
+    240
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            max_head: default_max_head(),
+            max_fields: default_max_fields(),
+            max_target: default_max_target(),
+            max_body: None,
+            min_body_rate: default_min_body_rate(),
+            body_rate_grace: seconds::<10>(),
+        }
+    }
+}
+
+impl HttpLimits {
+    pub(super) fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        for (field, size, most) in [("maxHead", self.max_head, 64), ("maxTarget", self.max_target, 32)] {
+            if !(Size::kib(1)..=Size::kib(most)).contains(&size) {
+                problems.add(&at.field(field), format!("{size} is out of range: write 1Ki to {most}Ki"));
+            }
+        }
+        if self.max_body == Some(Size(0)) {
+            problems.add(&at.field("maxBody"), "no request with a body could ever meet it: write 1 or more, or leave it out");
+        }
+    }
 }
 
 /// The one spelling of a path that policies look at. Unreserved characters are always decoded (`%61` is `a`), other triplets written

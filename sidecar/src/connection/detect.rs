@@ -8,7 +8,7 @@ const LONG: usize = 4096;
 
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Guess {
+pub(crate) enum Guess {
     Http1,
     Http2,
     Other,
@@ -21,7 +21,7 @@ pub(super) enum Guess {
 /// A request is a token, a blank, and a line that ends in `HTTP/` and a version, or has a target and no version, as HTTP/0.9
 /// had. Empty lines before it are skipped, as servers do (RFC 9112, section 2.2), and so are the case of the method and further
 /// blanks: whatever a lenient application would take for a request must not pass as mere bytes, or it would pass without policy.
-pub(super) fn guess(bytes: &[u8]) -> Guess {
+pub(crate) fn guess(bytes: &[u8]) -> Guess {
     if bytes.starts_with(PREFACE) {
         return Guess::Http2;
     }

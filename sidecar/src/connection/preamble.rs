@@ -28,7 +28,7 @@ pub(crate) struct Preamble {
 
 /// Reads the header of the PROXY protocol: who the client is, if that says so. What follows it is left in `ahead`. The error is the
 /// reason that is counted, none for a peer that left without a word, as health checks do.
-pub(super) async fn client(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Option<SocketAddr>, Option<&'static str>> {
+pub(crate) async fn client(stream: &mut TcpStream, ahead: &mut BytesMut) -> Result<Option<SocketAddr>, Option<&'static str>> {
     let read = async {
         loop {
             match proxy_protocol::read(ahead) {

@@ -13,7 +13,7 @@ use std::{
 use crate::io::Silence;
 
 /// Bytes of a part, at most. A client that takes this much within the limit is slow, but not gone.
-const MAX_PART: usize = 16 << 10;
+pub(super) const MAX_PART: usize = 16 << 10;
 
 tokio::task_local! {
     static TAKING: Taking;

@@ -14,13 +14,21 @@ use std::{
 };
 
 use bytes::Bytes;
+use crds::{proxy::HttpLimits, scalar::Size};
 use futures::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
 use self::kept::Kept;
 use super::{ClientBody, FlowError, with};
-use crate::{h1::head::ResponseHead, io::Silence, shadow::Shadow};
+use crate::{
+    h1::head::ResponseHead,
+    io::Silence,
+    pace::{Pace, Rate},
+    pressure::Step,
+    shadow::Shadow,
+    worker::Worker,
+};
 
 mod kept;
 
@@ -42,7 +50,8 @@ struct Shared {
     kept: RefCell<Option<Kept>>,
     turn: Cell<u32>,
     silence: RefCell<Silence>,
-    limit: Duration,
+    bounds: Bounds,
+    pace: RefCell<Pace>,
     gate: Option<Gate>,
     touched: Cell<bool>,
     done: Cell<bool>,
@@ -53,9 +62,43 @@ struct Shared {
     interims: RefCell<Vec<ResponseHead>>,
 }
 
+/// What holds for an upload.
+pub(crate) struct Bounds {
+    /// How long it may pause.
+    pub(crate) idle: Duration,
+    /// How fast it has to be.
+    pub(crate) rate: Rate,
+    /// Its size, at most.
+    pub(crate) size: u64,
+    /// Knows how short memory is.
+    worker: Rc<Worker>,
+}
+
+impl Bounds {
+    /// As the FetchrProxy says, save for the pause.
+    pub(crate) fn of(limits: &HttpLimits, idle: Duration, worker: &Rc<Worker>) -> Self {
+        let size = limits.max_body.map_or(u64::MAX, |Size(size)| size);
+        Self { idle, rate: Rate::of(limits), size, worker: Rc::clone(worker) }
+    }
+
+    /// Whether memory is too short for what is left of a body.
+    pub(crate) fn shed(&self, body: &ClientBody) -> bool {
+        self.worker.pressure.is(Step::Shed) && body.size_hint().upper().is_none_or(|left| left > SMALL)
+    }
+}
+
+/// A body of which no more is left goes through however short memory is.
+const SMALL: u64 = 16 << 10;
+
 /// Why an upload ended early.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Failure {
+    /// It is larger than it may be.
+    TooLarge(u64),
+    /// It came too slowly.
+    Slow,
+    /// There is no memory for it.
+    Shed,
     /// The client left, or framed its body wrongly.
     Broken,
     /// The client paused for too long.
@@ -63,15 +106,16 @@ pub(crate) enum Failure {
 }
 
 impl Upload {
-    /// An upload that may pause for `idle`, and is watched by another limit. With `expects`, it waits for the upstream to ask for it.
-    pub(crate) fn new(body: ClientBody, idle: Duration, expects: bool, shadow: Option<Rc<Shadow>>) -> Self {
+    /// An upload within these bounds, watched by another limit. With `expects`, it waits for the upstream to ask for it.
+    pub(crate) fn new(body: ClientBody, bounds: Bounds, expects: bool, shadow: Option<Rc<Shadow>>) -> Self {
         let done = body.is_end_stream();
         let shared = Rc::new(Shared {
             body: RefCell::new(body),
             kept: RefCell::default(),
             turn: Cell::new(0),
-            silence: RefCell::new(Silence::watched(idle, shadow)),
-            limit: idle,
+            silence: RefCell::new(Silence::watched(bounds.idle, shadow)),
+            bounds,
+            pace: RefCell::default(),
             gate: (expects && !done).then(Gate::new),
             touched: Cell::new(false),
             done: Cell::new(done),
@@ -175,8 +219,12 @@ impl Upload {
         self.shared.kept.borrow().as_ref().is_some_and(|kept| !kept.has_ended())
     }
 
-    fn fail(&self, failure: Failure) {
+    fn fail(&self, failure: Failure) -> FlowError {
         self.shared.failure.set(Some(failure));
+        match failure {
+            Failure::Idle => FlowError::Idle(self.shared.bounds.idle),
+            _ => FlowError::Refused,
+        }
     }
 }
 
@@ -200,20 +248,32 @@ impl Body for Upload {
             return Poll::Ready(Some(Ok(frame)));
         }
         let mut body = shared.body.borrow_mut();
+        if shared.bounds.shed(&body) {
+            return Poll::Ready(Some(Err(self.fail(Failure::Shed))));
+        }
         let Poll::Ready(polled) = body.poll_frame(cx) else {
+            let pace = &mut *shared.pace.borrow_mut();
+            if !pace.is_waiting() && !pace.wait(shared.bounds.rate, Instant::now()) {
+                return Poll::Ready(Some(Err(self.fail(Failure::Slow))));
+            }
             ready!(shared.silence.borrow_mut().poll(cx));
-            self.fail(Failure::Idle);
-            return Poll::Ready(Some(Err(FlowError::Idle(shared.limit))));
+            return Poll::Ready(Some(Err(self.fail(Failure::Idle))));
         };
+        let now = Instant::now();
         shared.touched.set(true);
         shared.silence.borrow_mut().broken();
-        shared.moved.set(Instant::now());
+        shared.moved.set(now);
         match polled {
             Some(Ok(frame)) => {
-                shared.sent.set(shared.sent.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
+                let len = frame.data_ref().map_or(0, |data| data.len() as u64);
+                shared.pace.borrow_mut().moved(len, now);
+                shared.sent.set(shared.sent.get() + len);
+                if shared.sent.get() > shared.bounds.size {
+                    return Poll::Ready(Some(Err(self.fail(Failure::TooLarge(shared.bounds.size)))));
+                }
                 shared.done.set(frame.is_trailers() || body.is_end_stream());
                 if let Some(kept) = &mut *shared.kept.borrow_mut() {
-                    kept.add(&frame);
+                    kept.add(&frame, &shared.bounds.worker.pressure);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -1,6 +1,7 @@
 //! Heads of messages, strictly: lines end in CR LF, nothing is folded, and there is no white space before a colon.
 
 use bytes::{Buf, Bytes, BytesMut};
+use crds::{proxy::HttpLimits, scalar::Size};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request::Parts};
 
 use super::{MAX_FIELDS, MAX_HEAD, MAX_TARGET, names};
@@ -21,14 +22,14 @@ pub(crate) enum BadHead {
     StartLine,
     #[error("the version of HTTP is not 1.0 or 1.1")]
     Version,
-    #[error("the request target is longer than {MAX_TARGET} bytes")]
-    TargetTooLong,
+    #[error("the request target is longer than {0} bytes")]
+    TargetTooLong(u32),
     #[error("the request target is malformed")]
     Target,
-    #[error("the head is larger than {MAX_HEAD} bytes")]
-    TooLarge,
-    #[error("there are more than {MAX_FIELDS} header fields")]
-    TooManyFields,
+    #[error("the head is larger than {0} bytes")]
+    TooLarge(u32),
+    #[error("there are more than {0} header fields")]
+    TooManyFields(u32),
     #[error("a line does not end in CR LF")]
     LineEnd,
     #[error("a header field is folded over two lines")]
@@ -43,8 +44,8 @@ impl BadHead {
     /// The status that tells the client of a request (RFC 9110, section 15.5, and RFC 6585).
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Self::TooLarge | Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TargetTooLong(_) => StatusCode::URI_TOO_LONG,
+            Self::TooLarge(_) | Self::TooManyFields(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             _ => StatusCode::BAD_REQUEST,
         }
@@ -53,8 +54,8 @@ impl BadHead {
     /// The reason that it is counted by.
     pub(crate) fn reason(self) -> &'static str {
         match self {
-            Self::TargetTooLong => "target_too_long",
-            Self::TooLarge | Self::TooManyFields => "header_too_large",
+            Self::TargetTooLong(_) => "target_too_long",
+            Self::TooLarge(_) | Self::TooManyFields(_) => "header_too_large",
             _ => "malformed_request",
         }
     }
@@ -68,9 +69,40 @@ pub(crate) struct ResponseHead {
     pub(crate) headers: HeaderMap,
 }
 
+/// What a head may be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of the head.
+    head: u32,
+    /// Bytes of the target of a request.
+    pub(crate) target: u32,
+    pub(crate) fields: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { head: MAX_HEAD as u32, target: MAX_TARGET as u32, fields: MAX_FIELDS as u32 }
+    }
+}
+
+impl Limits {
+    /// Those of clients, as the FetchrProxy says.
+    pub(crate) fn of(limits: &HttpLimits) -> Self {
+        let size = |size: Size| u32::try_from(size.0).unwrap_or(u32::MAX).min(MAX_HEAD as u32);
+        let fields = u32::try_from(limits.max_fields).unwrap_or(MAX_FIELDS as u32);
+        Self { head: size(limits.max_head), target: size(limits.max_target), fields }
+    }
+
+    /// Bytes of the head.
+    pub(crate) fn head(&self) -> usize {
+        self.head as usize
+    }
+}
+
 /// Takes heads from the front of a buffer that grows, and looks at hardly a byte twice.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
+    limits: Limits,
     /// Where the first line ends, without its CR LF; 0 until it is here.
     first: usize,
     fields: Vec<Field>,
@@ -90,10 +122,15 @@ struct Field {
 const _: () = assert!(MAX_HEAD <= 1 << 16, "a place in a head is kept in 16 bits");
 
 impl Reader {
+    /// A reader that holds its peer to these limits.
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// The head of a request, once it is here with its empty line. An error as soon as it can't be one any more.
     pub(crate) fn request(&mut self, buf: &mut BytesMut) -> Result<Option<Box<Parts>>, BadHead> {
         let Some(head) = self.take_head(buf)? else { return Ok(None) };
-        let (method, uri, version) = request_line(&head, self.first)?;
+        let (method, uri, version) = request_line(&head, self.first, self.limits.target)?;
         let headers = self.fields(&head)?;
         let (mut parts, ()) = http::Request::new(()).into_parts();
         (parts.method, parts.uri, parts.version, parts.headers) = (method, uri, version, headers);
@@ -122,9 +159,9 @@ impl Reader {
 
     fn take_head(&mut self, buf: &mut BytesMut) -> Result<Option<Bytes>, BadHead> {
         if self.line == 0 {
-            let within = &buf[..buf.len().min(MAX_HEAD)];
+            let within = &buf[..buf.len().min(self.limits.head())];
             let Some(end) = memchr::memchr(b'\n', within) else {
-                return if buf.len() < MAX_HEAD { Ok(None) } else { Err(BadHead::TooLarge) };
+                return if buf.len() < self.limits.head() { Ok(None) } else { Err(BadHead::TooLarge(self.limits.head)) };
             };
             self.first = end.checked_sub(1).filter(|end| buf[*end] == b'\r').ok_or(BadHead::LineEnd)?;
             self.line = end + 1;
@@ -134,15 +171,17 @@ impl Reader {
 
     fn take_fields(&mut self, buf: &mut BytesMut) -> Result<Option<Bytes>, BadHead> {
         loop {
-            match next_line(&buf[..buf.len().min(MAX_HEAD)], self.line)? {
-                Line::Partial if buf.len() < MAX_HEAD => return Ok(None),
-                Line::Partial => return Err(BadHead::TooLarge),
+            match next_line(&buf[..buf.len().min(self.limits.head())], self.line)? {
+                Line::Partial if buf.len() < self.limits.head() => return Ok(None),
+                Line::Partial => return Err(BadHead::TooLarge(self.limits.head)),
                 Line::Empty => {
                     let len = self.line + 2;
                     self.line = 0;
                     return Ok(Some(buf.split_to(len).freeze()));
                 }
-                Line::Field(..) if self.fields.len() == MAX_FIELDS => return Err(BadHead::TooManyFields),
+                Line::Field(..) if self.fields.len() == self.limits.fields as usize => {
+                    return Err(BadHead::TooManyFields(self.limits.fields));
+                }
                 Line::Field(field, next) => {
                     if self.fields.capacity() == 0 {
                         self.fields.reserve_exact(KEPT_FIELDS);
@@ -160,7 +199,7 @@ impl Reader {
         for Field { name, colon, value, end } in self.fields.drain(..) {
             let name = names::read(&head[usize::from(name)..usize::from(colon)]).ok_or(BadHead::Name)?;
             let value = head.slice(usize::from(value)..usize::from(end));
-            headers.try_append(name, checked_value(value)).map_err(|_| BadHead::TooManyFields)?;
+            headers.try_append(name, checked_value(value)).map_err(|_| BadHead::TooManyFields(self.limits.fields))?;
         }
         Ok(headers)
     }
@@ -203,7 +242,7 @@ fn next_line(buf: &[u8], start: usize) -> Result<Line, BadHead> {
     if !is_value(&line[value..end]) {
         return Err(BadHead::Value);
     }
-    let at = |offset: usize| u16::try_from(start + offset).map_err(|_| BadHead::TooLarge);
+    let at = |offset: usize| u16::try_from(start + offset).map_err(|_| BadHead::TooLarge(MAX_HEAD as u32));
     let field = Field { name: at(0)?, colon: at(colon)?, value: at(value)?, end: at(end)? };
     Ok(Line::Field(field, start + len + 1))
 }
@@ -238,15 +277,15 @@ pub(crate) fn skip_empty_lines(buf: &mut BytesMut) -> bool {
 }
 
 /// Reads the first line of a request; it ends at `end`.
-fn request_line(head: &Bytes, end: usize) -> Result<(Method, Uri, Version), BadHead> {
+fn request_line(head: &Bytes, end: usize, max_target: u32) -> Result<(Method, Uri, Version), BadHead> {
     let line = &head[..end];
     let first = line.iter().position(|byte| *byte == b' ').ok_or(BadHead::StartLine)?;
     let last = line.iter().rposition(|byte| *byte == b' ').filter(|last| *last > first).ok_or(BadHead::StartLine)?;
     let version = version(&line[last + 1..])?;
     let method = Method::from_bytes(&line[..first]).map_err(|_| BadHead::StartLine)?;
     let target = head.slice(first + 1..last);
-    if target.len() > MAX_TARGET {
-        return Err(BadHead::TargetTooLong);
+    if target.len() > max_target as usize {
+        return Err(BadHead::TargetTooLong(max_target));
     }
     if !target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#') {
         return Err(BadHead::Target);
@@ -372,11 +411,14 @@ mod tests {
     #[test]
     fn bounds_are_kept() {
         let target = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(MAX_TARGET));
-        assert_eq!(parse(&target).unwrap_err(), BadHead::TargetTooLong);
+        assert_eq!(parse(&target).unwrap_err(), BadHead::TargetTooLong(MAX_TARGET as u32));
         let fields = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MAX_FIELDS + 1));
-        assert_eq!(parse(&fields).unwrap_err(), BadHead::TooManyFields);
+        assert_eq!(parse(&fields).unwrap_err(), BadHead::TooManyFields(MAX_FIELDS as u32));
         for text in ["a".repeat(MAX_HEAD), format!("GET / HTTP/1.1\r\nA: {}", "a".repeat(MAX_HEAD))] {
-            assert_eq!(Reader::default().request(&mut BytesMut::from(&text[..])).unwrap_err(), BadHead::TooLarge);
+            assert_eq!(
+                Reader::default().request(&mut BytesMut::from(&text[..])).unwrap_err(),
+                BadHead::TooLarge(MAX_HEAD as u32)
+            );
         }
         let room = MAX_HEAD - "GET / HTTP/1.1\r\nA: \r\n\r\n".len();
         for (len, fits) in [(room, true), (room + 1, false)] {

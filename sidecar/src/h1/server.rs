@@ -6,8 +6,8 @@ use std::{
     io,
     pin::{Pin, pin},
     rc::{Rc, Weak},
+    sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -19,14 +19,18 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     encode,
     framing::{self, Framing},
-    socket::{BadBody, NoHead, Socket, Unwanted, linger_deadline},
+    head::Limits,
+    socket::{BadBody, NoHead, Patience, Socket, Taking, Unwanted, linger_deadline},
 };
 use crate::{
     connection::Connection,
     fields::{self, Present},
     flow::{ClientBody, End, Flow},
     io::{ReadAhead, Stream},
-    pipeline, reply,
+    pace::Rate,
+    pipeline,
+    pressure::{self, Pressure, Step},
+    reply,
     tunnel::Switch,
 };
 
@@ -70,14 +74,19 @@ enum Fill {
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(connection: Rc<Connection>, stream: Stream, ahead: BytesMut) {
-    let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
-    let client = Rc::new(Client { socket: RefCell::new(Socket::new(stream, ahead)) });
+    let config = connection.worker.config.load();
+    let settings = config.settings();
+    let patience = Patience { stall: settings.upstream.idle_timeout.0, rate: Rate::of(&settings.http.limits) };
+    let pressure = &connection.worker.pressure;
+    let socket = Socket::new(stream, ahead, Limits::of(&settings.http.limits), Arc::clone(pressure));
+    drop(config);
+    let client = Rc::new(Client { socket: RefCell::new(socket) });
     let mut closing = pin!(connection.worker.drain.closing(connection.direction).fuse());
     loop {
-        let after = match client.next(closing.as_mut()).await {
+        let after = match client.next(closing.as_mut(), pressure).await {
             Ok(None) => return,
-            Ok(Some(head)) => exchange(&connection, &client, head, stall).await,
-            Err(none) => client.refuse_head(&connection, none, stall).await,
+            Ok(Some(head)) => exchange(&connection, &client, head, patience).await,
+            Err(none) => client.refuse_head(&connection, none, patience).await,
         };
         match after {
             After::Next => {}
@@ -96,7 +105,7 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: Stream, ahead: Byt
 }
 
 /// One request and its answer.
-async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Parts>, stall: Duration) -> After {
+async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Parts>, patience: Patience) -> After {
     let present = Present::of(&head.headers);
     let framed = present.any(Present::TRANSFER_ENCODING.and(Present::CONTENT_LENGTH));
     let framing = if framed { framing::request(head.version, &head.headers) } else { Ok(Framing::Length(0)) };
@@ -104,7 +113,7 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Pa
         Ok(framing) => framing,
         Err(bad) => {
             connection.error("malformed_request");
-            return client.refuse(connection, bad.status(), &bad.to_string(), stall).await;
+            return client.refuse(connection, bad.status(), &bad.to_string(), patience).await;
         }
     };
     let (request, asked) = client.begin(head, present, framing);
@@ -121,7 +130,7 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Pa
         .await
     };
     let Some(response) = response else { return After::Gone };
-    match client.answer(connection, response, asked, stall).await {
+    match client.answer(connection, response, asked, patience).await {
         Ok(After::Next) if !client.finish_body().await => After::Close,
         Ok(after) => after,
         Err(_) => After::Gone, // whose body has told
@@ -129,14 +138,29 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Pa
 }
 
 impl Client {
-    /// The head of the next request. Nothing if there is none: the client closed, was idle for too long, or the drain wants it gone.
-    async fn next(&self, mut closing: Pin<&mut Fuse<impl Future<Output = ()>>>) -> Result<Option<Box<Parts>>, NoHead> {
+    /// The head of the next request. Nothing if there is none: the client closed, was idle for too long, or is to leave, since the
+    /// drain or want of memory asks for it.
+    async fn next(
+        &self,
+        mut closing: Pin<&mut Fuse<impl Future<Output = ()>>>,
+        pressure: &Pressure,
+    ) -> Result<Option<Box<Parts>>, NoHead> {
         let mut since = Instant::now();
         poll_fn(|cx| {
             let mut socket = self.socket.borrow_mut();
             let head = socket.poll_head(cx, &mut since);
-            let ends = head.is_pending() && socket.is_idle() && (closing.is_terminated() || closing.as_mut().poll(cx).is_ready());
-            if ends { Poll::Ready(Ok(None)) } else { head }
+            if head.is_ready() || !socket.is_idle() {
+                return head;
+            }
+            if closing.is_terminated() || closing.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(None));
+            }
+            // Whoever gives memory back has the drain wake all who wait for it.
+            if pressure.is(Step::Refuse) && since.elapsed() >= pressure::IDLE {
+                pressure.reclaimed("client_connections", 1);
+                return Poll::Ready(Ok(None));
+            }
+            head
         })
         .await
     }
@@ -166,7 +190,7 @@ impl Client {
         connection: &Connection,
         mut response: Box<Response<Flow>>,
         asked: Asked,
-        stall: Duration,
+        patience: Patience,
     ) -> io::Result<After> {
         let status = response.status();
         let left_waiting = self.socket.borrow_mut().refuse_continue();
@@ -174,7 +198,7 @@ impl Client {
             let Some(switch) = asked.switch else { return Ok(After::Gone) };
             response.headers_mut().remove(header::CONTENT_LENGTH); // nothing has a length here (RFC 9110, section 9.3.6)
             self.write_head(connection, &response, Framing::Length(0), true);
-            self.flush(stall).await?;
+            self.flush(patience).await?;
             return Ok(After::Switched(switch));
         }
         let bodiless = asked.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -196,9 +220,9 @@ impl Client {
         let body = response.body_mut();
         let written = if bodiless {
             drop(std::mem::replace(body, Flow::bytes("")));
-            self.flush(stall).await
+            self.flush(patience).await
         } else {
-            self.write_body(body, framing, stall).await
+            self.write_body(body, framing, patience).await
         };
         if let Err(error) = written {
             let stalled = error.kind() == io::ErrorKind::TimedOut;
@@ -225,20 +249,20 @@ impl Client {
         encode::framing(out, framing, !bodiless);
     }
 
-    async fn flush(&self, stall: Duration) -> io::Result<()> {
-        let mut stalled = None;
-        poll_fn(|cx| self.socket.borrow_mut().poll_flush(cx, &mut stalled, stall)).await
+    async fn flush(&self, patience: Patience) -> io::Result<()> {
+        let mut taking = Taking::default();
+        poll_fn(|cx| self.socket.borrow_mut().poll_flush(cx, &mut taking, patience)).await
     }
 
     /// Passes a body on. While the client does not read, what it still sends goes on to the upstream.
-    async fn write_body(&self, body: &mut Flow, framing: Framing, stall: Duration) -> io::Result<()> {
-        let (mut left, mut stalled, mut fill) = (framing, None, Fill::Full);
+    async fn write_body(&self, body: &mut Flow, framing: Framing, patience: Patience) -> io::Result<()> {
+        let (mut left, mut taking, mut fill) = (framing, Taking::default(), Fill::Full);
         poll_fn(|cx| {
             loop {
                 if fill != Fill::Ended {
                     fill = self.fill(cx, body, &mut left)?;
                 }
-                let flushed = self.socket.borrow_mut().poll_flush(cx, &mut stalled, stall)?;
+                let flushed = self.socket.borrow_mut().poll_flush(cx, &mut taking, patience)?;
                 match flushed {
                     Poll::Ready(()) if fill == Fill::Ended => return Poll::Ready(Ok(())),
                     Poll::Ready(()) if fill == Fill::Full => continue,
@@ -295,25 +319,25 @@ impl Client {
         poll_fn(|cx| self.socket.borrow_mut().poll_linger(cx, deadline)).await;
     }
 
-    async fn refuse_head(&self, connection: &Connection, none: NoHead, stall: Duration) -> After {
+    async fn refuse_head(&self, connection: &Connection, none: NoHead, patience: Patience) -> After {
         match none {
             NoHead::Left => After::Gone,
             NoHead::Late => {
                 connection.error("client_timeout");
-                self.refuse(connection, StatusCode::REQUEST_TIMEOUT, "the head of the request took too long", stall).await
+                self.refuse(connection, StatusCode::REQUEST_TIMEOUT, "the head of the request took too long", patience).await
             }
             NoHead::Bad(bad) => {
                 connection.error(bad.reason());
-                self.refuse(connection, bad.status(), &bad.to_string(), stall).await
+                self.refuse(connection, bad.status(), &bad.to_string(), patience).await
             }
         }
     }
 
     /// Answers what can't be understood, and closes.
-    async fn refuse(&self, connection: &Connection, status: StatusCode, why: &str, stall: Duration) -> After {
+    async fn refuse(&self, connection: &Connection, status: StatusCode, why: &str, patience: Patience) -> After {
         tracing::debug!(peer = %connection.peer, status = status.as_u16(), why, "A request was refused.");
         let asked = Asked { method: Method::GET, version: Version::HTTP_11, persists: false, switch: None };
-        match self.answer(connection, Box::new(reply::refused(status, why)), asked, stall).await {
+        match self.answer(connection, Box::new(reply::refused(status, why)), asked, patience).await {
             Ok(_) => After::Close,
             Err(_) => After::Gone,
         }

@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -16,15 +17,17 @@ use super::{
     chunked::{BadChunk, Decoder, Found},
     encode::{self, Outbox},
     framing::Framing,
-    head::{BadHead, Reader, skip_empty_lines},
+    head::{BadHead, Limits, Reader, skip_empty_lines},
 };
-use crate::{io::Stream, timer::Timer};
+use crate::{
+    io::Stream,
+    pace::{Pace, Rate},
+    pressure::Pressure,
+    timer::Timer,
+};
 
 /// Room for what comes while a head is awaited; most heads are smaller.
 const HEAD_ROOM: usize = 4 << 10;
-
-/// Room for a piece of a body.
-const BODY_ROOM: usize = 64 << 10;
 
 /// Bytes of further requests that are read while one is under way.
 const AHEAD: usize = 64 << 10;
@@ -97,16 +100,33 @@ pub(crate) struct Socket {
     /// The client's FIN has come.
     closed: bool,
     timer: Timer,
+    pressure: Arc<Pressure>,
+}
+
+/// How long a client may take over what it is sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// Until it takes anything.
+    pub(super) stall: Duration,
+    /// How fast it takes all.
+    pub(super) rate: Rate,
+}
+
+/// Since when a client takes nothing, and how fast it has taken what it has.
+#[derive(Debug, Default)]
+pub(super) struct Taking {
+    stalled: Option<Instant>,
+    pace: Pace,
 }
 
 impl Socket {
     /// A socket, and the bytes that protocol detection has read.
-    pub(super) fn new(stream: Stream, ahead: BytesMut) -> Self {
+    pub(super) fn new(stream: Stream, ahead: BytesMut, limits: Limits, pressure: Arc<Pressure>) -> Self {
         Self {
             stream,
             inbox: ahead,
             outbox: Outbox::default(),
-            heads: Reader::default(),
+            heads: Reader::new(limits),
             rest: Rest::Ended,
             request: 0,
             owes_continue: false,
@@ -115,6 +135,7 @@ impl Socket {
             watcher: None,
             closed: false,
             timer: Timer::default(),
+            pressure,
         }
     }
 
@@ -238,8 +259,9 @@ impl Socket {
                     return Poll::Ready(Some(Err(broken)));
                 }
             }
-            let room = self.body_left().map_or(BODY_ROOM / 4, |left| usize::try_from(left).unwrap_or(usize::MAX));
-            if !matches!(ready!(self.poll_read(cx, room.clamp(HEAD_ROOM, BODY_ROOM))), Ok(true)) {
+            let most = self.pressure.room();
+            let room = self.body_left().map_or(most / 4, |left| usize::try_from(left).unwrap_or(usize::MAX));
+            if !matches!(ready!(self.poll_read(cx, room.min(most).max(HEAD_ROOM))), Ok(true)) {
                 self.rest = Rest::Broken(BadBody::Left);
             }
         }
@@ -309,24 +331,28 @@ impl Socket {
         std::mem::take(&mut self.owes_continue)
     }
 
-    /// Writes what waits, while `stalled` says since when the client takes nothing; an error if that is longer than `limit`.
-    pub(super) fn poll_flush(
-        &mut self,
-        cx: &mut Context<'_>,
-        stalled: &mut Option<Instant>,
-        limit: Duration,
-    ) -> Poll<io::Result<()>> {
+    /// Writes what waits. An error if the client takes nothing for too long, or all of it too slowly.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, taking: &mut Taking, patience: Patience) -> Poll<io::Result<()>> {
         let mut wrote = 0;
         let poll = self.outbox.poll_flush(cx, &mut self.stream, &mut wrote);
         if poll.is_ready() {
-            *stalled = None;
+            if taking.stalled.take().is_some() {
+                taking.pace.moved(wrote, Instant::now());
+            }
             return poll;
         }
-        if wrote > 0 || stalled.is_none() {
-            *stalled = Some(Instant::now());
-        }
-        let since = stalled.unwrap_or_else(Instant::now);
-        ready!(self.timer.poll(cx, since + limit));
+        let since = match taking.stalled {
+            Some(since) if wrote == 0 => since,
+            _ => {
+                let now = Instant::now();
+                taking.pace.moved(wrote, now);
+                if !taking.pace.wait(patience.rate, now) {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads too slowly")));
+                }
+                *taking.stalled.insert(now)
+            }
+        };
+        ready!(self.timer.poll(cx, since + patience.stall));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
     }
 

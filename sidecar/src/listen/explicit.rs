@@ -247,11 +247,13 @@ impl Explicit {
         };
         let mode = target.mode();
         let proxy_protocol = spec.proxy_protocol == ProxyProtocol::Required;
-        let mut preamble = Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)), alternative: None };
+        let mut preamble =
+            Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)), alternative: None };
         let refused = |source| ListenError::Bind { address: wanted, source };
         let socket = self.sockets.open(Role::Listener, wanted).map_err(refused)?;
         let address = socket.address().map_err(refused)?;
-        let quic = quic_config.map(|config| Quic::open(&self.acceptor, address, spec.direction, mode.clone(), &config)).transpose();
+        let quic =
+            quic_config.map(|config| Quic::open(&self.acceptor, address, spec.direction, mode.clone(), &config)).transpose();
         let quic = quic.map_err(refused)?;
         if quic.is_some() {
             preamble.alternative = HeaderValue::try_from(format!("h3=\":{}\"; ma=86400", address.port())).ok();

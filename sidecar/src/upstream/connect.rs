@@ -161,6 +161,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn upstream_that_has_died_is_found_out_within_half_a_minute() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connector = Connector::new(Resolver::knowing("a.example", &[]), Arc::default());
+        let stream =
+            connector.connect(&Endpoint::Address(listener.local_addr().unwrap()), Duration::from_secs(10)).await.unwrap();
+        let socket = SockRef::from(&stream);
+        let (quiet, between) = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+        assert!(
+            socket.keepalive().unwrap() && quiet + between * socket.tcp_keepalive_retries().unwrap() <= Duration::from_secs(30)
+        );
+    }
+
+    #[tokio::test]
     async fn name_that_means_a_port_of_our_own_is_refused() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

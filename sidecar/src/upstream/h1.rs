@@ -39,9 +39,6 @@ use crate::{
 /// Room for what comes while a head is awaited.
 const HEAD_ROOM: usize = 4 << 10;
 
-/// Room for a piece of a body, at most.
-const BODY_ROOM: usize = 64 << 10;
-
 /// How much sooner than its origin a connection gives up being idle.
 const KEEP_MARGIN: Duration = Duration::from_secs(1);
 
@@ -364,7 +361,12 @@ impl Reply {
             let mut lease = lease.borrow_mut();
             // Only one of the two may send: an upload wakes whoever has asked it last.
             let sent = if self.apart.is_some() { lease.poll_failed(cx) } else { lease.poll_send(cx) };
-            if let Poll::Ready(Err(error)) = sent { Poll::Ready(Err(error)) } else { self.rest.poll_frame(cx, &mut lease.conn) }
+            let most = lease.host.room();
+            if let Poll::Ready(Err(error)) = sent {
+                Poll::Ready(Err(error))
+            } else {
+                self.rest.poll_frame(cx, &mut lease.conn, most)
+            }
         };
         let frame = match ready!(polled) {
             Ok(frame) => frame,
@@ -426,7 +428,13 @@ impl Reply {
 }
 
 impl Rest {
-    fn poll_frame(&mut self, cx: &mut Context<'_>, conn: &mut H1) -> Poll<Result<Option<Frame<Bytes>>, UpstreamError>> {
+    /// The next piece, of at most about `most` bytes.
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        conn: &mut H1,
+        most: usize,
+    ) -> Poll<Result<Option<Frame<Bytes>>, UpstreamError>> {
         loop {
             match self {
                 Self::Ended => return Poll::Ready(Ok(None)),
@@ -450,10 +458,10 @@ impl Rest {
                 Self::Length(_) | Self::Close => {}
             }
             let room = match self {
-                Self::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).clamp(HEAD_ROOM, BODY_ROOM),
-                _ => BODY_ROOM / 4,
+                Self::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX).min(most),
+                _ => most / 4,
             };
-            if !ready!(conn.poll_read(cx, room))? {
+            if !ready!(conn.poll_read(cx, room.max(HEAD_ROOM)))? {
                 return Poll::Ready(match self {
                     Self::Close => {
                         *self = Self::Ended;

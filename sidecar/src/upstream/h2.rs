@@ -88,6 +88,14 @@ impl Group {
             open.remove(idle);
         }
     }
+
+    /// Closes all that have no stream, and returns how many.
+    pub(super) fn give_back(&self) -> usize {
+        let mut open = self.open.borrow_mut();
+        let before = open.len();
+        open.retain(|conn| conn.used.streams.get() > 0);
+        before - open.len()
+    }
 }
 
 /// What an upstream did wrong shows in the requests that it breaks.

@@ -27,7 +27,7 @@ use super::{
     h1::{H1, Watcher},
     h2::{Group, H2, Reserved},
 };
-use crate::{error::ForwardError, metrics::Raised, tls::Origination};
+use crate::{error::ForwardError, metrics::Raised, pressure::Pressure, tls::Origination};
 
 /// Requests that wait for a connection to one host, over all workers.
 const MAX_WAITING: usize = 1024;
@@ -71,8 +71,17 @@ impl Caps {
 
     /// Asks the other workers to let go of a connection that is idle there.
     fn press(&self, key: &Key) {
+        self.tell_all(|| Event::Pressed(key.clone()));
+    }
+
+    /// Asks all workers to let go of all connections that are idle.
+    pub(crate) fn give_back(&self) {
+        self.tell_all(|| Event::GiveBack);
+    }
+
+    fn tell_all(&self, event: impl Fn() -> Event) {
         for pool in self.pools.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            pool.tell(Event::Pressed(key.clone()));
+            pool.tell(event());
         }
     }
 }
@@ -115,6 +124,7 @@ pub(crate) struct Pool {
     connector: Arc<Connector>,
     watch: Arc<Watch>,
     open: Gauge,
+    pressure: Arc<Pressure>,
 }
 
 /// One upstream, as a worker sees it.
@@ -129,6 +139,7 @@ pub(crate) struct Host {
     waiting: RefCell<VecDeque<oneshot::Sender<Box<H1>>>>,
     h2: Group,
     watch: Arc<Watch>,
+    pressure: Arc<Pressure>,
 }
 
 struct Idle {
@@ -157,10 +168,10 @@ enum Place {
 
 impl Pool {
     /// An empty pool. Its worker must run [`Pool::keep`].
-    pub(crate) fn new(caps: Arc<Caps>, connector: Arc<Connector>, open: Gauge) -> Rc<Self> {
+    pub(crate) fn new(caps: Arc<Caps>, connector: Arc<Connector>, open: Gauge, pressure: Arc<Pressure>) -> Rc<Self> {
         let watch = Arc::new(Watch::default());
         caps.pools.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&watch));
-        Rc::new(Self { hosts: RefCell::default(), last: RefCell::default(), caps, connector, watch, open })
+        Rc::new(Self { hosts: RefCell::default(), last: RefCell::default(), caps, connector, watch, open, pressure })
     }
 
     /// What an upstream under TLS chooses to speak.
@@ -192,6 +203,7 @@ impl Pool {
                 waiting: RefCell::default(),
                 h2: Group::default(),
                 watch: Arc::clone(&self.watch),
+                pressure: Arc::clone(&self.pressure),
             })
         });
         *self.last.borrow_mut() = Rc::downgrade(host);
@@ -331,6 +343,10 @@ impl Pool {
                     host.h2.yield_place();
                 }
             }
+            Event::GiveBack => {
+                let given = hosts.values().map(|host| std::mem::take(&mut *host.idle.borrow_mut()).len() + host.h2.give_back());
+                self.pressure.reclaimed("upstream_connections", given.sum());
+            }
         }
     }
 
@@ -346,6 +362,11 @@ impl Pool {
 }
 
 impl Host {
+    /// Bytes that a body may be read ahead by.
+    pub(super) fn room(&self) -> usize {
+        self.pressure.room()
+    }
+
     /// The connection that was idle for the shortest time and still stands.
     fn pop(&self, cx: &mut Context<'_>) -> Option<Box<H1>> {
         loop {
@@ -406,6 +427,7 @@ struct Watch {
 enum Event {
     Woken(Key, u64),
     Pressed(Key),
+    GiveBack,
 }
 
 impl Watch {

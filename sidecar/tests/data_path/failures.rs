@@ -14,10 +14,13 @@ use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
-use crate::support::{Client, LONG, Origin, Proxy, eventually, ms, nobody, read_head};
+use crate::{
+    frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, Peer, get, request},
+    support::{Bystander, Client, Counted, LONG, Origin, Proxy, eventually, ms, nobody, read_head},
+};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
@@ -232,13 +235,20 @@ async fn fill(address: SocketAddr) -> Vec<Client> {
     held
 }
 
+/// The same beside a bystander, until all of it is seen.
+async fn fill_beside(proxy: &Proxy) -> Vec<Client> {
+    let held = fill(proxy.address).await;
+    eventually("the refusals", || refused(proxy, "inbound") == 2.0).await;
+    held
+}
+
 /// Asks until an answer comes.
 async fn served_at_last(address: SocketAddr) {
     let served = async {
         loop {
             if let Some(mut client) = attempt(address).await
                 && client.0.write_all(GET.as_bytes()).await.is_ok()
-                && read_head(&mut client.0).await.is_some()
+                && try_read_head(&mut client.0).await.is_some_and(|head| head.starts_with("HTTP/1.1 200"))
             {
                 return;
             }
@@ -258,11 +268,83 @@ async fn connections_beyond_the_cap_are_refused_and_counted() {
     let proxy = Proxy::before(origin.address);
     let held = fill(proxy.address).await;
     eventually("the refusal", || refused(&proxy, "inbound") == 1.0).await;
-    if let Some(mut one_more) = attempt(proxy.address).await {
-        assert!(one_more.rest().await.is_empty());
-    }
     drop(held);
     served_at_last(proxy.address).await;
+}
+
+#[tokio::test]
+async fn client_beyond_the_cap_is_told_when_to_come_again_in_its_protocol() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let proxy = Proxy::before(origin.address);
+    let mut other = Bystander::of(&proxy).await;
+    let _held = fill_beside(&proxy).await;
+    for (name, request) in [
+        ("a request", GET.to_owned()),
+        ("HEAD", "HEAD / HTTP/1.1\r\nhost: a\r\n\r\n".to_owned()),
+        ("an upload", format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n{}", "x".repeat(100_000))),
+        ("the start of a request", "GET / HTTP/1.1\r\n".to_owned()),
+        ("half of a line", "GET / HTT".to_owned()),
+    ] {
+        let (counted, mut client) = (Counted::by(&proxy), proxy.client().await);
+        client.send(&request).await;
+        if name == "half of a line" {
+            client.send("P/1.1\r\n").await;
+        }
+        let response = client.head_response().await;
+        let fields =
+            (response.status, response.field("retry-after"), response.field("connection"), response.field("content-length"));
+        assert_eq!(fields, (503, "1", "close", "0"), "{name}");
+        assert!(response.field("proxy-status").contains("connection_limit_reached"), "{}", response.head);
+        assert!(client.rest().await.is_empty(), "{name}");
+        counted.once_more(&proxy, "connection_limit", name).await;
+        other.is_served(name).await;
+    }
+    for first in [1, 13] {
+        let (counted, mut client) = (Counted::by(&proxy), Peer::connect(proxy.address).await);
+        client.send(&request(first, &get(&[]))).await;
+        let answer = client.next(&[HEADERS]).await.unwrap();
+        assert_eq!((answer.status(), answer.stream, answer.flags), (503, first, END_HEADERS | END_STREAM));
+        let leaves = client.next(&[GOAWAY]).await.unwrap();
+        assert_eq!((&leaves.payload[..4], leaves.code()), (&first.to_be_bytes()[..], 0));
+        assert!(client.is_closed().await);
+        counted.once_more(&proxy, "connection_limit", "a stream").await;
+        other.is_served("a stream").await;
+    }
+    assert_eq!(origin.connections(), 1, "nothing of it all reached the origin");
+}
+
+#[tokio::test]
+async fn refusals_have_an_end_and_are_few_at_a_time() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let proxy = Proxy::before(origin.address);
+    let mut other = Bystander::of(&proxy).await;
+    let _held = fill_beside(&proxy).await;
+    let mut garbage = proxy.client().await;
+    garbage.send(b"\x16\x03\x01").await;
+    assert!(garbage.rest().await.is_empty(), "what is no HTTP is reset");
+    let start = Instant::now();
+    let mut silent = Vec::new();
+    while refused(&proxy, "inbound") < 40.0 {
+        silent.extend(attempt(proxy.address).await);
+    }
+    // Those beyond the places of the silent ones are reset at once, whatever they say.
+    let mut last = silent.pop().unwrap();
+    assert!(last.rest().await.is_empty());
+    other.is_served("silent clients").await;
+    for client in &mut silent {
+        assert!(client.rest().await.is_empty());
+    }
+    assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
+    assert_eq!(proxy.ask(GET).await.status, 503, "the places are free again");
+}
+
+/// A head; none if the connection ends, or is reset, before its end.
+async fn try_read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    String::from_utf8(head).ok()
 }
 
 #[tokio::test]

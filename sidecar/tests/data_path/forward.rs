@@ -3,7 +3,10 @@
 use crds::policy::Direction;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Origin, Proxy, eventually, field, read_chunks, read_head};
+use crate::{
+    frames::{END_HEADERS, END_STREAM, HEADERS, Peer, block, frame},
+    support::{Bystander, Origin, Proxy, eventually, field, read_chunks, read_head},
+};
 
 #[tokio::test]
 async fn connections_are_kept_on_both_sides() {
@@ -242,4 +245,45 @@ async fn own_answers_to_head_have_no_body() {
         assert!(client.rest().await.is_empty(), "the connection ends with the head");
         client = proxy.client().await;
     }
+}
+
+/// Server-side request forgery by name: cloud platforms have an address that gives away credentials to whoever reaches it.
+#[tokio::test]
+async fn inbound_request_reaches_the_application_and_nothing_else_whatever_it_names() {
+    let metadata = Origin::scripted_at("127.0.0.9:0".parse().unwrap(), |_, _| async {}).await;
+    let application = Origin::echo_head().await;
+    let proxy = Proxy::before(application.address);
+    let (forbidden, named) = (metadata.address, metadata.address.to_string());
+    let mut other = Bystander::of(&proxy).await;
+    for balanced in [false, true] {
+        if balanced {
+            proxy.apply(r#"[{"name": "r", "loadBalancing": {}, "retry": {}}]"#);
+        }
+        for (request, status) in [
+            (format!("GET / HTTP/1.1\r\nhost: {forbidden}\r\n\r\n"), 200),
+            (format!("GET http://{forbidden}/ HTTP/1.1\r\nhost: {forbidden}\r\n\r\n"), 200),
+            (format!("GET http://{forbidden}/ HTTP/1.0\r\n\r\n"), 200),
+            (format!("GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-host: {forbidden}\r\nforwarded: host={forbidden}\r\n\r\n"), 200),
+            (format!("GET https://{forbidden}/ HTTP/1.1\r\nhost: {forbidden}\r\n\r\n"), 200),
+            (format!("GET //{forbidden}/ HTTP/1.1\r\nhost: a\r\n\r\n"), 200),
+            (format!("GET http://{forbidden}/ HTTP/1.1\r\nhost: a\r\n\r\n"), 400),
+            (format!("GET http://a@{forbidden}/ HTTP/1.1\r\nhost: a\r\n\r\n"), 400),
+            (format!("CONNECT {forbidden} HTTP/1.1\r\nhost: {forbidden}\r\n\r\n"), 405),
+        ] {
+            assert_eq!(proxy.ask(&request).await.status, status, "{request:?}");
+            other.is_served(&request).await;
+        }
+        for (name, fields, status) in [
+            ("authority", vec![(":method", "GET"), (":scheme", "http"), (":authority", named.as_str()), (":path", "/")], 200),
+            ("host", vec![(":method", "GET"), (":scheme", "http"), (":path", "/"), ("host", named.as_str())], 200),
+            ("CONNECT", vec![(":method", "CONNECT"), (":authority", named.as_str())], 405),
+        ] {
+            let mut client = Peer::connect(proxy.address).await;
+            client
+                .send(&frame(HEADERS, if status == 405 { END_HEADERS } else { END_HEADERS | END_STREAM }, 1, &block(&fields)))
+                .await;
+            assert_eq!(client.next(&[HEADERS]).await.unwrap().status(), status, "{name}");
+        }
+    }
+    assert_eq!(metadata.connections(), 0);
 }

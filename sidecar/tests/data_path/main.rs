@@ -14,6 +14,8 @@ mod http2_strict;
 #[cfg(feature = "http3")]
 mod http3;
 mod interim;
+mod limits;
+mod memory;
 mod mixed;
 mod originations;
 mod paths;

@@ -8,9 +8,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Origin, Proxy, eventually, read_head};
+use crate::support::{Bystander, Counted, Origin, Proxy, read_head};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+/// Nobody repeats it.
+const POST: &str = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n";
 
 /// A request that is no request, what the client is told, and what is counted.
 const REFUSED: [(&str, u16, &str); 27] = [
@@ -51,21 +53,17 @@ const REFUSED: [(&str, u16, &str); 27] = [
 async fn request_that_could_be_read_in_two_ways_is_refused_and_its_connection_ends() {
     let origin = Origin::echo_head().await;
     let proxy = Proxy::before(origin.address);
-    let mut other = proxy.client().await;
-    other.send(GET).await;
-    assert_eq!(other.response().await.status, 200);
+    let mut other = Bystander::of(&proxy).await;
     for (request, status, reason) in REFUSED {
-        let counter = format!("fetchr_errors_total{{direction=\"inbound\",reason=\"{reason}\"}}");
-        let before = proxy.metric(&counter);
+        let counted = Counted::by(&proxy);
         let mut client = proxy.client().await;
         client.send(request).await;
         client.send("GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n").await;
         let answer = String::from_utf8(client.rest().await).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request:?}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{request:?}: {answer}");
-        eventually("the count", || proxy.metric(&counter) == before + 1.0).await;
-        other.send(GET).await;
-        assert!(!other.response().await.text().contains("smuggled"), "{request:?}");
+        counted.once_more(&proxy, reason, request).await;
+        other.is_served(request).await;
     }
     assert_eq!(origin.connections(), 1, "nothing of it all reached the origin");
 }
@@ -86,13 +84,17 @@ async fn response_that_could_be_read_in_two_ways_is_502_and_its_connection_is_no
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nx", "http_response_transfer_coding"),
         ("", "http_response_incomplete"),
     ] {
-        let origin = Origin::answering_once(answer).await;
+        let origin = Origin::misbehaving(answer).await;
         let proxy = Proxy::before(origin.address);
-        for connections in 1..=2 {
-            let response = proxy.ask(GET).await;
+        let mut other = Bystander::of(&proxy).await;
+        for _ in 0..2 {
+            let (counted, connections) = (Counted::by(&proxy), origin.connections());
+            let response = proxy.ask(POST).await;
             assert_eq!(response.status, 502, "{answer:?}");
             assert!(response.field("proxy-status").contains(error), "{answer:?}: {}", response.head);
-            assert_eq!(origin.connections(), connections, "{answer:?}");
+            counted.once_more(&proxy, error, answer).await;
+            other.is_served(answer).await;
+            assert_eq!(origin.connections(), connections + 1, "{answer:?}: the bystander needs another connection");
         }
     }
 }
@@ -104,23 +106,32 @@ async fn broken_chunks_of_an_upload_are_400_and_never_complete_at_the_origin() {
     let origin = Origin::scripted(move |mut stream, _| {
         let whole = Arc::clone(&told);
         async move {
-            read_head(&mut stream).await.unwrap();
-            let mut rest = Vec::new();
-            let _ = stream.read_to_end(&mut rest).await;
-            if rest.ends_with(b"0\r\n\r\n") {
-                whole.notify_one();
+            while let Some(head) = read_head(&mut stream).await {
+                if head.contains(Bystander::PATH) {
+                    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+                    continue;
+                }
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+                if rest.ends_with(b"0\r\n\r\n") {
+                    whole.notify_one();
+                }
             }
         }
     })
     .await;
     let proxy = Proxy::before(origin.address);
+    let mut other = Bystander::of(&proxy).await;
     for chunks in
         ["5\r\nhello0\r\n\r\n", "5\nhello\r\n0\r\n\r\n", "x\r\n", "5\r\nhello\r\n0\r\nx : 1\r\n\r\n", "-5\r\nhello\r\n0\r\n\r\n"]
     {
+        let counted = Counted::by(&proxy);
         let mut client = proxy.client().await;
         client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{chunks}{GET}")).await;
         let answer = String::from_utf8(client.rest().await).unwrap();
         assert!(answer.starts_with("HTTP/1.1 400") && answer.matches("HTTP/1.1").count() == 1, "{chunks:?}: {answer}");
+        counted.once_more(&proxy, "http_request_body_broken", chunks).await;
+        other.is_served(chunks).await;
     }
     assert!(timeout(Duration::ZERO, whole.notified()).await.is_err(), "no origin saw a last chunk");
 }

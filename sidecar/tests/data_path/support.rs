@@ -1,6 +1,7 @@
 //! A proxy, clients and origins for the tests.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     net::SocketAddr,
     sync::{
@@ -21,6 +22,7 @@ use sidecar::{
     drain,
     limit::Limiter,
     metrics::Metrics,
+    pressure::Group,
     server::{NameServers, Server, Setup},
 };
 use tokio::{
@@ -51,7 +53,12 @@ impl Proxy {
 
     /// In front of an upstream, with other settings.
     pub(crate) fn with(upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
-        Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, NameServers::System, change)
+        Self::within(None, upstream, change)
+    }
+
+    /// The same in a control group.
+    pub(crate) fn within(memory: Option<Group>, upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, NameServers::System, memory, change)
     }
 
     /// A forward proxy.
@@ -61,22 +68,22 @@ impl Proxy {
 
     /// A forward proxy that asks other name servers.
     pub(crate) fn forward_by(name_servers: NameServers) -> Self {
-        Self::start(None, Direction::Outbound, 1, name_servers, |_| {})
+        Self::start(None, Direction::Outbound, 1, name_servers, None, |_| {})
     }
 
     /// A forward proxy with other settings.
     pub(crate) fn forward_with(change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
-        Self::start(None, Direction::Outbound, 1, NameServers::System, change)
+        Self::start(None, Direction::Outbound, 1, NameServers::System, None, change)
     }
 
     /// In front of a name, for requests from the application, with other settings.
     pub(crate) fn to_name(upstream: &str, name_servers: NameServers, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
-        Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, name_servers, change)
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, 1, name_servers, None, change)
     }
 
     /// With several workers.
     pub(crate) fn with_workers(workers: usize, upstream: &str, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
-        Self::start(Some(upstream.to_owned()), Direction::Inbound, workers, NameServers::System, change)
+        Self::start(Some(upstream.to_owned()), Direction::Inbound, workers, NameServers::System, None, change)
     }
 
     fn start(
@@ -84,6 +91,7 @@ impl Proxy {
         direction: Direction,
         workers: usize,
         name_servers: NameServers,
+        memory: Option<Group>,
         change: impl FnOnce(&mut FetchrProxySpec),
     ) -> Self {
         let mut settings = FetchrProxySpec::default();
@@ -112,6 +120,7 @@ impl Proxy {
             speakers: Default::default(),
             name_servers,
             sockets: Default::default(),
+            memory,
         };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
@@ -140,6 +149,59 @@ impl Proxy {
     pub(crate) fn metric(&self, line: &str) -> f64 {
         let page = self.metrics.encode();
         page.lines().find(|found| found.starts_with(line)).map_or(0.0, |found| found.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+}
+
+/// A client beside those that misbehave, on the same worker, for there is one. It is served whatever they do.
+pub(crate) struct Bystander {
+    client: Client,
+}
+
+impl Bystander {
+    /// The request that it sends.
+    pub(crate) const PATH: &str = "/bystander";
+
+    /// A client that has been served once.
+    pub(crate) async fn of(proxy: &Proxy) -> Self {
+        let mut bystander = Self { client: proxy.client().await };
+        bystander.is_served("nothing").await;
+        bystander
+    }
+
+    /// Asks for something, and wants it.
+    pub(crate) async fn is_served(&mut self, meanwhile: &str) {
+        self.client.send(format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", Self::PATH)).await;
+        let response = self.client.response().await;
+        assert!(matches!(response.status, 200 | 204), "beside {meanwhile}: {}", response.head);
+    }
+}
+
+/// The failures that were counted up to some time, by their reasons.
+pub(crate) struct Counted(BTreeMap<String, f64>);
+
+impl Counted {
+    /// Those up to now.
+    pub(crate) fn by(proxy: &Proxy) -> Self {
+        let page = proxy.metrics.encode();
+        let lines =
+            page.lines().filter(|line| line.starts_with("fetchr_errors_total{") || line.starts_with("fetchr_dropped_total{"));
+        let count = |line: &str| {
+            let (_, reason) = line.split_once("reason=\"")?;
+            let (reason, count) = reason.split_once("\"} ")?;
+            Some((reason.to_owned(), count.parse().unwrap()))
+        };
+        Self(lines.filter_map(count).collect())
+    }
+
+    /// Waits until this reason was counted once more; no other may be.
+    pub(crate) async fn once_more(&self, proxy: &Proxy, reason: &str, what: &str) {
+        let more = || -> Vec<(String, f64)> {
+            let now = Self::by(proxy).0;
+            let more = now.into_iter().map(|(reason, count)| (self.0.get(&reason).copied().unwrap_or(0.0), reason, count));
+            more.filter(|(before, _, now)| now > before).map(|(before, reason, now)| (reason, now - before)).collect()
+        };
+        eventually(&format!("a count after {what}"), || !more().is_empty()).await;
+        assert_eq!(more(), [(reason.to_owned(), 1.0)], "{what}");
     }
 }
 
@@ -356,6 +418,19 @@ impl Origin {
         Self::scripted(|mut stream, _| async move {
             read_head(&mut stream).await.unwrap();
             let _ = stream.read_u8().await;
+        })
+        .await
+    }
+
+    /// Serves bystanders; answers one request of anybody else on a connection, and closes it.
+    pub(crate) async fn misbehaving(answer: &'static str) -> Self {
+        Self::scripted(move |mut stream, _| async move {
+            while let Some(head) = read_head(&mut stream).await {
+                if !head.contains(Bystander::PATH) {
+                    return stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+                stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            }
         })
         .await
     }

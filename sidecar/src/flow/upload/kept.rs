@@ -4,6 +4,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
+use crate::pressure::{Pressure, Step};
+
 /// What an upload has given away, to give it once more. It is a copy: a piece as it was read holds the whole buffer that it was read
 /// into, which may be a thousand times as large.
 #[derive(Default)]
@@ -39,13 +41,15 @@ impl Kept {
     }
 
     /// Keeps a frame that was taken for the first time.
-    pub(super) fn add(&mut self, frame: &Frame<Bytes>) {
+    pub(super) fn add(&mut self, frame: &Frame<Bytes>, pressure: &Pressure) {
         if self.lost {
             return;
         }
         if let Some(data) = frame.data_ref() {
-            if self.data.len() + data.len() > self.max {
+            let shed = pressure.is(Step::Shed);
+            if shed || self.data.len() + data.len() > self.max {
                 *self = Self { lost: true, ended: true, ..Self::default() };
+                pressure.reclaimed("kept_bodies", usize::from(shed));
                 return;
             }
             self.data.extend_from_slice(data);
