@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::{
     connection::taking,
     exchange::Guards,
+    fields::Present,
     h1::{BadBody, server::RequestBody},
     io::Silence,
     shadow::Shadow,
@@ -120,6 +121,8 @@ pub(crate) struct Flow {
     passed: u64,
     /// Trailers have passed, after which nothing comes.
     trailed: bool,
+    /// The client's connection closes after it.
+    closes: bool,
     guards: Option<Box<Guards>>,
 }
 
@@ -150,7 +153,7 @@ impl Flow {
     }
 
     fn new(source: Source, limit: Duration) -> Self {
-        Self { source, rest: Bytes::new(), silence: Silence::new(limit), limit, passed: 0, trailed: false, guards: None }
+        Self { source, rest: Bytes::new(), silence: Silence::new(limit), limit, passed: 0, trailed: false, closes: false, guards: None }
     }
 
     /// Has a limit beside its own that only watches.
@@ -168,6 +171,24 @@ impl Flow {
                 None => return,
             }
         }
+    }
+
+    /// What the head that it came with has, if that was looked at.
+    pub(crate) fn present(&self) -> Option<Present> {
+        match &self.source {
+            Source::Reply(reply) => Some(reply.present),
+            Source::Bytes(_) | Source::Stream { .. } => None,
+        }
+    }
+
+    /// Lets a connection of HTTP/1 close after it.
+    pub(crate) fn close(&mut self) {
+        self.closes = true;
+    }
+
+    /// Whether the connection is to close after it.
+    pub(crate) fn closes(&self) -> bool {
+        self.closes
     }
 
     /// Hands over what ends with the body.
@@ -336,7 +357,7 @@ pub(crate) enum Failure {
 
 impl Upload {
     /// An upload that may pause for `idle`, and is watched by another limit. With `expects`, it waits for the upstream to ask for it.
-    pub(crate) fn new(body: ClientBody, idle: Duration, expects: bool, shadow: Option<Rc<Shadow>>) -> Self {
+    pub(crate) fn new(body: ClientBody, idle: Duration, expects: bool, shadow: Option<Rc<Shadow>>, now: Instant) -> Self {
         let done = body.is_end_stream();
         let shared = Rc::new(Shared {
             body: RefCell::new(body),
@@ -349,7 +370,7 @@ impl Upload {
             done: Cell::new(done),
             failure: Cell::new(None),
             sent: Cell::new(0),
-            moved: Cell::new(Instant::now()),
+            moved: Cell::new(now),
         });
         Self { shared, turn: 0 }
     }
