@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crds::{policy::Direction, proxy::Trace};
+use crds::proxy::Trace;
 use http::{Method, Response, Uri, Version, header, request::Parts, uri::Authority};
 
 use crate::{

@@ -2,7 +2,6 @@
 
 use std::{borrow::Cow, rc::Rc};
 
-use crds::policy::Direction;
 use http::{
     HeaderValue, Method, Response, Uri, Version, header,
     request::Parts,
