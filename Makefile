@@ -33,7 +33,6 @@ lint: ## rustfmt and clippy
 
 e2e: ## the tests on a real Kubernetes alone; HELM=/path/to/helm takes another helm
 	@e2e/tools/install >/dev/null
-	cargo build --locked --workspace --bins
 	cargo test --locked --workspace $(patsubst e2e/tests/%.rs,--test %,$(wildcard e2e/tests/*.rs))
 
 docs: ## the code's own documentation, as HTML

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::{
     error::ForwardError,
     exchange::Timeouts,
-    fields,
+    fields::{self, Hop, Present},
     flow::{Failure, Flow, Upload},
     metrics::{Meter, Metrics, RequestLabels},
     pipeline,
@@ -40,6 +40,10 @@ pub(crate) struct Call {
     pub(crate) key: Key,
     /// Its head, as the upstream gets it.
     pub(crate) head: Box<Parts>,
+    /// What the client's head had.
+    pub(crate) present: Present,
+    /// A hop that is written behind it.
+    pub(crate) hop: Option<Rc<Hop>>,
     pub(crate) upload: Upload,
     pub(crate) timeouts: Timeouts,
     /// Time limits that only watch.
@@ -220,8 +224,11 @@ impl Attempt<'_> {
             self.call.upload.restart(); // opening it took the time of another limit
         }
         let (Parts { method, uri, headers, .. }, upload) = (&*self.call.head, &self.call.upload);
-        let asked = headers.get(header::UPGRADE);
-        let sent = pin!(h1::send(taken.conn, Rc::clone(self.host), Head { method, uri, headers }, upload.clone()));
+        let present = self.call.present;
+        let asked = if present.any(Present::UPGRADE) { headers.get(header::UPGRADE) } else { None };
+        let added = self.call.hop.as_deref().map_or(&[][..], Hop::lines);
+        let head = Head { method, uri, headers, present, added };
+        let sent = pin!(h1::send(taken.conn, Rc::clone(self.host), head, upload.clone()));
         match self.in_time(sent).await.map_err(Failed::for_good)? {
             Ok(Answer::Response(response)) => Ok(Answered::Response(Box::new(
                 response.map(|reply| Flow::reply(reply, self.call.timeouts.idle).watched(self.call.shadow.clone())),

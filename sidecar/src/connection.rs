@@ -1,7 +1,7 @@
 //! One connection of a client: which protocol it speaks, and its requests.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     future::Future,
     io,
@@ -9,7 +9,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant as StdInstant},
 };
 
 use arc_swap::ArcSwap;
@@ -102,11 +102,13 @@ pub(crate) struct Connection {
     pub(crate) scheme: &'static str,
     /// Where its listener speaks HTTP/3, for clients that do not (RFC 7838).
     pub(crate) alternative: Option<HeaderValue>,
-    pub(crate) progress: Arc<Progress>,
+    pub(crate) progress: Progress,
     /// The host that its requests are for.
     pub(crate) authority: LastAuthority,
     /// What tells upstreams where its requests come from.
     pub(crate) forwarding: Forwarding,
+    /// When its last request ended, or it began.
+    pub(crate) ended: Cell<StdInstant>,
     /// A limit on the request under way; on HTTP/1 there is one at a time.
     pub(crate) timer: Rc<RefCell<Timer>>,
     /// What counts it as open; a tunnel that it becomes keeps it.
@@ -156,9 +158,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arriva
         entry,
         scheme,
         alternative,
-        progress: Arc::default(),
+        progress: Progress::default(),
+        ended: Cell::new(StdInstant::now()),
         authority: LastAuthority::default(),
-        forwarding: Forwarding::of(scheme),
+        forwarding: Forwarding::of(scheme, (direction == Direction::Inbound).then_some(peer.ip())),
         timer: Rc::default(),
         _held: held,
     });

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crds::{policy::Direction, proxy::Trace};
+use crds::proxy::Trace;
 use http::{
     Method, Response, Uri, Version, header,
     request::Parts,
@@ -25,9 +25,8 @@ use crate::{
     flow::{End, Flow, Upload},
     h1::head::ResponseHead,
     h2::strict,
-    io::Progress,
     limit,
-    metrics::{Meter, Raised, RequestLabels},
+    metrics::RequestLabels,
     route::{Route, is_plain},
 };
 
@@ -74,7 +73,7 @@ impl Exchange {
         let host = fields::host(&authority);
         let route = config.routes(connection.direction).select(&facts(&connection, parts, &host, client));
         let labels = RequestLabels::new(connection.direction, &parts.method, parts.version, route.label());
-        let guards = Box::new(Guards::begin(&connection, labels, started));
+        let guards = Box::new(Guards::begin(Rc::clone(&connection), labels, started));
         let exchange = Self {
             config,
             route,
@@ -137,24 +136,18 @@ impl Exchange {
 
 /// What acts when an exchange ends, however that happens.
 pub(crate) struct Guards {
-    meter: Rc<Meter>,
-    progress: Arc<Progress>,
-    direction: Direction,
+    connection: Rc<Connection>,
     labels: RequestLabels,
     started: Instant,
     upload: Option<Upload>,
     ended: bool,
-    _active: Raised,
 }
 
 impl Guards {
-    fn begin(connection: &Connection, labels: RequestLabels, started: Instant) -> Self {
-        let meter = Rc::clone(&connection.worker.meter);
-        let progress = Arc::clone(&connection.progress);
-        progress.request_started();
-        let direction = connection.direction;
-        let active = Raised::new(meter.active(direction));
-        Self { meter, progress, direction, labels, started, upload: None, ended: false, _active: active }
+    fn begin(connection: Rc<Connection>, labels: RequestLabels, started: Instant) -> Self {
+        connection.progress.request_started();
+        connection.worker.meter.request_started(connection.direction);
+        Self { connection, labels, started, upload: None, ended: false }
     }
 
     fn answered(&mut self, response: &Response<Flow>) {
@@ -176,17 +169,18 @@ impl Guards {
     fn client_left(&mut self) {
         self.labels.error_type = Some("client_left");
         if self.started.elapsed() < SOON {
-            self.progress.request_abandoned();
+            self.connection.progress.request_abandoned();
         }
     }
 
     fn count(&self, received: u64) {
         let sent = self.upload.as_ref().map_or(0, Upload::sent);
-        self.meter.bytes(self.direction, sent, received);
+        let (meter, direction, now) = (&self.connection.worker.meter, self.connection.direction, Instant::now());
+        self.connection.ended.set(now);
         if let Some(reason) = self.labels.error_type {
-            self.meter.error(self.direction, reason);
+            meter.error(direction, reason);
         }
-        self.meter.request_ended(&self.labels, self.started.elapsed());
+        meter.request_ended(direction, &self.labels, now.duration_since(self.started), sent, received);
     }
 }
 

@@ -2,19 +2,17 @@
 
 use std::{
     borrow::Cow,
-    cell::{Cell, RefCell},
+    cell::Cell,
     net::{IpAddr, SocketAddr},
-    rc::Rc,
     time::{Duration, SystemTime},
 };
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{self, Entry},
-};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+mod forwarding;
 mod present;
 
+pub(crate) use forwarding::{Forwarding, Hop, Via};
 pub(crate) use present::Present;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -162,44 +160,6 @@ pub(crate) fn is_loop(headers: &HeaderMap, pseudonym: &str) -> bool {
     list(headers, header::VIA).any(|hop| hop.split_ascii_whitespace().nth(1) == Some(pseudonym))
 }
 
-/// Appends this hop to `Via`.
-pub(crate) fn append_via(headers: &mut HeaderMap, version: http::Version, via: &Via) {
-    let value = match version {
-        http::Version::HTTP_3 => &via.http3,
-        http::Version::HTTP_2 => &via.http2,
-        http::Version::HTTP_10 => &via.http10,
-        _ => &via.http11,
-    };
-    headers.append(header::VIA, value.clone());
-}
-
-/// The `Via` values of a proxy, made once.
-#[derive(Clone, Debug)]
-pub(crate) struct Via {
-    /// How the proxy names itself.
-    pub(crate) pseudonym: String,
-    http10: HeaderValue,
-    http11: HeaderValue,
-    http2: HeaderValue,
-    http3: HeaderValue,
-}
-
-impl Via {
-    /// `pseudonym` holds token characters only.
-    pub(crate) fn new(pseudonym: &str) -> Self {
-        let value = |version: &str| {
-            HeaderValue::try_from(format!("{version} {pseudonym}")).expect("a pseudonym holds token characters only")
-        };
-        Self {
-            http10: value("1.0"),
-            http11: value("1.1"),
-            http2: value("2.0"),
-            http3: value("3.0"),
-            pseudonym: pseudonym.to_owned(),
-        }
-    }
-}
-
 /// The value of `Date`, made anew once a second.
 pub(crate) struct Date(Cell<(u64, [u8; 29])>);
 
@@ -249,87 +209,6 @@ fn address(hop: &str) -> Option<IpAddr> {
     hop.parse().ok().or_else(bare).or_else(with_port).map(|address: IpAddr| address.to_canonical())
 }
 
-/// What tells the application where a connection's requests come from, made once for each host that they name in turn.
-pub(crate) struct Forwarding {
-    scheme: &'static str,
-    last: RefCell<Option<Rc<Hop>>>,
-}
-
-/// The values of one hop.
-struct Hop {
-    host: String,
-    forwarded_for: HeaderValue,
-    forwarded: HeaderValue,
-    forwarded_host: Option<HeaderValue>,
-}
-
-impl Forwarding {
-    /// For a connection of `http` or `https`.
-    pub(crate) fn of(scheme: &'static str) -> Self {
-        Self { scheme, last: RefCell::default() }
-    }
-
-    /// Sets the fields. What a trusted peer said is extended; what others said is replaced.
-    pub(crate) fn set(&self, headers: &mut HeaderMap, present: Present, peer: IpAddr, host: &str, trusted: bool) {
-        if present.any(Present::FORWARDED) && !trusted {
-            remove_forwarded(headers);
-        }
-        let hop = self.hop(peer, host);
-        append_to_list(headers, FORWARDED_FOR, &hop.forwarded_for);
-        append_to_list(headers, header::FORWARDED, &hop.forwarded);
-        headers.entry(FORWARDED_PROTO).or_insert_with(|| HeaderValue::from_static(self.scheme));
-        if let Some(host) = &hop.forwarded_host {
-            headers.entry(FORWARDED_HOST).or_insert_with(|| host.clone());
-        }
-    }
-
-    fn hop(&self, peer: IpAddr, host: &str) -> Rc<Hop> {
-        let mut last = self.last.borrow_mut();
-        match &*last {
-            Some(hop) if hop.host == host => Rc::clone(hop),
-            _ => Rc::clone(last.insert(Rc::new(Hop::new(peer.to_canonical(), host, self.scheme)))),
-        }
-    }
-}
-
-impl Hop {
-    fn new(peer: IpAddr, host: &str, scheme: &str) -> Self {
-        let quoted = host.replace(['"', '\\'], "");
-        let forwarded = match peer {
-            IpAddr::V4(_) => format!("for={peer};host=\"{quoted}\";proto={scheme}"),
-            IpAddr::V6(_) => format!("for=\"[{peer}]\";host=\"{quoted}\";proto={scheme}"),
-        };
-        Self {
-            host: host.to_owned(),
-            forwarded_for: ascii(peer.to_string()),
-            forwarded: ascii(forwarded),
-            forwarded_host: HeaderValue::from_str(host).ok(),
-        }
-    }
-}
-
-fn remove_forwarded(headers: &mut HeaderMap) {
-    headers.remove(header::FORWARDED);
-    let names: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
-    names.into_iter().for_each(|name| drop(headers.remove(name)));
-}
-
-/// Adds a member at the end of a list that may stand on several lines.
-fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: &HeaderValue) {
-    match headers.entry(name) {
-        Entry::Vacant(vacant) => drop(vacant.insert(member.clone())),
-        Entry::Occupied(mut occupied) => {
-            let mut joined = Vec::new();
-            for line in occupied.iter() {
-                joined.extend_from_slice(line.as_bytes());
-                joined.extend_from_slice(b", ");
-            }
-            joined.extend_from_slice(member.as_bytes());
-            occupied.insert(HeaderValue::from_bytes(&joined).unwrap_or_else(|_| member.clone()));
-        }
-    }
-}
-
 /// HTTP/2 may split `Cookie` into several lines; HTTP/1 must have one (RFC 9113, section 8.2.3).
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
@@ -368,10 +247,6 @@ fn members(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]>
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|member| !member.is_empty())
-}
-
-fn ascii(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 #[cfg(test)]
@@ -464,26 +339,6 @@ mod tests {
         };
         assert_eq!(told([b"6.6.6.6", b"\xff, 1.2.3.4"]), ip("1.2.3.4"));
         assert_eq!(told([b"6.6.6.6", b"\xff, 10.0.0.9"]), ip("10.0.0.9"));
-    }
-
-    #[test]
-    fn strangers_forwarded_fields_are_replaced() {
-        let mut request = headers(&[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-port", "1"), ("forwarded", "for=6.6.6.6")]);
-        let present = Present::of(&request);
-        Forwarding::of("http").set(&mut request, present, ip("9.9.9.9"), "shop.example", false);
-        assert_eq!(request["x-forwarded-for"], "9.9.9.9");
-        assert_eq!(request["forwarded"], "for=9.9.9.9;host=\"shop.example\";proto=http");
-        assert_eq!(request["x-forwarded-host"], "shop.example");
-        assert!(!request.contains_key("x-forwarded-port"));
-    }
-
-    #[test]
-    fn trusted_forwarded_fields_are_extended() {
-        let mut request = headers(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")]);
-        let present = Present::of(&request);
-        Forwarding::of("http").set(&mut request, present, ip("10.0.0.1"), "shop.example", true);
-        assert_eq!(request["x-forwarded-for"], "1.2.3.4, 10.0.0.1");
-        assert_eq!(request["x-forwarded-proto"], "https");
     }
 
     #[test]

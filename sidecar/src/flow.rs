@@ -18,6 +18,7 @@ use crate::h3;
 use crate::{
     connection::taking,
     exchange::Guards,
+    fields::Present,
     h1::{BadBody, server::RequestBody},
     io::Silence,
     shadow::Shadow,
@@ -135,6 +136,8 @@ pub(crate) struct Flow {
     passed: u64,
     /// Trailers have passed, after which nothing comes.
     trailed: bool,
+    /// The client's connection closes after it.
+    closes: bool,
     guards: Option<Box<Guards>>,
 }
 
@@ -165,7 +168,16 @@ impl Flow {
     }
 
     fn new(source: Source, limit: Duration) -> Self {
-        Self { source, rest: Bytes::new(), silence: Silence::new(limit), limit, passed: 0, trailed: false, guards: None }
+        Self {
+            source,
+            rest: Bytes::new(),
+            silence: Silence::new(limit),
+            limit,
+            passed: 0,
+            trailed: false,
+            closes: false,
+            guards: None,
+        }
     }
 
     /// Has a limit beside its own that only watches.
@@ -183,6 +195,24 @@ impl Flow {
                 None => return,
             }
         }
+    }
+
+    /// What the head that it came with has, if that was looked at.
+    pub(crate) fn present(&self) -> Option<Present> {
+        match &self.source {
+            Source::Reply(reply) => Some(reply.present),
+            Source::Bytes(_) | Source::Stream { .. } => None,
+        }
+    }
+
+    /// Lets a connection of HTTP/1 close after it.
+    pub(crate) fn close(&mut self) {
+        self.closes = true;
+    }
+
+    /// Whether the connection is to close after it.
+    pub(crate) fn closes(&self) -> bool {
+        self.closes
     }
 
     /// Hands over what ends with the body.

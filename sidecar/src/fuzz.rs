@@ -176,7 +176,8 @@ fn response(input: &[u8]) -> Option<Message> {
             return None;
         }
         if !read.status.is_informational() {
-            let framing = framing::response(&Method::GET, read.status, read.version, &read.headers).ok()?;
+            let framing =
+                framing::response(&Method::GET, read.status, read.version, &read.headers, Present::of(&read.headers)).ok()?;
             return Some(Message { start: read.status.as_str().to_owned(), body: body(&mut buf, framing)? });
         }
     }

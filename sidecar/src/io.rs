@@ -2,11 +2,11 @@
 //! losing the last answer.
 
 use std::{
+    cell::Cell,
     future::Future,
     io,
     pin::Pin,
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -45,23 +45,22 @@ pub(crate) struct ClientIo {
 /// What the requests of a connection tell its socket.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    started: AtomicU64,
-    abandoned: AtomicU64,
+    started: Cell<u64>,
+    abandoned: Cell<u64>,
     flood: Notify,
 }
 
 impl Progress {
     /// The head of a request is complete.
     pub(crate) fn request_started(&self) {
-        self.started.fetch_add(1, Ordering::Relaxed);
+        self.started.set(self.started.get() + 1);
     }
 
     /// The client has left a request soon after it had sent it. More than half of many is an attack: each one makes the
     /// upstream work for nothing (CVE-2023-44487; the numbers are Envoy's).
     pub(crate) fn request_abandoned(&self) {
-        let abandoned = self.abandoned.fetch_add(1, Ordering::Relaxed) + 1;
-        let started = self.started.load(Ordering::Relaxed);
-        if started >= FLOOD && abandoned * 2 > started {
+        self.abandoned.set(self.abandoned.get() + 1);
+        if self.started.get() >= FLOOD && self.abandoned.get() * 2 > self.started.get() {
             self.flood.notify_one();
         }
     }

@@ -15,6 +15,8 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
+use tokio::time::Instant;
+
 use crate::{
     attempt::{self, Answered, Call},
     connection::{Connection, Entry},
@@ -299,20 +301,28 @@ fn call(
     if bounds.shed(&body) {
         return Err(ForwardError::NoMemory);
     }
-    let upload = Upload::new(body, bounds, expects, shadow.clone());
+    let upload = Upload::new(body, bounds, expects, shadow.clone(), Instant::from_std(ex.started));
     fields::remove_hop_by_hop(headers, present);
     if present.any(Present::EXPECT) && upload.permission().is_none() {
         headers.remove(header::EXPECT);
     }
-    if connection.direction == Direction::Inbound {
-        let peer = connection.peer.ip();
-        connection.forwarding.set(headers, present, peer, &ex.authority, ex.config.trusts(peer));
+    if present.any(Present::COOKIE) {
+        fields::join_cookies(headers);
     }
     if connection.entry.is_forward_proxy() {
         headers.remove(header::PROXY_AUTHORIZATION);
     }
-    fields::append_via(headers, ex.version, connection.via());
-    if let Some(edits) = ex.route.headers() {
+    let edits = ex.route.headers().filter(|edits| edits.touches_requests());
+    let hop = connection.forwarding.hop(&ex.authority, ex.version, connection.via());
+    // Where nothing of it is there and nobody looks at it any more, it is written as it is.
+    let is_new = !present.any(Present::FORWARDED.and(Present::VIA));
+    let hop = if is_new && edits.is_none() && key.protocol == Protocol::Http1 && !ex.route.has_tries() {
+        Some(hop)
+    } else {
+        hop.add(headers, present, ex.config.trusts(connection.peer.ip()));
+        None
+    };
+    if let Some(edits) = edits {
         edits.edit_request(headers);
     }
     if let Some(protocol) = upgrade {
@@ -324,7 +334,7 @@ fn call(
     let timer = if ex.is_stream() { Rc::default() } else { Rc::clone(&connection.timer) };
     let max_connections = usize::try_from(settings.max_connections_per_host).unwrap_or(1);
     let keep = settings.idle_timeout.0;
-    Ok(Call { key, head, upload, timeouts, shadow, max_connections, timer, keep, started: ex.started })
+    Ok(Call { key, head, present, hop, upload, timeouts, shadow, max_connections, timer, keep, started: ex.started })
 }
 
 /// Writes the target as the protocol of the upstream does: with the host in `Host`, or in `:authority`. Of an upstream under TLS that is not
@@ -335,7 +345,6 @@ pub(crate) fn address(key: &Key, head: &mut Parts, authority: &str) -> Result<()
     let headers = &mut head.headers;
     match key.protocol {
         Protocol::Http1 => {
-            fields::join_cookies(headers);
             if headers.get(header::HOST).is_none_or(|host| host.as_bytes() != authority.as_bytes()) {
                 headers.insert(header::HOST, HeaderValue::from_str(&authority).map_err(|_| wrong())?);
             }

@@ -66,9 +66,8 @@ pub(crate) fn render(outcome: Result<Box<Response<Flow>>, Stop>, ex: &mut Exchan
         response.headers_mut().entry(header::ALT_SVC).or_insert_with(|| alternative.clone());
     }
     let worker = &ex.connection.worker;
-    let asks_to_close = worker.drain.asks_to_close(ex.connection.direction) || worker.pressure.is(Step::Refuse);
-    if asks_to_close && !ex.is_stream() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if worker.drain.asks_to_close(ex.connection.direction) || worker.pressure.is(Step::Refuse) {
+        response.body_mut().close();
     }
     response
 }
@@ -122,10 +121,10 @@ fn of_upstream(mut response: Box<Response<Flow>>, ex: &Exchange) -> Box<Response
     let spoken = response.version();
     *response.version_mut() = Version::HTTP_11;
     response.extensions_mut().clear();
+    let present = response.body().present();
     let headers = response.headers_mut();
-    let present = Present::of(headers);
-    fields::remove_hop_by_hop(headers, present);
-    fields::append_via(headers, spoken, ex.connection.via());
+    fields::remove_hop_by_hop(headers, present.unwrap_or_else(|| Present::of(headers)));
+    ex.connection.via().append(headers, spoken);
     response
 }
 
@@ -166,8 +165,8 @@ fn failed(error: &ForwardError, ex: &mut Exchange) -> Response<Flow> {
     if error.status() == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, error.retry_after().into());
     }
-    if error.poisons_connection() && !ex.is_stream() {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if error.poisons_connection() {
+        response.body_mut().close();
     }
     response
 }

@@ -3,16 +3,21 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker},
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    task::coop::has_budget_remaining,
+    time::{Instant, Sleep, sleep_until},
+};
 
 /// One limit after the other, for one task. Setting a later limit costs nothing: the timer that is armed already strikes early
 /// then, sees that, and is armed anew. So the runtime's timers are touched once per limit's length, not once per request.
 #[derive(Debug, Default)]
 pub(crate) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Who is woken when it strikes.
+    armed: Option<Waker>,
 }
 
 impl Timer {
@@ -21,9 +26,15 @@ impl Timer {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if deadline < sleep.deadline() {
             sleep.as_mut().reset(deadline);
+        } else if !sleep.is_elapsed() && self.armed.as_ref().is_some_and(|armed| armed.will_wake(cx.waker())) {
+            return Poll::Pending; // asking again is what costs most
         }
         loop {
-            ready!(sleep.as_mut().poll(cx));
+            let looks = has_budget_remaining(); // else the runtime has the task yield first
+            if sleep.as_mut().poll(cx).is_pending() {
+                self.armed = looks.then(|| cx.waker().clone());
+                return Poll::Pending;
+            }
             if sleep.deadline() >= deadline {
                 return Poll::Ready(());
             }

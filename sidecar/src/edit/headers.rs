@@ -72,6 +72,11 @@ impl HeaderEdits {
         })
     }
 
+    /// Whether it has anything to do with requests.
+    pub fn touches_requests(&self) -> bool {
+        self.mode != Mode::Disabled && !self.request.is_empty()
+    }
+
     /// Changes the fields of a request, if the section acts; counts it, if it is not disabled.
     pub fn edit_request(&self, headers: &mut HeaderMap) {
         self.request.act(self.mode, headers);
@@ -114,8 +119,12 @@ impl Edits {
         })
     }
 
+    fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
     fn act(&self, mode: Mode, headers: &mut HeaderMap) {
-        if mode == Mode::Disabled || (self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()) {
+        if mode == Mode::Disabled || self.is_empty() {
             return;
         }
         self.count.inc();

@@ -107,7 +107,7 @@ pub(crate) enum Failure {
 
 impl Upload {
     /// An upload within these bounds, watched by another limit. With `expects`, it waits for the upstream to ask for it.
-    pub(crate) fn new(body: ClientBody, bounds: Bounds, expects: bool, shadow: Option<Rc<Shadow>>) -> Self {
+    pub(crate) fn new(body: ClientBody, bounds: Bounds, expects: bool, shadow: Option<Rc<Shadow>>, now: Instant) -> Self {
         let done = body.is_end_stream();
         let shared = Rc::new(Shared {
             body: RefCell::new(body),
@@ -121,7 +121,7 @@ impl Upload {
             done: Cell::new(done),
             failure: Cell::new(None),
             sent: Cell::new(0),
-            moved: Cell::new(Instant::now()),
+            moved: Cell::new(now),
             interims: RefCell::default(),
         });
         Self { shared, turn: 0 }

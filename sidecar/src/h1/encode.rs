@@ -44,8 +44,8 @@ fn target(out: &mut Vec<u8>, method: &Method, uri: &Uri) {
     }
 }
 
-/// Appends the head of a response, without the fields that frame it and the empty line.
-pub(crate) fn response(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+/// Appends the head of a response, without the fields that frame it and the empty line. True if it has a `Date`.
+pub(crate) fn response(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) -> bool {
     if status == StatusCode::OK {
         out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
     } else {
@@ -55,7 +55,7 @@ pub(crate) fn response(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMa
         out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    fields(out, headers);
+    fields(out, headers)
 }
 
 /// Appends a field.
@@ -66,12 +66,18 @@ pub(crate) fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn fields(out: &mut Vec<u8>, headers: &HeaderMap) {
+/// Appends fields but those that frame; true if there is a `Date`.
+fn fields(out: &mut Vec<u8>, headers: &HeaderMap) -> bool {
+    let mut dated = false;
     for (name, value) in headers {
-        if *name != header::TRANSFER_ENCODING && *name != header::CONTENT_LENGTH {
-            field(out, name.as_str(), value.as_bytes());
+        match *name {
+            header::TRANSFER_ENCODING | header::CONTENT_LENGTH => continue,
+            header::DATE => dated = true,
+            _ => {}
         }
+        field(out, name.as_str(), value.as_bytes());
     }
+    dated
 }
 
 /// Appends the fields that frame a message, and the empty line. A length of nothing is only told where `tells_empty`.

@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, Method, StatusCode, Version, header};
 
+use crate::fields::Present;
+
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Framing {
@@ -50,9 +52,10 @@ pub(crate) fn response(
     status: StatusCode,
     version: Version,
     headers: &HeaderMap,
+    present: Present,
 ) -> Result<Framing, BadFraming> {
-    let coded = coded(version, headers)?;
-    let length = if coded.is_none() { length(headers)? } else { None };
+    let coded = if present.any(Present::TRANSFER_ENCODING) { coded(version, headers)? } else { None };
+    let length = if coded.is_none() && present.any(Present::CONTENT_LENGTH) { length(headers)? } else { None };
     let bodiless = *method == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
@@ -139,10 +142,11 @@ mod tests {
 
     #[test]
     fn response_depends_on_method_and_status() {
-        let with = |lines: &[_]| headers(lines);
         let five = [("content-length", "5")];
-        let of = |method, status, lines| {
-            response(&method, StatusCode::from_u16(status).unwrap(), Version::HTTP_11, &with(lines)).unwrap()
+        let of = |method, status, lines: &[_]| {
+            let headers = headers(lines);
+            let (status, present) = (StatusCode::from_u16(status).unwrap(), Present::of(&headers));
+            response(&method, status, Version::HTTP_11, &headers, present).unwrap()
         };
         assert_eq!(of(Method::GET, 200, &five), Framing::Length(5));
         assert_eq!(of(Method::GET, 200, &[]), Framing::Close);

@@ -83,7 +83,7 @@ pub(crate) async fn serve(connection: Rc<Connection>, stream: Stream, ahead: Byt
     let client = Rc::new(Client { socket: RefCell::new(socket) });
     let mut closing = pin!(connection.worker.drain.closing(connection.direction).fuse());
     loop {
-        let after = match client.next(closing.as_mut(), pressure).await {
+        let after = match client.next(Instant::from_std(connection.ended.get()), closing.as_mut(), pressure).await {
             Ok(None) => return,
             Ok(Some(head)) => exchange(&connection, &client, head, patience).await,
             Err(none) => client.refuse_head(&connection, none, patience).await,
@@ -138,14 +138,14 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Pa
 }
 
 impl Client {
-    /// The head of the next request. Nothing if there is none: the client closed, was idle for too long, or is to leave, since the
-    /// drain or want of memory asks for it.
+    /// The head of the next request, which is waited for since then. Nothing if there is none: the client closed, was idle for too
+    /// long, or is to leave, since the drain or want of memory asks for it.
     async fn next(
         &self,
+        mut since: Instant,
         mut closing: Pin<&mut Fuse<impl Future<Output = ()>>>,
         pressure: &Pressure,
     ) -> Result<Option<Box<Parts>>, NoHead> {
-        let mut since = Instant::now();
         poll_fn(|cx| {
             let mut socket = self.socket.borrow_mut();
             let head = socket.poll_head(cx, &mut since);
@@ -197,7 +197,7 @@ impl Client {
         if status == StatusCode::SWITCHING_PROTOCOLS || (asked.method == Method::CONNECT && status.is_success()) {
             let Some(switch) = asked.switch else { return Ok(After::Gone) };
             response.headers_mut().remove(header::CONTENT_LENGTH); // nothing has a length here (RFC 9110, section 9.3.6)
-            self.write_head(connection, &response, Framing::Length(0), true);
+            self.write_head(connection, &response, Framing::Length(0), None, true);
             self.flush(patience).await?;
             return Ok(After::Switched(switch));
         }
@@ -206,17 +206,15 @@ impl Client {
             response.headers_mut().remove(header::CONTENT_LENGTH);
         }
         let framing = framing_of(response.body(), bodiless, asked.version);
-        let own = response.headers_mut().remove(header::CONNECTION);
         // A client that has sent all of its body would send its next request to a connection that is about to be closed.
         let burdened = poll_fn(|cx| self.socket.borrow_mut().poll_burdened(cx)).await;
-        let closes =
-            !asked.persists || left_waiting || burdened || framing == Framing::Close || own.is_some_and(|own| own == "close");
-        if closes {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        } else if asked.version == Version::HTTP_10 {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
-        }
-        self.write_head(connection, &response, framing, bodiless);
+        let closes = !asked.persists || left_waiting || burdened || framing == Framing::Close || response.body().closes();
+        let persistence = match asked.version {
+            _ if closes => Some("close"),
+            Version::HTTP_10 => Some("keep-alive"),
+            _ => None,
+        };
+        self.write_head(connection, &response, framing, persistence, bodiless);
         let body = response.body_mut();
         let written = if bodiless {
             drop(std::mem::replace(body, Flow::bytes("")));
@@ -234,12 +232,22 @@ impl Client {
         Ok(if closes { After::Close } else { After::Next })
     }
 
-    fn write_head(&self, connection: &Connection, response: &Response<Flow>, framing: Framing, bodiless: bool) {
+    fn write_head(
+        &self,
+        connection: &Connection,
+        response: &Response<Flow>,
+        framing: Framing,
+        persistence: Option<&str>,
+        bodiless: bool,
+    ) {
         let (status, headers) = (response.status(), response.headers());
         let mut socket = self.socket.borrow_mut();
         let out = socket.outbox.head();
-        encode::response(out, status, headers);
-        if !headers.contains_key(header::DATE) && !status.is_informational() {
+        let dated = encode::response(out, status, headers);
+        if let Some(persistence) = persistence {
+            encode::field(out, "connection", persistence.as_bytes());
+        }
+        if !dated && !status.is_informational() {
             encode::field(out, "date", &connection.worker.date.now());
         }
         if bodiless && let Some(length) = headers.get(header::CONTENT_LENGTH) {

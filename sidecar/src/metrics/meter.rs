@@ -49,16 +49,9 @@ impl Meter {
         }
     }
 
-    /// The requests under way.
-    pub(crate) fn active(&self, direction: Direction) -> Gauge {
-        self.flows(direction).active.clone()
-    }
-
-    /// Counts the bytes of bodies.
-    pub(crate) fn bytes(&self, direction: Direction, sent: u64, received: u64) {
-        let flows = self.flows(direction);
-        flows.sent.inc_by(sent);
-        flows.received.inc_by(received);
+    /// Counts a request as under way.
+    pub(crate) fn request_started(&self, direction: Direction) {
+        self.flows(direction).active.inc();
     }
 
     /// Counts a failure.
@@ -66,8 +59,14 @@ impl Meter {
         self.metrics.error(direction, reason);
     }
 
-    /// Counts a request that has ended.
-    pub(crate) fn request_ended(&self, labels: &RequestLabels, took: Duration) {
+    /// Counts a request that has ended, and the bytes of its bodies.
+    pub(crate) fn request_ended(&self, direction: Direction, labels: &RequestLabels, took: Duration, sent: u64, received: u64) {
+        let flows = self.flows(direction);
+        flows.active.dec();
+        if sent > 0 {
+            flows.sent.inc_by(sent);
+        }
+        flows.received.inc_by(received);
         self.server.observe(labels, took, || self.metrics.series(&self.metrics.server, labels));
     }
 

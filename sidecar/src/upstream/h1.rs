@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Response, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::task::AbortHandle;
 
@@ -115,18 +115,23 @@ pub(crate) struct Head<'a> {
     pub(crate) method: &'a Method,
     pub(crate) uri: &'a Uri,
     pub(crate) headers: &'a HeaderMap,
+    /// What the client's head had.
+    pub(crate) present: Present,
+    /// Lines of further fields.
+    pub(crate) added: &'a [u8],
 }
 
 impl Head<'_> {
     /// Writes it, and says how the body is framed.
     fn write(&self, out: &mut Vec<u8>, upload: &Upload) -> Framing {
         encode::request(out, self.method, self.uri, self.headers);
+        out.extend_from_slice(self.added);
         let framing = match upload.size_hint().exact() {
             Some(length) => Framing::Length(length),
             None => Framing::Chunked,
         };
         let usual = matches!(*self.method, Method::POST | Method::PUT | Method::PATCH);
-        encode::framing(out, framing, usual || self.headers.contains_key(header::CONTENT_LENGTH));
+        encode::framing(out, framing, usual || self.present.any(Present::CONTENT_LENGTH));
         framing
     }
 }
@@ -179,7 +184,7 @@ pub(crate) async fn send(mut conn: Box<H1>, host: Rc<Host>, request: Head<'_>, u
     if present.any(Present::HOP) {
         lease.conn.learn(&head.headers);
     }
-    let framing = match framing::response(request.method, head.status, head.version, &head.headers) {
+    let framing = match framing::response(request.method, head.status, head.version, &head.headers, present) {
         Ok(framing) => framing,
         Err(bad) => return Err(broken(&lease, bad.into())),
     };
@@ -192,7 +197,7 @@ pub(crate) async fn send(mut conn: Box<H1>, host: Rc<Host>, request: Head<'_>, u
         let switched = Switched { stream, read_ahead: inbox.freeze(), permit };
         return Ok(Answer::Switched(response(head, ()), Box::new(switched)));
     }
-    Ok(Answer::Response(response(head, Reply::new(lease, framing))))
+    Ok(Answer::Response(response(head, Reply::new(lease, framing, present))))
 }
 
 fn response<B>(head: ResponseHead, body: B) -> Response<B> {
@@ -318,6 +323,8 @@ impl Lease {
 pub(crate) struct Reply {
     lease: Option<Rc<RefCell<Lease>>>,
     rest: Rest,
+    /// What its head has.
+    pub(crate) present: Present,
     /// Sends what the client still sends.
     apart: Option<Apart>,
 }
@@ -340,7 +347,7 @@ enum Rest {
 }
 
 impl Reply {
-    fn new(lease: Lease, framing: Framing) -> Self {
+    fn new(lease: Lease, framing: Framing, present: Present) -> Self {
         let rest = match framing {
             Framing::Length(0) => Rest::Ended,
             Framing::Length(length) => Rest::Length(length),
@@ -349,9 +356,9 @@ impl Reply {
         };
         if matches!(rest, Rest::Ended) {
             lease.finish();
-            return Self { lease: None, rest, apart: None };
+            return Self { lease: None, rest, present, apart: None };
         }
-        Self { lease: Some(Rc::new(RefCell::new(lease))), rest, apart: None }
+        Self { lease: Some(Rc::new(RefCell::new(lease))), rest, present, apart: None }
     }
 
     /// The next piece. What the client still sends goes on meanwhile.
