@@ -133,7 +133,7 @@ pub(crate) fn interim(mut head: ResponseHead, ex: &Exchange) -> ResponseHead {
     let headers = &mut head.headers;
     let present = Present::of(headers);
     fields::remove_hop_by_hop(headers, present);
-    fields::append_via(headers, head.version, ex.connection.via());
+    ex.connection.via().append(headers, head.version);
     if let Some(edits) = ex.route.headers() {
         edits.edit_response(headers);
     }

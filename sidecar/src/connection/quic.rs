@@ -24,9 +24,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, incoming: Box<Incoming>, shaking: 
         entry,
         scheme: "https",
         alternative: None,
-        progress: Arc::default(),
+        progress: Progress::default(),
+        ended: Cell::new(StdInstant::now()),
         authority: Default::default(),
-        forwarding: Forwarding::of("https"),
+        forwarding: Forwarding::of("https", (direction == Direction::Inbound).then_some(peer.ip())),
         timer: Rc::default(),
         _held: held,
     });
