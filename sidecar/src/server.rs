@@ -71,6 +71,8 @@ pub struct Setup {
     pub name_servers: NameServers,
     /// Where listening sockets come from.
     pub sockets: Sockets,
+    /// Whether a listener that can't be opened is an error; else it is tried again.
+    pub strict: bool,
 }
 
 /// A running data path. It stops when its drain does; dropping this drops nothing that is served.
@@ -115,12 +117,12 @@ impl Server {
         }
         let explicit = Arc::new(Mutex::new(Explicit::new(acceptor, setup.sockets.clone(), Secrets(setup.secrets.clone()))));
         let changes = config.subscribe(); // before it is read, so that no change is missed
-        let failed = lock(&explicit).open(listeners(config.load().settings()));
-        if let Some(error) = failed.into_iter().next() {
-            return Err(error.into());
+        let mut failed = lock(&explicit).open(listeners(config.load().settings()));
+        if setup.strict && !failed.is_empty() {
+            return Err(failed.swap_remove(0).into());
         }
         close_spare(&config, &lock(&explicit));
-        tokio::spawn(follow(config, changes, Arc::clone(&explicit)));
+        tokio::spawn(follow(config, changes, Arc::clone(&explicit), failed));
         Ok(Self { explicit })
     }
 
@@ -171,9 +173,9 @@ fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
 }
 
 /// Keeps the listeners as the configuration and its files say.
-async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc<Mutex<Explicit>>) {
+async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc<Mutex<Explicit>>, failed: Vec<ListenError>) {
     let mut files = Files::default();
-    let (mut refused, mut told) = (false, Vec::new());
+    let (mut refused, mut told) = (failed.iter().any(ListenError::may_pass), tell(&failed, &[]));
     loop {
         files.watch(lock(&explicit).files());
         let again = if refused { BIND_AGAIN } else { files.recheck() };

@@ -105,6 +105,7 @@ impl Proxy {
             speakers: Default::default(),
             name_servers,
             sockets: Default::default(),
+            strict: true,
         };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
