@@ -24,8 +24,11 @@ use serde_json::json;
 use tokio::{sync::mpsc, time::timeout};
 use wire::v1;
 
-use crate::streams::{
-    AT_A_TIME, NAMESPACE, OPERATOR_NAMESPACE, PATIENCE, PROXY, ca_bundle, make_pod, object, prepare, start_operator,
+use crate::{
+    findings::Findings,
+    streams::{
+        AT_A_TIME, NAMESPACE, OPERATOR_NAMESPACE, PATIENCE, PROXY, ca_bundle, make_pod, object, prepare, start_operator,
+    },
 };
 
 /// What is measured.
@@ -55,13 +58,13 @@ struct Arrival {
 }
 
 /// Measures, and returns a Markdown table.
-pub(crate) fn run(binaries: &Path, options: &Options) -> Result<String> {
+pub(crate) fn run(binaries: &Path, options: &Options) -> Result<Findings> {
     // Another part of the program may have installed it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     tokio::runtime::Runtime::new()?.block_on(measure(binaries, options))
 }
 
-async fn measure(binaries: &Path, options: &Options) -> Result<String> {
+async fn measure(binaries: &Path, options: &Options) -> Result<Findings> {
     let server = ApiServer::start().await?;
     let client = server.client().await?;
     prepare(&client).await?;
@@ -99,7 +102,9 @@ async fn measure(binaries: &Path, options: &Options) -> Result<String> {
         most = most.max(operator.rss_kib());
     }
     latencies.sort();
-    Ok(table(options, [empty, connected, most], &latencies))
+    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
+    let figures = json!({"rss_kib": [empty, connected, most], "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0)});
+    Findings::new(table(options, [empty, connected, most], &latencies), &figures)
 }
 
 fn table(options: &Options, rss: [u64; 3], latencies: &[Duration]) -> String {

@@ -33,7 +33,7 @@ use crate::{
         coldstart::ColdStart,
         file::{self, Files},
         state::StateDir,
-        stream,
+        stream::{self, Streams},
     },
     supervisor::{Link, Wish},
 };
@@ -152,6 +152,14 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         .with_context(|| format!("could not open the state folder {}", options.state_dir.display()))?;
     before.go_on(&drain, &shared);
 
+    // Before anything is accepted: without a plan, those who waited for this process would be refused.
+    let streams = match &options.configuration {
+        Configuration::Files(_) => None,
+        Configuration::Pod(pod) => {
+            let settings = stream_settings(pod, &state);
+            Some(Streams::begin(settings, shared.clone(), health.clone(), source_metrics.clone()).await)
+        }
+    };
     let token = before.admin_token(&state).context("could not write the admin token")?;
     let own = Own { metrics: Arc::clone(&metrics), health: health.clone(), sockets: sockets.clone(), token, stop: stop.clone() };
     let addresses = own.serve(&options, &shared, &drain)?;
@@ -169,7 +177,9 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         }
         Configuration::Pod(pod) => {
             tokio::spawn(give_up(shared.clone(), pod.config_timeout, pod.on_no_config));
-            tokio::spawn(stream::run(stream_settings(*pod, state), shared.clone(), health, source_metrics, stop.clone()));
+            if let Some(streams) = streams {
+                tokio::spawn(streams.run(stop.clone()));
+            }
         }
     }
     tokio::spawn(footprint::drop_startup_code());
@@ -221,6 +231,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         name_servers: NameServers::System,
         sockets,
         memory: Group::own(),
+        strict: matches!(options.configuration, Configuration::Files(_)),
     }
 }
 
@@ -233,22 +244,22 @@ fn rough_time() -> u128 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
 
-fn stream_settings(pod: Pod, state: StateDir) -> stream::Settings {
-    let (workload_kind, workload_name) = pod.workload.unwrap_or_default();
+fn stream_settings(pod: &Pod, state: &StateDir) -> stream::Settings {
+    let (workload_kind, workload_name) = pod.workload.clone().unwrap_or_default();
     let cold_start = ColdStart {
-        plan_dir: pod.plan_dir,
-        state: Some(state),
+        plan_dir: pod.plan_dir.clone(),
+        state: Some(state.clone()),
         keys: pod.plan_keys.iter().filter_map(|key| key.parse().ok()).collect(),
-        namespace: pod.namespace,
-        proxy: pod.proxy,
+        namespace: pod.namespace.clone(),
+        proxy: pod.proxy.clone(),
         identity: Identity { workload_kind, workload_name, ..Identity::default() },
     };
     stream::Settings {
-        operator: pod.operator,
-        token_file: pod.token_file,
-        ca_pem: pod.ca_bundle,
-        pod_name: pod.name,
-        pod_uid: pod.uid,
+        operator: pod.operator.clone(),
+        token_file: pod.token_file.clone(),
+        ca_pem: pod.ca_bundle.clone(),
+        pod_name: pod.name.clone(),
+        pod_uid: pod.uid.clone(),
         cold_start,
     }
 }

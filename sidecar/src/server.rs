@@ -77,6 +77,8 @@ pub struct Setup {
     pub sockets: Sockets,
     /// What bounds the memory; none where nothing does.
     pub memory: Option<Group>,
+    /// Whether a listener that can't be opened is an error; else it is tried again.
+    pub strict: bool,
 }
 
 /// A running data path. It stops when its drain does; dropping this drops nothing that is served.
@@ -127,12 +129,12 @@ impl Server {
         }
         let explicit = Arc::new(Mutex::new(Explicit::new(acceptor, setup.sockets.clone(), Secrets(setup.secrets.clone()))));
         let changes = config.subscribe(); // before it is read, so that no change is missed
-        let failed = open(&explicit, &config.load());
-        if let Some(error) = failed.into_iter().next() {
-            return Err(error.into());
+        let mut failed = open(&explicit, &config.load());
+        if setup.strict && !failed.is_empty() {
+            return Err(failed.swap_remove(0).into());
         }
         close_spare(&config, &lock(&explicit));
-        tokio::spawn(follow(config, changes, Arc::clone(&explicit)));
+        tokio::spawn(follow(config, changes, Arc::clone(&explicit), failed));
         Ok(Self { explicit })
     }
 
@@ -207,9 +209,9 @@ fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
 }
 
 /// Keeps the listeners as the configuration and its files say.
-async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc<Mutex<Explicit>>) {
+async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc<Mutex<Explicit>>, failed: Vec<ListenError>) {
     let mut files = Files::default();
-    let (mut refused, mut told) = (false, Vec::new());
+    let (mut refused, mut told) = (failed.iter().any(ListenError::may_pass), tell(&failed, &[]));
     loop {
         files.watch(lock(&explicit).files());
         let again = if refused { BIND_AGAIN } else { files.recheck() };

@@ -133,9 +133,9 @@ fn serve(args: &Args, color: Color, shape: Shape, terminal: bool, link: Option<L
     if !again {
         ports::check(&ports(args, proxy))?;
     }
-    let banner = Banner::new(&documents, proxy, &identity(args), args.state.admin_port, args.metrics_port);
     let set_level = init_logging(level(args.log_level), format(shape));
     if !again {
+        let banner = Banner::new(&documents, proxy, &identity(args), args.state.admin_port, args.metrics_port);
         banner.show(terminal, color.stderr());
     }
     let options = Options {

@@ -33,12 +33,12 @@ fn worker_killed_under_load_again_and_again_refuses_no_connection_and_serves_at_
     let load = Load::start(proxy.address, 4);
     let mut gaps: Vec<Duration> = (0..KILLS)
         .map(|_| {
+            // Longer than a worker has to serve to be started again at once.
+            thread::sleep(Duration::from_millis(300));
             kill(worker(&proxy));
             let killed = Instant::now();
             assert!(proxy.get("/").ends_with("hello"), "who comes after the kill is served");
-            let gap = killed.elapsed();
-            thread::sleep(Duration::from_millis(300));
-            gap
+            killed.elapsed()
         })
         .collect();
     let tally = load.stop();
@@ -46,8 +46,9 @@ fn worker_killed_under_load_again_and_again_refuses_no_connection_and_serves_at_
     println!("{} requests, {} lost; gaps {gaps:?}", tally.ok, tally.lost.len());
     assert_eq!(tally.refused, 0);
     assert!(tally.lost.len() <= usize::try_from(KILLS * 4).unwrap(), "only what was under way: {:?}", tally.lost);
-    // Other tests run beside this one.
-    assert!(gaps[gaps.len() / 2] < SERVES_AGAIN, "{gaps:?}");
+    // Other tests run beside this one, so time says little about most of them; that none was waited for says more.
+    assert!(gaps[0] < SERVES_AGAIN, "{gaps:?}");
+    assert_eq!(proxy.log().matches("\"wait\":\"0ns\"").count(), gaps.len(), "{}", proxy.log());
     let figures = get(metrics, "/metrics");
     assert!(figures.contains(&format!("fetchr_worker_restarts_total {KILLS}\n")), "{figures}");
     assert_eq!(fs::read_to_string(proxy.state().join("admin-token")).unwrap(), token, "who has the token can go on");

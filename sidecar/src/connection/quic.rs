@@ -1,15 +1,18 @@
 //! A connection of QUIC, which speaks HTTP/3.
 
-use std::{rc::Rc, sync::Arc};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Instant as StdInstant};
 
 use quinn::{ConnectionError, Incoming};
 use tokio::time::timeout;
+
+use crds::policy::Direction;
 
 use super::{Arrival, Connection};
 use crate::{
     contain::contained,
     fields::Forwarding,
     h3,
+    io::Progress,
     tls::{HANDSHAKE, SHED, Turns},
     worker::Worker,
 };

@@ -87,17 +87,36 @@ enum Event {
 
 /// Keeps streams to all operators and the configuration up to date, until `stop`.
 pub async fn run(settings: Settings, shared: Shared, health: Health, metrics: Metrics, stop: CancellationToken) {
-    let settings = Arc::new(settings);
-    let (events, incoming) = mpsc::channel(EVENTS);
-    let mut receiver = Receiver::new(Arc::clone(&settings), shared.clone(), health, metrics);
-    // A Hello names the plan in force, so this comes before the first stream.
-    receiver.cold_start().await;
-    let receiving = receiver.run(incoming);
-    let dialling = Dial { settings, shared, events, streams: Arc::default() }.run();
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = receiving => {}
-        () = dialling => {}
+    Streams::begin(settings, shared, health, metrics).await.run(stop).await;
+}
+
+/// Streams that are about to be opened.
+pub(crate) struct Streams {
+    settings: Arc<Settings>,
+    shared: Shared,
+    receiver: Receiver,
+}
+
+impl Streams {
+    /// Puts a plan from before the first stream in force, if there is one. A Hello names it.
+    pub(crate) async fn begin(settings: Settings, shared: Shared, health: Health, metrics: Metrics) -> Self {
+        let settings = Arc::new(settings);
+        let mut receiver = Receiver::new(Arc::clone(&settings), shared.clone(), health, metrics);
+        receiver.cold_start().await;
+        Self { settings, shared, receiver }
+    }
+
+    /// Opens them, and keeps them until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let Self { settings, shared, receiver } = self;
+        let (events, incoming) = mpsc::channel(EVENTS);
+        let receiving = receiver.run(incoming);
+        let dialling = Dial { settings, shared, events, streams: Arc::default() }.run();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = receiving => {}
+            () = dialling => {}
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
         DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, Peer, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, get,
         request,
     },
-    support::{Bystander, Counted, Origin, Proxy, eventually, read_chunks, read_head},
+    support::{Bystander, Counted, Origin, Proxy, read_chunks, read_head},
 };
 
 /// What a client gets.

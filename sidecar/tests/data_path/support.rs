@@ -121,6 +121,7 @@ impl Proxy {
             name_servers,
             sockets: Default::default(),
             memory,
+            strict: true,
         };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
