@@ -92,6 +92,11 @@ impl ClientBody {
         }
     }
 
+    /// Whether more than a little is left, or may be.
+    fn is_large(&self) -> bool {
+        self.size_hint().upper().is_none_or(|left| left > SMALL)
+    }
+
     /// What is known of the length of what is left.
     pub(crate) fn size_hint(&self) -> SizeHint {
         match self {
@@ -353,9 +358,14 @@ impl Bounds {
         Self { idle, rate: Rate::of(limits), size, worker: Rc::clone(worker) }
     }
 
-    /// Whether memory is too short for what is left of a body.
-    pub(crate) fn shed(&self, body: &ClientBody) -> bool {
-        self.worker.pressure.is(Step::Shed) && body.size_hint().upper().is_none_or(|left| left > SMALL)
+    /// Whether memory is too short for a body to begin.
+    pub(crate) fn refuse(&self, body: &ClientBody) -> bool {
+        self.worker.pressure.is(Step::Shed) && body.is_large()
+    }
+
+    /// Whether it has become too short for what is left of one.
+    fn end(&self, body: &ClientBody) -> bool {
+        self.worker.pressure.is(Step::Shed) && body.is_large() && self.worker.pressure.ends_upload()
     }
 }
 
@@ -509,7 +519,7 @@ impl Body for Upload {
             return Poll::Ready(Some(Ok(frame)));
         }
         let mut body = shared.body.borrow_mut();
-        if shared.bounds.shed(&body) {
+        if shared.bounds.end(&body) {
             return Poll::Ready(Some(Err(self.fail(Failure::Shed))));
         }
         let Poll::Ready(polled) = body.poll_frame(cx) else {
