@@ -26,9 +26,7 @@ use wire::v1;
 
 use crate::{
     findings::Findings,
-    streams::{
-        AT_A_TIME, NAMESPACE, OPERATOR_NAMESPACE, PATIENCE, PROXY, ca_bundle, make_pod, object, prepare, start_operator,
-    },
+    streams::{AT_A_TIME, NAMESPACE, OPERATOR_NAMESPACE, PATIENCE, PROXY, ca_bundle, make_pod, object, prepare, start_operator},
 };
 
 /// What is measured.

@@ -298,7 +298,7 @@ fn call(
     if body.size_hint().lower() > bounds.size {
         return Err(ForwardError::BodyTooLarge(bounds.size));
     }
-    if bounds.shed(&body) {
+    if bounds.refuse(&body) {
         return Err(ForwardError::NoMemory);
     }
     let upload = Upload::new(body, bounds, expects, shadow.clone(), Instant::from_std(ex.started));

@@ -90,6 +90,8 @@ impl Step {
 pub(crate) struct Pressure {
     step: AtomicU8,
     room: AtomicUsize,
+    /// Uploads on their way that may be ended until memory is looked at again: more would be given up than need be.
+    endings: AtomicUsize,
     metrics: Metrics,
 }
 
@@ -115,7 +117,12 @@ pub(crate) struct Usage {
 
 impl Default for Pressure {
     fn default() -> Self {
-        Self { step: AtomicU8::new(Step::Calm as u8), room: AtomicUsize::new(MOST_ROOM), metrics: Metrics::default() }
+        Self {
+            step: AtomicU8::new(Step::Calm as u8),
+            room: AtomicUsize::new(MOST_ROOM),
+            endings: AtomicUsize::new(0),
+            metrics: Metrics::default(),
+        }
     }
 }
 
@@ -128,6 +135,12 @@ impl Pressure {
     /// Bytes that a body may be read ahead by now.
     pub(crate) fn room(&self) -> usize {
         self.room.load(Ordering::Relaxed)
+    }
+
+    /// Whether an upload on its way is to be ended.
+    pub(crate) fn ends_upload(&self) -> bool {
+        let one_less = |left: usize| left.checked_sub(1);
+        self.is(Step::Shed) && self.endings.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 
     /// Counts things that were given up.
@@ -150,6 +163,7 @@ impl Pressure {
         let step = self.now().next(usage.ratio());
         self.step.store(step as u8, Ordering::Relaxed);
         self.room.store(usage.room(users), Ordering::Relaxed);
+        self.endings.store(usage.endings(), Ordering::Relaxed);
         self.metrics.step.set(step as i64);
         self.metrics.used.set(usage.ratio());
         self.metrics.limit.set(usage.limit.try_into().unwrap_or(i64::MAX));
@@ -171,6 +185,12 @@ impl Usage {
     fn room(self, users: u64) -> usize {
         let each = self.limit.saturating_sub(self.used) / (CAUTION * users.max(1));
         usize::try_from(each).unwrap_or(MOST_ROOM).clamp(LEAST_ROOM, MOST_ROOM)
+    }
+
+    /// Uploads that hold together what is used beyond the step before the last.
+    fn endings(self) -> usize {
+        let beyond = self.used as f64 - Step::Refuse.begins_at() * self.limit as f64;
+        (beyond.max(0.0) as usize / MOST_ROOM).max(1)
     }
 
     /// When to look again: before the next step can be reached.

@@ -2,10 +2,9 @@
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Instant as StdInstant};
 
+use crds::policy::Direction;
 use quinn::{ConnectionError, Incoming};
 use tokio::time::timeout;
-
-use crds::policy::Direction;
 
 use super::{Arrival, Connection};
 use crate::{

@@ -81,14 +81,23 @@ impl Bounds {
         Self { idle, rate: Rate::of(limits), size, worker: Rc::clone(worker) }
     }
 
-    /// Whether memory is too short for what is left of a body.
-    pub(crate) fn shed(&self, body: &ClientBody) -> bool {
-        self.worker.pressure.is(Step::Shed) && body.size_hint().upper().is_none_or(|left| left > SMALL)
+    /// Whether memory is too short for a body to begin.
+    pub(crate) fn refuse(&self, body: &ClientBody) -> bool {
+        self.worker.pressure.is(Step::Shed) && is_large(body)
+    }
+
+    /// Whether it has become too short for what is left of one.
+    fn end(&self, body: &ClientBody) -> bool {
+        self.worker.pressure.is(Step::Shed) && is_large(body) && self.worker.pressure.ends_upload()
     }
 }
 
 /// A body of which no more is left goes through however short memory is.
 const SMALL: u64 = 16 << 10;
+
+fn is_large(body: &ClientBody) -> bool {
+    body.size_hint().upper().is_none_or(|left| left > SMALL)
+}
 
 /// Why an upload ended early.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -248,7 +257,7 @@ impl Body for Upload {
             return Poll::Ready(Some(Ok(frame)));
         }
         let mut body = shared.body.borrow_mut();
-        if shared.bounds.shed(&body) {
+        if shared.bounds.end(&body) {
             return Poll::Ready(Some(Err(self.fail(Failure::Shed))));
         }
         let Poll::Ready(polled) = body.poll_frame(cx) else {
