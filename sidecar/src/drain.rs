@@ -351,7 +351,7 @@ mod tests {
         });
         for direction in [Direction::Inbound, Direction::Outbound] {
             handle.accepts_no_more(direction).await;
-            handle.announced(direction).await;
+            handle.announced_or_wanted(direction, || false).await;
             assert_eq!(start.elapsed().as_secs(), 0);
         }
         handle.closing(Direction::Outbound).await;

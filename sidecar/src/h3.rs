@@ -23,6 +23,7 @@ use crate::{
     flow::{ClientBody, End, Flow},
     h1::{HEAD_LIMIT, MAX_HEAD},
     pipeline,
+    pressure::Step,
 };
 
 mod body;
@@ -51,7 +52,8 @@ pub(crate) async fn serve(connection: Rc<Connection>, quic: quinn::Connection) {
     let built = server::builder().max_field_section_size(MAX_HEAD as u64).send_grease(false).build(transport).await;
     let Ok(mut h3) = built else { return connection.error("malformed_request") };
     let mut requests = JoinSet::new();
-    let announced = connection.worker.drain.announced(connection.direction);
+    let worker = &connection.worker;
+    let announced = worker.drain.announced_or_wanted(connection.direction, || worker.pressure.is(Step::Refuse));
     let closing = connection.worker.drain.closing(connection.direction);
     tokio::pin!(announced, closing);
     let (mut told, mut closes) = (false, false);

@@ -383,7 +383,8 @@ mod tests {
     fn page_names_what_a_dashboard_reads() {
         let metrics = Metrics::new();
         let meter = Meter::new(Arc::clone(&metrics));
-        meter.request_ended(&labels("shop/catalogue/products").answered(StatusCode::OK), Duration::from_millis(3));
+        let labels = labels("shop/catalogue/products").answered(StatusCode::OK);
+        meter.request_ended(Direction::Inbound, &labels, Duration::from_millis(3), 0, 0);
         metrics.error(Direction::Inbound, "connection_refused");
         metrics.drop_counted(Direction::Inbound, "connection_limit");
         let page = metrics.encode();
@@ -408,7 +409,8 @@ mod tests {
         let metrics = Metrics::new();
         let meter = Meter::new(Arc::clone(&metrics));
         for n in 0..MAX_SERIES + 50 {
-            meter.request_ended(&labels(&format!("route-{n}")).answered(StatusCode::OK), Duration::ZERO);
+            let labels = labels(&format!("route-{n}")).answered(StatusCode::OK);
+            meter.request_ended(Direction::Inbound, &labels, Duration::ZERO, 0, 0);
         }
         let page = metrics.encode();
         assert!(page.contains("http_route=\"_OTHER\""));
