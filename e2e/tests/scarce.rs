@@ -114,6 +114,11 @@ impl Proxy {
         proxy
     }
 
+    /// The process that serves, below its supervisor.
+    fn worker(&self) -> u32 {
+        self.process.children()[0]
+    }
+
     async fn get(&self, address: SocketAddr, path: &str) -> anyhow::Result<Answer> {
         get(&format!("http://{address}{path}").parse()?, &HeaderMap::new()).await
     }
@@ -338,7 +343,7 @@ async fn health_is_told_while_the_only_worker_does_not_run_at_all() {
     assert!(discard(&mut client, 2).await);
     let (thaw, thawed) = std::sync::mpsc::channel::<()>();
     let (frozen, is_frozen) = tokio::sync::oneshot::channel();
-    let pid = proxy.process.id();
+    let pid = proxy.worker();
     // One thread does all of it: only who has stopped another may let it go on.
     let keeper = thread::spawn(move || {
         let worker = thread_of(pid, "worker-0");
@@ -368,7 +373,7 @@ fn thread_of(pid: u32, name: &str) -> i32 {
 }
 
 fn stop(thread: i32) {
-    // SAFETY: these calls take numbers, and a null pointer where none is looked at; the thread is that of a child of ours.
+    // SAFETY: these calls take numbers, and a null pointer where none is looked at; the thread is that of a process of ours.
     let stopped = unsafe {
         let none = std::ptr::null_mut::<libc::c_void>();
         libc::ptrace(libc::PTRACE_SEIZE, thread, none, none) == 0
@@ -391,7 +396,7 @@ fn let_go(thread: i32) {
 async fn accepting_pauses_without_descriptors_and_goes_on_when_there_are_some() {
     let (_gate, open) = watch::channel(true);
     let proxy = Proxy::start(origin(open).await, None).await;
-    let pid = proxy.process.id();
+    let pid = proxy.worker();
     let used = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     // Metrics are asked for on a connection of before.
     let mut metrics = TcpStream::connect(proxy.metrics).await.unwrap();
@@ -427,7 +432,7 @@ async fn accepting_pauses_without_descriptors_and_goes_on_when_there_are_some() 
 fn descriptors(pid: u32, count: u64) -> u64 {
     let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let pid = i32::try_from(pid).unwrap();
-    // SAFETY: the limits live through the calls, and the process is a child of ours that was not waited for.
+    // SAFETY: the limits live through the calls, and the process is one of ours that was not waited for.
     let set = unsafe {
         libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before) == 0 && {
             let limit = libc::rlimit { rlim_cur: count, ..before };

@@ -295,6 +295,6 @@ async fn pseudo_header_fields_in_trailers_go_nowhere() {
             .concat()
     });
     let proxy = Proxy::with(&format!("h2c://{}", origin.await.address), |_| {});
-    let answer = proxy.ask("GET / HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\r\n").await;
+    let answer = proxy.ask("POST / HTTP/1.1\r\nhost: a\r\nte: trailers\r\ncontent-length: 0\r\n\r\n").await;
     assert_eq!((answer.status, answer.text(), &*answer.trailers), (200, "body", "x-end: 1\n"));
 }
