@@ -123,6 +123,9 @@ impl Exchange {
     /// Ends the pipeline: what the exchange holds goes on with the response body.
     pub(crate) fn answer(mut self, mut response: Box<Response<Flow>>) -> Box<Response<Flow>> {
         self.guards.answered(&response);
+        if let Some(upload) = &self.guards.upload {
+            upload.forsake();
+        }
         response.body_mut().guard(self.guards);
         response
     }

@@ -314,9 +314,10 @@ fn call(
     }
     let edits = ex.route.headers().filter(|edits| edits.touches_requests());
     let hop = connection.forwarding.hop(&ex.authority, ex.version, connection.via());
-    // Where nothing of it is there and nobody looks at it any more, it is written as it is.
+    // Where nothing of it is there, nobody looks at it any more, and it goes out in HTTP/1 for sure, it is written as it is.
     let is_new = !present.any(Present::FORWARDED.and(Present::VIA));
-    let hop = if is_new && edits.is_none() && key.protocol == Protocol::Http1 && !ex.route.has_tries() {
+    let is_plain = key.protocol == Protocol::Http1 && key.tls.is_none();
+    let hop = if is_new && is_plain && edits.is_none() && !ex.route.has_tries() {
         Some(hop)
     } else {
         hop.add(headers, present, ex.config.trusts(connection.peer.ip()));

@@ -42,7 +42,7 @@ pub struct HttpLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_body: Option<Size>,
     /// Bytes a second that a client has to send of a body, or take of an answer, while it is waited for; 0: any. Below it: 408, or the
-    /// end of the answer. How long it may pause is said by `upstream.idleTimeout`. Calls of gRPC are exempt: their messages come when they come.
+    /// end of the answer. How long it may pause is said by `upstream.idleTimeout`. Uploads of gRPC calls are exempt: their messages come when they come.
     #[serde(default = "default_min_body_rate")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub min_body_rate: i32,

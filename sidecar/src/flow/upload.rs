@@ -136,6 +136,13 @@ impl Upload {
         Self { shared, turn: 0 }
     }
 
+    /// Lets go of a body that nobody else can read any more, so that its client hears of it in the answer.
+    pub(crate) fn forsake(&self) {
+        if Rc::strong_count(&self.shared) == 1 {
+            self.shared.body.replace(ClientBody::Empty);
+        }
+    }
+
     /// Keeps what is taken from now on for a further try, up to `max` bytes.
     pub(crate) fn keep(&self, max: usize) {
         self.shared.kept.replace(Some(Kept::new(max)));
@@ -143,7 +150,9 @@ impl Upload {
 
     /// There will be no further try: what was kept is let go, unless the current one has still to have some of it.
     pub(crate) fn keep_no_more(&self) {
-        if !self.has_kept() {
+        if self.has_kept() {
+            self.shared.kept.borrow_mut().as_mut().into_iter().for_each(Kept::keep_no_more);
+        } else {
             self.shared.kept.replace(None);
         }
     }
@@ -164,7 +173,11 @@ impl Upload {
         }
         shared.touched.set(false);
         shared.done.set(!left);
-        shared.moved.set(Instant::now());
+        // The pause between two tries is not the client's.
+        let now = Instant::now();
+        shared.silence.borrow_mut().broken();
+        shared.pace.borrow_mut().moved(0, now);
+        shared.moved.set(now);
         shared.turn.set(shared.turn.get() + 1);
         Self { shared: Rc::clone(shared), turn: shared.turn.get() }
     }
@@ -303,7 +316,12 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         let hint = self.shared.body.borrow().size_hint();
-        self.shared.kept.borrow().as_ref().map_or(hint, |kept| with(hint, kept.left()))
+        match &*self.shared.kept.borrow() {
+            // Trailers need a framing without a length.
+            Some(kept) if kept.has_trailers() => SizeHint::default(),
+            Some(kept) => with(hint, kept.left()),
+            None => hint,
+        }
     }
 }
 

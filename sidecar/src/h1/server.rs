@@ -146,6 +146,9 @@ impl Client {
         mut closing: Pin<&mut Fuse<impl Future<Output = ()>>>,
         pressure: &Pressure,
     ) -> Result<Option<Box<Parts>>, NoHead> {
+        if !self.socket.borrow().is_idle() {
+            since = Instant::now(); // its first byte is here, however long that took
+        }
         poll_fn(|cx| {
             let mut socket = self.socket.borrow_mut();
             let head = socket.poll_head(cx, &mut since);

@@ -367,6 +367,17 @@ async fn cap_of_one_direction_leaves_the_other_alone() {
     served_at_last(proxy.address).await;
 }
 
+#[tokio::test]
+async fn answer_to_an_upload_that_its_upstream_can_not_have_says_that_the_connection_ends() {
+    let proxy = Proxy::before(nobody().await);
+    for (request, closes) in [("content-length: 5\r\n\r\nhello", false), ("content-length: 200000\r\n\r\nhello", true)] {
+        let mut client = proxy.client().await;
+        client.send(format!("POST / HTTP/1.1\r\nhost: a\r\n{request}")).await;
+        let answer = client.response().await;
+        assert_eq!((answer.status, answer.has("connection")), (502, closes), "{request}: {}", answer.head);
+    }
+}
+
 /// A client that has sent its body whole does not see that nobody reads it, and would lose its next request.
 #[tokio::test]
 async fn answer_to_an_upload_that_nobody_will_read_says_that_the_connection_ends() {

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use crds::proxy::UpstreamTls;
-use http::{Request, Response, Version};
+use http::{HeaderName, Request, Response, Version};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -47,7 +47,14 @@ pub(crate) async fn tell_version(stream: TlsStream<TcpStream>, connections: Arc<
         }
         let h2 = request.version() == Version::HTTP_2;
         let seen = if h2 { format!("2 {}", request.uri()) } else { "1.1".to_owned() };
-        async { Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(seen)))) }
+        let said = ["via", "x-forwarded-for"].map(|name| request.headers().get(name).cloned());
+        async {
+            let mut response = Response::new(Full::new(Bytes::from(seen)));
+            for (name, value) in ["seen-via", "seen-client"].into_iter().zip(said) {
+                response.headers_mut().extend(value.map(|value| (HeaderName::from_static(name), value)));
+            }
+            Ok::<_, hyper::Error>(response)
+        }
     });
     let io = TokioIo::new(stream);
     let _ = if is_h2 {
@@ -84,6 +91,21 @@ async fn upstream_that_knows_http2_gets_it_on_one_connection() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
     // One asks what is spoken, the other one speaks.
     assert_eq!(handshakes(&proxy, "full") + handshakes(&proxy, "resumed"), 2.0);
+}
+
+#[tokio::test]
+async fn upstream_is_told_the_hop_in_either_version() {
+    let pki = Pki::new();
+    let certificate = pki.issue("app", &["127.0.0.1"]);
+    for (alpn, version) in [(&["h2"][..], "2 https://shop.example/"), (&["http/1.1"], "1.1")] {
+        let (address, _) = versions(pki.server(&certificate, alpn, false)).await;
+        let proxy = proxy(address, &pki, |_| {});
+        for _ in 0..2 {
+            let response = proxy.ask(GET).await;
+            assert_eq!(response.text(), version);
+            assert!(response.has("seen-via") && response.has("seen-client"), "{}", response.head);
+        }
+    }
 }
 
 #[tokio::test]

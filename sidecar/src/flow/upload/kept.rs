@@ -19,6 +19,8 @@ pub(super) struct Kept {
     max: usize,
     /// There was too much of it.
     lost: bool,
+    /// The current try is the last one.
+    last: bool,
 }
 
 /// Bytes of a kept body that are given at a time.
@@ -40,9 +42,19 @@ impl Kept {
         self.ended
     }
 
+    /// Whether trailers are among what is left for the current try.
+    pub(super) fn has_trailers(&self) -> bool {
+        self.trailers.is_some() && !self.ended
+    }
+
+    /// The current try is the last one: it still gets what is here.
+    pub(super) fn keep_no_more(&mut self) {
+        self.last = true;
+    }
+
     /// Keeps a frame that was taken for the first time.
     pub(super) fn add(&mut self, frame: &Frame<Bytes>, pressure: &Pressure) {
-        if self.lost {
+        if self.lost || self.last {
             return;
         }
         if let Some(data) = frame.data_ref() {
