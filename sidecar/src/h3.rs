@@ -12,7 +12,7 @@ use ::h3::{
     server,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio::{task::JoinSet, time::timeout};
 
@@ -21,7 +21,8 @@ use crate::{
     contain::contained,
     fields::Present,
     flow::{ClientBody, End, Flow},
-    h1::{HEAD_LIMIT, MAX_HEAD},
+    h1::{HEAD_LIMIT, encode::is_trailer, head::Limits},
+    pace::Rate,
     pipeline,
     pressure::Step,
 };
@@ -48,8 +49,9 @@ type Sender = server::RequestStream<transport::Send, Bytes>;
 /// Serves a connection to its end.
 pub(crate) async fn serve(connection: Rc<Connection>, quic: quinn::Connection) {
     let _open = connection.worker.connection_gauge(connection.direction, "http3");
-    let transport = transport::Connection::new(quic);
-    let built = server::builder().max_field_section_size(MAX_HEAD as u64).send_grease(false).build(transport).await;
+    let head = Limits::of(&connection.worker.config.load().settings().http.limits).head();
+    let transport = transport::Connection::new(quic.clone(), head);
+    let built = server::builder().max_field_section_size(head as u64).send_grease(false).build(transport).await;
     let Ok(mut h3) = built else { return connection.error("malformed_request") };
     let mut requests = JoinSet::new();
     let worker = &connection.worker;
@@ -60,6 +62,10 @@ pub(crate) async fn serve(connection: Rc<Connection>, quic: quinn::Connection) {
     while !(closes && requests.is_empty()) {
         tokio::select! {
             biased;
+            () = connection.progress.flooded() => {
+                connection.error("reset_flood");
+                return transport::close(&quic, Code::H3_EXCESSIVE_LOAD);
+            }
             () = &mut announced, if !told => {
                 told = true;
                 if h3.shutdown(ON_THEIR_WAY).await.is_err() {
@@ -127,8 +133,25 @@ enum Failed {
     Broken,
 }
 
+/// How long a client may take.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// For a part of an answer.
+    part: Duration,
+    /// For what lies in the buffer of QUIC when all of the answer is there.
+    rest: Duration,
+}
+
+impl Patience {
+    fn of(connection: &Connection) -> Self {
+        let config = connection.worker.config.load();
+        let rest = config.settings().upstream.idle_timeout.0;
+        Self { part: rest.min(Rate::of(&config.settings().http.limits).time_for(PART as u64)), rest }
+    }
+}
+
 async fn answer(connection: &Connection, mut send: Sender, response: Response<Flow>, head_only: bool) {
-    let stall = connection.worker.config.load().settings().upstream.idle_timeout.0;
+    let patience = Patience::of(connection);
     let (mut parts, mut body) = response.into_parts();
     let bodiless = head_only || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let headers = &mut parts.headers;
@@ -141,37 +164,49 @@ async fn answer(connection: &Connection, mut send: Sender, response: Response<Fl
         headers.insert(header::CONTENT_LENGTH, length.into());
     }
     let head = Response::from_parts(parts, ());
-    let Err(failed) = write(&mut send, head, (!bodiless).then_some(&mut body), stall).await else { return };
+    let Err(failed) = write(&mut send, head, (!bodiless).then_some(&mut body), patience).await else { return };
     send.stop_stream(if failed == Failed::Broken { Code::H3_INTERNAL_ERROR } else { Code::H3_REQUEST_CANCELLED });
     if failed == Failed::Untaken && !body.end(End::Untaken) {
         connection.error("client_timeout");
     }
 }
 
-async fn write(send: &mut Sender, head: Response<()>, body: Option<&mut Flow>, stall: Duration) -> Result<(), Failed> {
-    taken(stall, send.send_response(head)).await?;
+async fn write(send: &mut Sender, head: Response<()>, body: Option<&mut Flow>, patience: Patience) -> Result<(), Failed> {
+    taken(patience.part, send.send_response(head)).await?;
     if let Some(body) = body {
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             match frame.map_err(|_| Failed::Broken)?.into_data() {
                 Ok(mut data) => {
                     while !data.is_empty() {
                         let part = data.split_to(data.len().min(PART));
-                        taken(stall, send.send_data(part)).await?;
+                        taken(patience.part, send.send_data(part)).await?;
                     }
                 }
                 Err(frame) => {
-                    let trailers = frame.into_trailers().unwrap_or_default();
-                    taken(stall, send.send_trailers(trailers)).await?;
+                    let trailers = sendable(frame.into_trailers().unwrap_or_default());
+                    taken(patience.part, send.send_trailers(trailers)).await?;
                 }
             }
         }
     }
-    taken(stall, send.finish()).await
+    // The connection has to stand until the client has the rest. If that takes too long, nobody waits, but QUIC goes on for as long as it can.
+    match timeout(patience.rest, send.finish()).await {
+        Ok(finished) => finished.map_err(|_| Failed::Left),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Trailers without the fields that are the upstream's connection's, or come too late (RFC 9114, section 4.2).
+fn sendable(trailers: HeaderMap) -> HeaderMap {
+    if trailers.keys().all(is_trailer) {
+        return trailers;
+    }
+    trailers.iter().filter(|(name, _)| is_trailer(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// Waits until the client has taken something.
-async fn taken(stall: Duration, sent: impl Future<Output = Result<(), StreamError>>) -> Result<(), Failed> {
-    match timeout(stall, sent).await {
+async fn taken(limit: Duration, sent: impl Future<Output = Result<(), StreamError>>) -> Result<(), Failed> {
+    match timeout(limit, sent).await {
         Ok(sent) => sent.map_err(|_| Failed::Left),
         Err(_) => Err(Failed::Untaken),
     }

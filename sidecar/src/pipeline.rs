@@ -268,7 +268,7 @@ fn forward_target(connection: &Connection, parts: &Parts, tls: &UpstreamTls) -> 
                 return Err(ForwardError::NotPrivate);
             }
             let endpoint = Endpoint::parse(authority, 443).ok_or(wrong_port)?;
-            let tls = connection.worker.originations.of(&endpoint.host(), tls).map_err(ForwardError::NoTls)?;
+            let tls = connection.worker.originations.of(&endpoint, tls).map_err(ForwardError::NoTls)?;
             Ok(Key { endpoint, protocol: Protocol::Http1, tls: Some(tls) })
         }
         _ => Err(ForwardError::BadRequest("a forward proxy takes http and https URIs, and CONNECT for all else")),

@@ -21,6 +21,7 @@ use prometheus_client::{
 mod group;
 
 pub use group::Group;
+use group::Watched;
 
 /// Bytes that a body is read ahead by at a time, when memory is plenty.
 pub(crate) const MOST_ROOM: usize = 64 << 10;
@@ -41,6 +42,9 @@ const LATEST: Duration = Duration::from_millis(100);
 
 /// How often memory is asked for again while it is short.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// Failures in a row to learn how much is used before nothing more is given up: what was known then may not hold any more.
+const FAILURES: u32 = 3;
 
 /// How often the allocator has to give back what was freed meanwhile.
 const PURGED: Duration = Duration::from_millis(100);
@@ -174,6 +178,12 @@ impl Pressure {
         self.endings.store(usage.endings(), Ordering::Relaxed);
     }
 
+    /// Nothing is known any more.
+    fn forget(&self) {
+        self.step.store(Step::Calm as u8, Ordering::Relaxed);
+        self.metrics.step.set(Step::Calm as i64);
+    }
+
     fn now(&self) -> Step {
         let now = self.step.load(Ordering::Relaxed);
         Step::ALL.into_iter().find(|step| *step as u8 == now).unwrap_or(Step::Shed)
@@ -220,11 +230,12 @@ pub(crate) fn watch(
 ) -> std::io::Result<()> {
     let pressure = Arc::downgrade(pressure);
     let watched = move || {
-        let (mut before, mut complained) = (Step::Calm, false);
+        let (mut group, mut before, mut failures) = (Watched::new(group), Step::Calm, 0_u32);
         let (mut asked, mut purged) = (Every::new(AGAIN), Every::new(PURGED));
         while let Some(pressure) = pressure.upgrade() {
             let pause = match group.usage() {
                 Ok(usage) => {
+                    failures = 0;
                     let step = pressure.note(usage, users());
                     if step != before {
                         tracing::warn!(?step, used = usage.used, limit = usage.limit, "Memory pressure has changed.");
@@ -242,8 +253,11 @@ pub(crate) fn watch(
                     usage.look_again()
                 }
                 Err(error) => {
-                    if !std::mem::replace(&mut complained, true) {
-                        tracing::warn!(%error, "The memory of the control group can't be read.");
+                    failures = failures.saturating_add(1);
+                    if failures == FAILURES {
+                        tracing::warn!(%error, "The memory of the control group can't be read; nothing is given up for it meanwhile.");
+                        pressure.forget();
+                        before = Step::Calm;
                     }
                     AGAIN
                 }

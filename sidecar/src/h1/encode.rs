@@ -226,8 +226,9 @@ impl Outbox {
 }
 
 /// Fields that a trailer section can't carry: they frame, route or authorise, and come too late for that (RFC 9110, section 6.5.1).
-fn is_trailer(name: &http::HeaderName) -> bool {
-    !matches!(
+pub(crate) fn is_trailer(name: &http::HeaderName) -> bool {
+    let of_the_hop = matches!(name.as_str(), "keep-alive" | "proxy-connection");
+    let framing_or_late = matches!(
         *name,
         header::TRANSFER_ENCODING
             | header::CONTENT_LENGTH
@@ -242,7 +243,8 @@ fn is_trailer(name: &http::HeaderName) -> bool {
             | header::CONTENT_TYPE
             | header::CONTENT_RANGE
             | header::CACHE_CONTROL
-    )
+    );
+    !of_the_hop && !framing_or_late
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! Frames of HTTP/3 as they pass, by their heads only. The library keeps a frame in memory until it is whole, whatever length it claims; only
 //! DATA it hands on as it comes.
 
-use crate::h1::MAX_HEAD;
-
 /// Types (RFC 9114, section 7.2, and section 6.2.1 for streams).
 const DATA: u64 = 0;
 const CONTROL: u64 = 0;
@@ -19,6 +17,8 @@ pub(super) struct Scanner {
     /// The integer that is not whole yet.
     head: [u8; 8],
     read: usize,
+    /// Bytes of a frame that is kept.
+    largest: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +36,13 @@ enum Awaits {
 
 impl Scanner {
     /// A stream with a request.
-    pub(super) fn of_request() -> Self {
-        Self { awaits: Awaits::FrameType, head: [0; 8], read: 0 }
+    pub(super) fn of_request(largest: usize) -> Self {
+        Self { awaits: Awaits::FrameType, head: [0; 8], read: 0, largest }
     }
 
     /// A stream in one direction.
-    pub(super) fn of_one_direction() -> Self {
-        Self { awaits: Awaits::StreamType, head: [0; 8], read: 0 }
+    pub(super) fn of_one_direction(largest: usize) -> Self {
+        Self { awaits: Awaits::StreamType, head: [0; 8], read: 0, largest }
     }
 
     /// The peer has sent this.
@@ -57,7 +57,7 @@ impl Scanner {
                 }
                 awaits => match self.integer(&mut bytes) {
                     None => return Ok(()),
-                    Some(found) => awaits.then(found)?,
+                    Some(found) => awaits.then(found, self.largest)?,
                 },
             };
         }
@@ -82,12 +82,12 @@ impl Scanner {
 }
 
 impl Awaits {
-    fn then(self, found: u64) -> Result<Self, TooLarge> {
+    fn then(self, found: u64, largest: usize) -> Result<Self, TooLarge> {
         Ok(match self {
             Self::StreamType if found == CONTROL => Self::FrameType,
             Self::FrameType => Self::Length(found),
             Self::Length(DATA) => Self::payload(found),
-            Self::Length(_) if found > MAX_HEAD as u64 => return Err(TooLarge),
+            Self::Length(_) if found > largest as u64 => return Err(TooLarge),
             Self::Length(_) => Self::payload(found),
             Self::StreamType | Self::Payload(_) | Self::Nothing => Self::Nothing,
         })
@@ -103,6 +103,7 @@ mod tests {
     use super::*;
 
     const HEADERS: u8 = 1;
+    const LARGEST: usize = 4 << 10;
 
     /// An integer of eight bytes.
     fn long(value: u64) -> Vec<u8> {
@@ -117,18 +118,24 @@ mod tests {
     fn frames_are_followed_however_they_are_cut() {
         let small = [&[HEADERS, 3][..], b"abc", &[DATA as u8, 0], &[0x40, 0x21, 2], b"xx"].concat();
         let data = [&[DATA as u8][..], &long(1 << 40), &[b'd'; 100_000]].concat();
-        let large = [&[HEADERS][..], &long(MAX_HEAD as u64 + 1)].concat();
+        let large = [&[HEADERS][..], &long(LARGEST as u64 + 1)].concat();
         for step in [1, 2, 7, usize::MAX] {
-            assert!(passes(Scanner::of_request(), &[&small[..], &small, &data].concat(), step));
-            assert!(!passes(Scanner::of_request(), &[&small[..], &large].concat(), step));
-            assert!(!passes(Scanner::of_request(), &[&[0x40, 0x21][..], &long(1 << 61)].concat(), step), "unknown types too");
+            assert!(passes(Scanner::of_request(LARGEST), &[&small[..], &small, &data].concat(), step));
+            assert!(!passes(Scanner::of_request(LARGEST), &[&small[..], &large].concat(), step));
+            assert!(
+                !passes(Scanner::of_request(LARGEST), &[&[0x40, 0x21][..], &long(1 << 61)].concat(), step),
+                "unknown types too"
+            );
         }
     }
 
     #[test]
     fn only_control_streams_have_frames() {
         let large = [&[4][..], &long(1 << 30)].concat();
-        assert!(!passes(Scanner::of_one_direction(), &[&[0][..], &large].concat(), 1));
-        assert!(passes(Scanner::of_one_direction(), &[&[2][..], &large].concat(), 1), "QPACK, which the library leaves unread");
+        assert!(!passes(Scanner::of_one_direction(LARGEST), &[&[0][..], &large].concat(), 1));
+        assert!(
+            passes(Scanner::of_one_direction(LARGEST), &[&[2][..], &large].concat(), 1),
+            "QPACK, which the library leaves unread"
+        );
     }
 }

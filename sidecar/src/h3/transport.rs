@@ -14,10 +14,11 @@ use ::h3::{
     quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf},
 };
 use bytes::{Buf as _, Bytes};
-use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+use quinn::{ConnectionError, ReadError, StoppedError, VarInt, WriteError};
 
 use super::frames::Scanner;
 
+type Ending = Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + marker::Send + Sync>>;
 type Accepting<T> = Pin<Box<dyn Future<Output = Result<T, ConnectionError>> + marker::Send + Sync>>;
 
 /// A connection with a client; the tests have one with a server.
@@ -26,6 +27,8 @@ pub struct Connection {
     bi: Option<Accepting<(quinn::SendStream, quinn::RecvStream)>>,
     uni: Option<Accepting<quinn::RecvStream>>,
     opener: Opener,
+    /// Bytes of a frame that is kept in memory.
+    largest: usize,
 }
 
 /// Opens streams.
@@ -33,6 +36,7 @@ pub struct Opener {
     quic: quinn::Connection,
     bi: Option<Accepting<(quinn::SendStream, quinn::RecvStream)>>,
     uni: Option<Accepting<quinn::SendStream>>,
+    largest: usize,
 }
 
 /// A stream in both directions.
@@ -45,6 +49,8 @@ pub struct Bidi {
 pub struct Send {
     stream: quinn::SendStream,
     writing: Option<WriteBuf<Bytes>>,
+    /// Once all of it was written: until the peer has it.
+    ending: Option<Ending>,
 }
 
 /// The receiving half.
@@ -54,10 +60,10 @@ pub struct Recv {
 }
 
 impl Connection {
-    /// HTTP/3 is to be spoken on it.
-    pub fn new(quic: quinn::Connection) -> Self {
-        let opener = Opener::new(quic.clone());
-        Self { quic, bi: None, uni: None, opener }
+    /// HTTP/3 is to be spoken on it, in frames of at most so many bytes, but for DATA.
+    pub fn new(quic: quinn::Connection, largest: usize) -> Self {
+        let opener = Opener::new(quic.clone(), largest);
+        Self { quic, bi: None, uni: None, opener, largest }
     }
 }
 
@@ -73,7 +79,8 @@ impl quic::Connection<Bytes> for Connection {
         });
         let accepted = ready!(accepting.as_mut().poll(cx));
         self.uni = None;
-        Poll::Ready(accepted.map(|stream| Recv { stream, frames: Scanner::of_one_direction() }).map_err(lost))
+        let frames = Scanner::of_one_direction(self.largest);
+        Poll::Ready(accepted.map(|stream| Recv { stream, frames }).map_err(lost))
     }
 
     fn poll_accept_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bidi, ConnectionErrorIncoming>> {
@@ -84,11 +91,11 @@ impl quic::Connection<Bytes> for Connection {
         });
         let accepted = ready!(accepting.as_mut().poll(cx));
         self.bi = None;
-        Poll::Ready(accepted.map(|(send, recv)| Bidi::new(send, recv)).map_err(lost))
+        Poll::Ready(accepted.map(|(send, recv)| Bidi::new(send, recv, self.largest)).map_err(lost))
     }
 
     fn opener(&self) -> Opener {
-        Opener::new(self.quic.clone())
+        Opener::new(self.quic.clone(), self.largest)
     }
 }
 
@@ -110,8 +117,8 @@ impl quic::OpenStreams<Bytes> for Connection {
 }
 
 impl Opener {
-    fn new(quic: quinn::Connection) -> Self {
-        Self { quic, bi: None, uni: None }
+    fn new(quic: quinn::Connection, largest: usize) -> Self {
+        Self { quic, bi: None, uni: None, largest }
     }
 }
 
@@ -127,7 +134,7 @@ impl quic::OpenStreams<Bytes> for Opener {
         });
         let opened = ready!(opening.as_mut().poll(cx));
         self.bi = None;
-        Poll::Ready(opened.map(|(send, recv)| Bidi::new(send, recv)).map_err(lost_on_stream))
+        Poll::Ready(opened.map(|(send, recv)| Bidi::new(send, recv, self.largest)).map_err(lost_on_stream))
     }
 
     fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<Send, StreamErrorIncoming>> {
@@ -138,7 +145,7 @@ impl quic::OpenStreams<Bytes> for Opener {
         });
         let opened = ready!(opening.as_mut().poll(cx));
         self.uni = None;
-        Poll::Ready(opened.map(|stream| Send { stream, writing: None }).map_err(lost_on_stream))
+        Poll::Ready(opened.map(Send::new).map_err(lost_on_stream))
     }
 
     fn close(&mut self, code: Code, reason: &[u8]) {
@@ -146,9 +153,20 @@ impl quic::OpenStreams<Bytes> for Opener {
     }
 }
 
+/// Closes a connection at once, whatever is under way on it.
+pub(super) fn close(quic: &quinn::Connection, code: Code) {
+    quic.close(number(code.value()), b"");
+}
+
 impl Bidi {
-    fn new(send: quinn::SendStream, recv: quinn::RecvStream) -> Self {
-        Self { send: Send { stream: send, writing: None }, recv: Recv { stream: recv, frames: Scanner::of_request() } }
+    fn new(send: quinn::SendStream, recv: quinn::RecvStream, largest: usize) -> Self {
+        Self { send: Send::new(send), recv: Recv { stream: recv, frames: Scanner::of_request(largest) } }
+    }
+}
+
+impl Send {
+    fn new(stream: quinn::SendStream) -> Self {
+        Self { stream, writing: None, ending: None }
     }
 }
 
@@ -238,9 +256,17 @@ impl quic::SendStream<Bytes> for Send {
         Ok(())
     }
 
+    /// Waits until the peer has all of it, or wants no more. Until then it lies in a buffer, which a connection that is closed takes with it.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        ready!(self.poll_ready(cx))?;
-        Poll::Ready(self.stream.finish().map_err(|error| StreamErrorIncoming::Unknown(Box::new(error))))
+        if self.ending.is_none() {
+            ready!(self.poll_ready(cx))?;
+            self.stream.finish().map_err(|error| StreamErrorIncoming::Unknown(Box::new(error)))?;
+        }
+        let stream = &self.stream;
+        let ending = self.ending.get_or_insert_with(|| Box::pin(stream.stopped()));
+        let ended = ready!(ending.as_mut().poll(cx));
+        self.ending = None;
+        Poll::Ready(ended.map(drop).map_err(unfinished))
     }
 
     fn reset(&mut self, code: u64) {
@@ -278,6 +304,13 @@ fn unread(error: ReadError) -> StreamErrorIncoming {
     match error {
         ReadError::Reset(code) => StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() },
         ReadError::ConnectionLost(error) => lost_on_stream(error),
+        other => StreamErrorIncoming::Unknown(Box::new(other)),
+    }
+}
+
+fn unfinished(error: StoppedError) -> StreamErrorIncoming {
+    match error {
+        StoppedError::ConnectionLost(error) => lost_on_stream(error),
         other => StreamErrorIncoming::Unknown(Box::new(other)),
     }
 }

@@ -32,6 +32,11 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Handshakes of a listener that are under way before clients have to show that they are where they say.
 const UNSURE: usize = 64;
 
+/// Handshakes of a listener that nobody has looked at yet; bytes that each of them may send meanwhile, and all of them.
+const MAX_WAITING: usize = 1 << 10;
+const WAITING_BUFFER: u64 = 16 << 10;
+const WAITING_BUFFERS: u64 = 1 << 20;
+
 /// HTTP/3 in the names of ALPN.
 const HTTP3: &[u8] = b"h3";
 
@@ -100,7 +105,11 @@ fn server_config(tls: &rustls::ServerConfig) -> io::Result<ServerConfig> {
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).map_err(io::Error::other)?));
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport));
+    config
+        .transport_config(Arc::new(transport))
+        .max_incoming(MAX_WAITING)
+        .incoming_buffer_size(WAITING_BUFFER)
+        .incoming_buffer_size_total(WAITING_BUFFERS);
     Ok(config)
 }
 

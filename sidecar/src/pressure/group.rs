@@ -1,7 +1,9 @@
 //! The control group that bounds this process's memory.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -9,6 +11,9 @@ use super::Usage;
 
 /// More than any machine has: how version 1 writes "no limit".
 const NO_LIMIT: u64 = 1 << 60;
+
+/// Bytes of a file, at most.
+const MAX_FILE: usize = 64 << 10;
 
 /// A control group, by its folder.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,7 +33,8 @@ impl Group {
     pub fn own() -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let bounded = around(&groups, &mounts).into_iter().filter_map(|group| Some((group.usage().ok()?.limit, group)));
+        let bounded =
+            around(&groups, &mounts).into_iter().filter_map(|group| Some((group.open().ok()?.usage().ok()?.limit, group)));
         bounded.filter(|(limit, _)| *limit < NO_LIMIT).min_by_key(|(limit, _)| *limit).map(|(_, group)| group)
     }
 
@@ -37,28 +43,91 @@ impl Group {
         Self { folder: folder.into(), version: Version::V2 }
     }
 
-    /// What its processes use, without files that the kernel can drop at once.
-    pub(super) fn usage(&self) -> io::Result<Usage> {
+    /// Opens its files.
+    fn open(&self) -> io::Result<Files> {
         let (usage, limits, droppable): (_, &[&str], _) = match self.version {
             Version::V1 => ("memory.usage_in_bytes", &["memory.limit_in_bytes"], "total_inactive_file "),
             // Above `memory.high` the kernel slows the process down, which is no better than the limit itself.
             Version::V2 => ("memory.current", &["memory.max", "memory.high"], "inactive_file "),
         };
-        let used = self.number(usage)?.unwrap_or_default();
-        let stat = fs::read_to_string(self.folder.join("memory.stat"))?;
-        let files = stat.lines().find_map(|line| line.strip_prefix(droppable)?.parse().ok()).unwrap_or(0);
-        let limits = limits.iter().filter_map(|name| self.number(name).ok()?);
-        Ok(Usage { used: used.saturating_sub(files), limit: limits.min().unwrap_or(NO_LIMIT) })
+        let open = |name: &str| File::open(self.folder.join(name));
+        let limits = limits.iter().map(|name| open(name)).filter(|file| {
+            // Not every group has each of them.
+            !matches!(file, Err(error) if error.kind() == io::ErrorKind::NotFound)
+        });
+        Ok(Files { usage: open(usage)?, stat: open("memory.stat")?, limits: limits.collect::<io::Result<_>>()?, droppable })
+    }
+}
+
+/// A group that is looked at again and again. Its files stay open, for descriptors may be short just when memory is.
+#[derive(Debug)]
+pub(super) struct Watched {
+    group: Group,
+    files: Option<Files>,
+}
+
+impl Watched {
+    pub(super) fn new(group: Group) -> Self {
+        Self { group, files: None }
     }
 
-    /// The number in a file; none if it says that there is none.
-    fn number(&self, name: &str) -> io::Result<Option<u64>> {
-        let text = fs::read_to_string(self.folder.join(name))?;
-        match text.trim() {
-            "max" => Ok(None),
-            number => number.parse().map(Some).map_err(io::Error::other),
+    /// What its processes use, without files that the kernel can drop at once.
+    pub(super) fn usage(&mut self) -> io::Result<Usage> {
+        if let Some(usage) = self.files.as_ref().and_then(|files| files.usage().ok()) {
+            return Ok(usage);
+        }
+        self.files.insert(self.group.open()?).usage()
+    }
+}
+
+/// The files of a group.
+#[derive(Debug)]
+struct Files {
+    usage: File,
+    stat: File,
+    limits: Vec<File>,
+    /// What a line of `stat` about files that can be dropped begins with.
+    droppable: &'static str,
+}
+
+impl Files {
+    fn usage(&self) -> io::Result<Usage> {
+        let used = number(&self.usage)?.unwrap_or_default();
+        let stat = text(&self.stat)?;
+        let files = stat.lines().find_map(|line| line.strip_prefix(self.droppable)?.parse().ok()).unwrap_or(0);
+        let mut limit = NO_LIMIT;
+        for file in &self.limits {
+            limit = limit.min(number(file)?.unwrap_or(NO_LIMIT));
+        }
+        Ok(Usage { used: used.saturating_sub(files), limit })
+    }
+}
+
+/// The number in a file; none if it says that there is none.
+fn number(file: &File) -> io::Result<Option<u64>> {
+    match text(file)?.trim() {
+        "max" => Ok(None),
+        number => number.parse().map(Some).map_err(io::Error::other),
+    }
+}
+
+/// What a file says now.
+fn text(file: &File) -> io::Result<String> {
+    let (mut bytes, mut read) = (vec![0; 4 << 10], 0);
+    loop {
+        match file.read_at(&mut bytes[read..], read as u64)? {
+            0 => break,
+            more => read += more,
+        }
+        if read == bytes.len() {
+            if read >= MAX_FILE {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            bytes.resize(2 * read, 0);
         }
     }
+    bytes.truncate(read);
+    String::from_utf8(bytes).map_err(io::Error::other)
 }
 
 /// The groups that a process with such lines in `/proc/self/cgroup` is in, the innermost first.
@@ -119,16 +188,35 @@ mod tests {
     fn usage_leaves_out_what_the_kernel_can_drop() {
         let folder = tempfile::tempdir().unwrap();
         let group = Group::at(folder.path());
-        assert!(group.usage().is_err());
+        assert!(group.open().is_err());
         let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
         write("memory.current", "1000\n");
         write("memory.stat", "anon 500\ninactive_file 300\nactive_file 100\n");
         write("memory.max", "2000\n");
-        assert_eq!(group.usage().unwrap(), Usage { used: 700, limit: 2000 });
+        let usage = || group.open().unwrap().usage().unwrap();
+        assert_eq!(usage(), Usage { used: 700, limit: 2000 });
         write("memory.high", "1500\n");
-        assert_eq!(group.usage().unwrap().limit, 1500);
+        assert_eq!(usage().limit, 1500);
         write("memory.max", "max\n");
         write("memory.high", "max\n");
-        assert_eq!(group.usage().unwrap().limit, NO_LIMIT);
+        assert_eq!(usage().limit, NO_LIMIT);
+    }
+
+    #[test]
+    fn group_is_read_on_without_a_free_descriptor_and_opened_anew_when_that_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("memory.current", "1000\n");
+        write("memory.stat", &format!("{}inactive_file 300\n", "anon 500\n".repeat(1000)));
+        write("memory.max", "2000\n");
+        let mut watched = Watched::new(Group::at(folder.path()));
+        assert_eq!(watched.usage().unwrap(), Usage { used: 700, limit: 2000 });
+        write("memory.current", "1100\n");
+        fs::rename(folder.path().join("memory.current"), folder.path().join("moved")).unwrap();
+        assert_eq!(watched.usage().unwrap().used, 800, "nothing was opened for it");
+        write("moved", "none");
+        assert!(watched.usage().is_err());
+        write("memory.current", "900\n");
+        assert_eq!(watched.usage().unwrap().used, 600);
     }
 }

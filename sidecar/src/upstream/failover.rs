@@ -40,8 +40,9 @@ impl Standby {
             None => Ok(None),
             Some(Second::InClear(key)) => Ok(Some(key.clone())),
             Some(Second::Tls(host, port, settings)) => {
-                let tls = Some(originations.of(host, settings)?);
-                Ok(Some(Key { endpoint: Endpoint::of(host, *port), protocol: Protocol::Http1, tls }))
+                let endpoint = Endpoint::of(host, *port);
+                let tls = Some(originations.of(&endpoint, settings)?);
+                Ok(Some(Key { endpoint, protocol: Protocol::Http1, tls }))
             }
         }
     }

@@ -3,10 +3,13 @@
 use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
-use crds::proxy::{Http3, ListenerTls};
+use crds::{
+    proxy::{FetchrProxySpec, Http3, ListenerTls},
+    scalar::Size,
+};
 use h3::client::{RequestStream, SendRequest};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
-use quinn::{ClientConfig, Endpoint, crypto::rustls::QuicClientConfig};
+use quinn::{ClientConfig, ConnectionError, Endpoint, TransportConfig, VarInt, crypto::rustls::QuicClientConfig};
 use sidecar::h3::transport::{Bidi, Connection, Opener};
 use tokio::{io::AsyncWriteExt as _, time::timeout};
 
@@ -14,6 +17,12 @@ use crate::{
     pki::{Pki, connect, listener_tls},
     support::{LONG, Origin, Proxy, eventually, field, ms, read_chunks, read_head, read_response},
 };
+
+/// Bytes of a frame that the clients here keep.
+const LARGEST: usize = 64 << 10;
+
+/// H3_EXCESSIVE_LOAD (RFC 9114, section 8.1).
+const EXCESSIVE_LOAD: VarInt = VarInt::from_u32(0x107);
 
 type Sender = SendRequest<Opener, Bytes>;
 type Stream = RequestStream<Bidi, Bytes>;
@@ -24,23 +33,36 @@ fn proxy(origin: SocketAddr, pki: &Pki) -> Proxy {
 }
 
 fn with(origin: SocketAddr, tls: ListenerTls) -> Proxy {
+    set(origin, tls, |settings| settings.upstream.idle_timeout = ms(2000))
+}
+
+/// With other settings.
+fn set(origin: SocketAddr, tls: ListenerTls, change: impl FnOnce(&mut FetchrProxySpec)) -> Proxy {
     Proxy::with(&format!("http://{origin}"), |settings| {
         let listener = &mut settings.interception.listeners[0];
         (listener.tls, listener.http3) = (Some(tls), Http3::Enabled);
-        settings.upstream.idle_timeout = ms(2000);
+        change(settings);
     })
 }
 
-async fn quic(proxy: &Proxy, pki: &Pki) -> Result<quinn::Connection, quinn::ConnectionError> {
+async fn quic(proxy: &Proxy, pki: &Pki) -> Result<quinn::Connection, ConnectionError> {
+    quic_within(proxy, pki, 1 << 20).await
+}
+
+/// A client that reads so much ahead of a stream.
+async fn quic_within(proxy: &Proxy, pki: &Pki, window: u32) -> Result<quinn::Connection, ConnectionError> {
     let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let crypto = QuicClientConfig::try_from(pki.client(&["h3"])).unwrap();
-    endpoint.set_default_client_config(ClientConfig::new(Arc::new(crypto)));
+    let (mut config, mut transport) = (ClientConfig::new(Arc::new(crypto)), TransportConfig::default());
+    transport.stream_receive_window(window.into());
+    config.transport_config(Arc::new(transport));
+    endpoint.set_default_client_config(config);
     timeout(LONG, endpoint.connect(proxy.address, "shop.example").unwrap()).await.expect("a handshake in time")
 }
 
 /// A client of HTTP/3. It leaves when what it sends requests with is dropped.
 async fn client(proxy: &Proxy, pki: &Pki) -> Sender {
-    let (mut driver, sender) = h3::client::new(Connection::new(quic(proxy, pki).await.unwrap())).await.unwrap();
+    let (mut driver, sender) = h3::client::new(Connection::new(quic(proxy, pki).await.unwrap(), LARGEST)).await.unwrap();
     tokio::spawn(async move { poll_fn(|cx| driver.poll_close(cx)).await });
     sender
 }
@@ -129,7 +151,8 @@ async fn bodies_and_trailers_pass_both_ways() {
             stream.write_all(answer.as_bytes()).await.unwrap();
             stream.write_all(format!("{:x}\r\n", body.len()).as_bytes()).await.unwrap();
             stream.write_all(&body).await.unwrap();
-            stream.write_all(b"\r\n0\r\nx-end: 2\r\n\r\n").await.unwrap();
+            let of_the_hop = "connection: x-end\r\nkeep-alive: 5\r\nproxy-connection: close\r\nte: trailers\r\nupgrade: x\r\n";
+            stream.write_all(format!("\r\n0\r\n{of_the_hop}x-end: 2\r\n\r\n").as_bytes()).await.unwrap();
         }
     })
     .await;
@@ -143,7 +166,8 @@ async fn bodies_and_trailers_pass_both_ways() {
     stream.finish().await.unwrap();
     let answer = read(&mut stream).await;
     assert!(answer.status == 200 && answer.body == sent, "{} bytes", answer.body.len());
-    assert_eq!(answer.trailers.unwrap()["x-end"], "2");
+    let trailers = answer.trailers.unwrap();
+    assert!(trailers.len() == 1 && trailers["x-end"] == "2", "{trailers:?}");
 }
 
 #[tokio::test]
@@ -216,6 +240,54 @@ async fn frame_that_never_ends_is_not_kept() {
 }
 
 #[tokio::test]
+async fn head_is_limited_as_the_settings_say() {
+    let pki = Pki::new();
+    let tls = listener_tls(vec![pki.issue("shop", &["shop.example"])]);
+    let proxy = set(Origin::echo_head().await.address, tls, |settings| settings.http.limits.max_head = Size::kib(4));
+    let mut sender = client(&proxy, &pki).await;
+    assert_eq!(ask(&mut sender, request(Method::GET, "/")).await.status, 200);
+    let mut large = request(Method::GET, "/");
+    large.headers_mut().insert("x", "x".repeat(5000).parse().unwrap());
+    let told = sender.send_request(large).await.err().expect("a client that was told of the limit");
+    assert!(matches!(told, h3::error::StreamError::HeaderTooBig { max_size: 4096, .. }), "{told}");
+    let (mut send, _recv) = quic(&proxy, &pki).await.unwrap().open_bi().await.unwrap();
+    send.write_all(&[1, 0x60, 0]).await.unwrap(); // HEADERS of 8 KiB
+    assert_eq!(timeout(LONG, send.stopped()).await.expect("an end of it"), Ok(Some(EXCESSIVE_LOAD)));
+    eventually("the count", || errors(&proxy, "header_too_large") == 1.0).await;
+}
+
+#[tokio::test]
+async fn flood_of_resets_ends_the_connection() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        if read_head(&mut stream).await.is_none() {
+            return;
+        }
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 65536\r\n\r\n").await;
+        let _ = stream.write_all(&[b'x'; 64 << 10]).await;
+    })
+    .await;
+    let pki = Pki::new();
+    let proxy = proxy(origin.address, &pki);
+    // So none of the answers can be written in whole before its client leaves.
+    let connection = quic_within(&proxy, &pki, 1 << 10).await.unwrap();
+    let (mut driver, mut sender) = h3::client::new(Connection::new(connection.clone(), LARGEST)).await.unwrap();
+    tokio::spawn(async move { poll_fn(|cx| driver.poll_close(cx)).await });
+    let flood = async {
+        for _ in 0..2000 {
+            if sender.send_request(request(Method::GET, "/")).await.is_err() {
+                break; // what it returned is dropped, which stops the stream
+            }
+        }
+        connection.closed().await
+    };
+    let closed = timeout(LONG, flood).await.expect("an end of the flood");
+    assert!(matches!(&closed, ConnectionError::ApplicationClosed(closed) if closed.error_code == EXCESSIVE_LOAD), "{closed}");
+    assert_eq!(errors(&proxy, "reset_flood"), 1.0);
+    let other = connect(proxy.address, &Arc::new(pki.client(&[])), "shop.example").await;
+    assert!(other.is_ok(), "others are served");
+}
+
+#[tokio::test]
 async fn streams_are_served_side_by_side_and_end_with_their_connection() {
     let origin = Origin::scripted(|mut stream, _| async move {
         let head = read_head(&mut stream).await.unwrap();
@@ -240,46 +312,89 @@ async fn streams_are_served_side_by_side_and_end_with_their_connection() {
 
 #[tokio::test]
 async fn client_that_takes_nothing_is_cut_off() {
-    let origin = Origin::scripted(|mut stream, _| async move {
+    let pki = Pki::new();
+    let proxy = proxy(endless().await.address, &pki);
+    is_cut_off(&proxy, &pki).await;
+}
+
+#[tokio::test]
+async fn client_that_takes_less_than_the_least_rate_is_cut_off() {
+    let pki = Pki::new();
+    let tls = listener_tls(vec![pki.issue("shop", &["shop.example"])]);
+    let proxy = set(endless().await.address, tls, |settings| {
+        settings.http.limits.min_body_rate = 1_000_000;
+        settings.http.limits.body_rate_grace = ms(300);
+    });
+    assert!(proxy.settings.upstream.idle_timeout.0 > LONG);
+    is_cut_off(&proxy, &pki).await;
+}
+
+/// An origin whose answers have no end.
+async fn endless() -> Origin {
+    Origin::scripted(|mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
         while stream.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
     })
-    .await;
-    let pki = Pki::new();
-    let proxy = proxy(origin.address, &pki);
-    let mut sender = client(&proxy, &pki).await;
+    .await
+}
+
+async fn is_cut_off(proxy: &Proxy, pki: &Pki) {
+    let mut sender = client(proxy, pki).await;
     let mut stream = sender.send_request(request(Method::GET, "/")).await.unwrap();
     stream.finish().await.unwrap();
     assert_eq!(timeout(LONG, stream.recv_response()).await.unwrap().unwrap().status(), 200);
-    eventually("the end", || errors(&proxy, "client_timeout") == 1.0).await;
+    eventually("the end", || errors(proxy, "client_timeout") == 1.0).await;
     eventually("the upstream's", || proxy.metric("fetchr_upstream_connections_open") == 0.0).await;
+}
+
+/// Some more than the congestion window of a new connection takes at once: the rest waits in a buffer of the proxy's.
+const MUCH: usize = 500 << 10;
+
+/// An origin that takes its time.
+async fn late() -> Origin {
+    Origin::scripted(|mut stream, _| async move {
+        while read_head(&mut stream).await.is_some() {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {MUCH}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&[b'x'; MUCH]).await.unwrap();
+        }
+    })
+    .await
 }
 
 #[tokio::test]
 async fn drain_says_goaway_and_answers_what_is_under_way() {
-    let origin = Origin::scripted(|mut stream, _| async move {
-        while read_head(&mut stream).await.is_some() {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-        }
-    })
-    .await;
-    let pki = Pki::new();
+    let (pki, origin) = (Pki::new(), late().await);
     let proxy = proxy(origin.address, &pki);
     let connection = quic(&proxy, &pki).await.unwrap();
-    let (mut driver, mut sender) = h3::client::new(Connection::new(connection.clone())).await.unwrap();
+    let (mut driver, mut sender) = h3::client::new(Connection::new(connection.clone(), LARGEST)).await.unwrap();
     let driven = tokio::spawn(async move { poll_fn(|cx| driver.poll_close(cx)).await });
     let mut stream = sender.send_request(request(Method::GET, "/")).await.unwrap();
     stream.finish().await.unwrap();
     eventually("the request", || origin.connections() == 1).await;
     let drain = proxy.drain.clone();
     let drained = tokio::spawn(async move { drain.drain_inbound(Duration::ZERO, LONG).await });
-    assert_eq!(read(&mut stream).await.text(), "ok");
+    assert_eq!(read(&mut stream).await.body.len(), MUCH);
     timeout(LONG, driven).await.expect("an end of the connection").unwrap();
     assert_eq!(drained.await.unwrap(), 0);
     let late = timeout(Duration::from_millis(500), quic(&proxy, &pki)).await;
     assert!(late.map_or(true, |taken| taken.is_err()), "nobody is taken any more");
+}
+
+#[tokio::test]
+async fn client_that_says_goaway_gets_what_it_has_asked_for() {
+    let (pki, origin) = (Pki::new(), late().await);
+    let proxy = proxy(origin.address, &pki);
+    let (mut driver, mut sender) = h3::client::new(Connection::new(quic(&proxy, &pki).await.unwrap(), LARGEST)).await.unwrap();
+    let mut stream = sender.send_request(request(Method::GET, "/")).await.unwrap();
+    stream.finish().await.unwrap();
+    eventually("the request", || origin.connections() == 1).await;
+    driver.shutdown(0).await.unwrap();
+    let driven = tokio::spawn(async move { poll_fn(|cx| driver.poll_close(cx)).await });
+    assert_eq!(read(&mut stream).await.body.len(), MUCH);
+    timeout(LONG, driven).await.expect("an end of the connection").unwrap();
 }
 
 #[tokio::test]

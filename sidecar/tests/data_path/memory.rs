@@ -1,6 +1,10 @@
 //! What is given up when memory is short, step by step. The control group is a folder of the test's.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    time::Duration,
+};
 
 use sidecar::pressure::Group;
 use tokio::{
@@ -34,20 +38,19 @@ impl Short {
 
     /// Uses so many thousandths of the limit, and waits until that is seen as this step.
     async fn uses(&self, used: u32, step: u32) {
-        replace(&self.folder.path().join("memory.current"), &used.to_string());
+        self.says(&used.to_string());
         eventually("the step", || self.proxy.metric(STEP) == f64::from(step)).await;
+    }
+
+    /// Writes what is used over what was there, at once: the kernel's files stay the same, too.
+    fn says(&self, used: &str) {
+        let file = File::options().write(true).open(self.folder.path().join("memory.current")).unwrap();
+        file.write_all_at(format!("{used:<4}\n").as_bytes(), 0).unwrap();
     }
 
     fn reclaimed(&self, what: &str) -> f64 {
         self.proxy.metric(&format!("fetchr_memory_reclaimed_total{{what=\"{what}\"}}"))
     }
-}
-
-/// A file that is never seen half written.
-fn replace(file: &Path, text: &str) {
-    let part = file.with_extension("part");
-    fs::write(&part, text).unwrap();
-    fs::rename(part, file).unwrap();
 }
 
 async fn origin() -> Origin {
@@ -153,4 +156,15 @@ async fn last_large_bodies_are_refused_and_what_is_kept_of_bodies_is_let_go() {
     kept.send("xx").await;
     assert_eq!(kept.response().await.status, 204);
     assert_eq!(short.reclaimed("kept_bodies"), 2.0, "of it, and of the small one before");
+}
+
+#[tokio::test]
+async fn nothing_is_given_up_once_memory_cannot_be_read_any_more() {
+    let short = Short::before(&origin().await);
+    short.uses(930, 2).await;
+    assert_eq!(short.proxy.ask(GET).await.status, 503);
+    short.says("none");
+    eventually("the step", || short.proxy.metric(STEP) == 0.0).await;
+    assert_eq!(short.proxy.ask(GET).await.status, 204);
+    short.uses(930, 2).await;
 }

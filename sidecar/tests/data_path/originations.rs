@@ -146,3 +146,19 @@ async fn second_upstream_whose_ca_is_missing_is_used_once_it_is_there() {
     eventually("the refusal", || proxy.metric("fetchr_tls_reloads_total{result=\"refused\"}") >= 1.0).await;
     assert_eq!(proxy.ask(GET).await.text(), "1.1", "what was read before stays in force");
 }
+
+#[tokio::test]
+async fn servers_at_two_ports_of_a_host_are_spoken_to_each_as_it_prefers() {
+    let pki = Pki::new();
+    let certificate = pki.issue("app", &["127.0.0.1"]);
+    let (new, of_new) = versions(pki.server(&certificate, &["h2"], false)).await;
+    let (old, of_old) = versions(pki.server(&certificate, &["http/1.1"], false)).await;
+    let proxy = forward(&pki, |_| {});
+    for _ in 0..3 {
+        for (address, version) in [(new, "2"), (old, "1.1")] {
+            let answer = proxy.ask(&format!("GET https://{address}/ HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+            assert!(answer.status == 200 && answer.text().starts_with(version), "{address}: {} {}", answer.head, answer.text());
+        }
+    }
+    assert_eq!((of_new.load(Ordering::SeqCst), of_old.load(Ordering::SeqCst)), (1, 1), "connections are kept");
+}
