@@ -157,7 +157,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arriva
         direction,
         entry,
         scheme,
-        alternative,
+        alternative: alternative.and_then(|alternative| alternative.get().cloned()),
         progress: Progress::default(),
         ended: Cell::new(StdInstant::now()),
         authority: LastAuthority::default(),

@@ -108,6 +108,11 @@ impl Handle {
         self.until(|state| state.closes(direction)).await;
     }
 
+    /// Whether connections of this direction are accepted.
+    pub(crate) fn accepts(&self, direction: Direction) -> bool {
+        self.state().accepts(direction)
+    }
+
     /// Waits until no more connections of this direction are accepted.
     pub async fn accepts_no_more(&self, direction: Direction) {
         self.until(|state| !state.accepts(direction)).await;
@@ -197,11 +202,14 @@ impl Handle {
         self.stop(timeout).await
     }
 
-    /// Goes on with a drain that another process began, as far as it came.
+    /// Goes on with a drain that another process began `age` ago, as far as it came.
     pub fn resume(&self, phase: Phase, age: Duration, delay: Duration, timeout: Duration) {
         let closed = phase >= Phase::Closing;
-        let delay = if closed { Duration::ZERO } else { delay.saturating_sub(age) };
-        let timeout = if phase >= Phase::Drained { Duration::ZERO } else { timeout };
+        let (delay, timeout) = match phase {
+            Phase::Drained | Phase::Stopping => (Duration::ZERO, Duration::ZERO),
+            Phase::Closing => (Duration::ZERO, timeout.saturating_sub(age.saturating_sub(delay))),
+            Phase::Serving | Phase::Announced => (delay.saturating_sub(age), timeout),
+        };
         self.begin_inbound(delay, timeout);
         if closed {
             self.advance(Phase::Closing); // at once, so that nothing is accepted
@@ -371,7 +379,11 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 2);
 
         let closed = Handle::new();
+        let _open = closed.track(Direction::Inbound);
+        let start = Instant::now();
         closed.resume(Phase::Closing, Duration::from_secs(9), delay, timeout);
         assert_eq!(closed.phase(), Phase::Closing);
+        closed.reached(Phase::Drained).await;
+        assert_eq!(start.elapsed().as_secs(), 26, "4 s of its time have passed");
     }
 }

@@ -148,10 +148,11 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     });
     let shared = Shared::new(first_config(&options.configuration)?);
     let health = Health::new(shared.clone(), drain.clone());
-    let state = StateDir::open(&options.state_dir)
-        .with_context(|| format!("could not open the state folder {}", options.state_dir.display()))?;
-    before.go_on(&drain, &shared);
-
+    let state = match &options.configuration {
+        Configuration::Files(_) => StateDir::open_own(&options.state_dir),
+        Configuration::Pod(_) => StateDir::open(&options.state_dir), // the volume is the kubelet's
+    };
+    let state = state.with_context(|| format!("could not open the state folder {}", options.state_dir.display()))?;
     // Before anything is accepted: without a plan, those who waited for this process would be refused.
     let streams = match &options.configuration {
         Configuration::Files(_) => None,
@@ -160,6 +161,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
             Some(Streams::begin(settings, shared.clone(), health.clone(), source_metrics.clone()).await)
         }
     };
+    before.go_on(&drain, &shared); // with the settings of the plan
     let token = before.admin_token(&state).context("could not write the admin token")?;
     let own = Own { metrics: Arc::clone(&metrics), health: health.clone(), sockets: sockets.clone(), token, stop: stop.clone() };
     let addresses = own.serve(&options, &shared, &drain)?;

@@ -130,8 +130,8 @@ impl Server {
         let explicit = Arc::new(Mutex::new(Explicit::new(acceptor, setup.sockets.clone(), Secrets(setup.secrets.clone()))));
         let changes = config.subscribe(); // before it is read, so that no change is missed
         let mut failed = open(&explicit, &config.load());
-        if setup.strict && !failed.is_empty() {
-            return Err(failed.swap_remove(0).into());
+        if let Some(lost) = failed.iter().position(ListenError::is_loss).filter(|_| setup.strict) {
+            return Err(failed.swap_remove(lost).into());
         }
         close_spare(&config, &lock(&explicit));
         tokio::spawn(follow(config, changes, Arc::clone(&explicit), failed));
@@ -210,7 +210,7 @@ fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
 
 /// Keeps the listeners as the configuration and its files say.
 async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc<Mutex<Explicit>>, failed: Vec<ListenError>) {
-    let mut files = Files::default();
+    let (mut files, ended) = (Files::default(), lock(&explicit).ended());
     let (mut refused, mut told) = (failed.iter().any(ListenError::may_pass), tell(&failed, &[]));
     loop {
         files.watch(lock(&explicit).files());
@@ -218,6 +218,7 @@ async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             () = files.changed() => {}
+            () = ended.notified() => {}
             () = sleep(again) => {}
         }
         let closed = lock(&explicit).close_others(listeners(config.load().settings()));

@@ -7,7 +7,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use crds::plan::ObjectRef;
 use serde_json::{Value, json};
 use wire::{
@@ -27,6 +26,8 @@ pub struct Services {
     namespace: String,
     cluster_domain: String,
     left_out: u32,
+    /// Services, ports, addresses and endpoints of the last message that can't be used.
+    unusable: usize,
     all: BTreeMap<ObjectRef, Arc<Service>>,
     /// Ports by namespace and name of their Service.
     named: HashMap<String, HashMap<String, Arc<Service>>>,
@@ -46,12 +47,20 @@ pub(crate) struct Service {
 /// A port of a Service.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Port {
-    /// `carts.shop.svc`, whatever a request calls it.
-    pub(crate) host: Arc<str>,
     pub(crate) port: u16,
     spoken: Option<Spoken>,
-    /// Endpoints by the families of addresses of the Service, its first one first.
-    endpoints: [(Family, Arc<[SocketAddr]>); 2],
+    /// By the families of addresses, the first one of the Service first.
+    endpoints: [Endpoints; 2],
+}
+
+/// The endpoints of a port that are of one family.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Endpoints {
+    family: Family,
+    /// What they are known by from one message to the next, whatever a request calls the Service. No host is called so.
+    pub(crate) name: Arc<str>,
+    /// In ascending order.
+    pub(crate) addresses: Arc<[SocketAddr]>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,29 +75,32 @@ pub enum BadServices {
     /// It is more than anybody needs.
     #[error("more than {} Services or {} endpoints", MAX.0, MAX.1)]
     TooMany,
-    /// An address is none, a port is zero, or a name is missing.
-    #[error("a Service that can't be read")]
-    Malformed,
+    /// It says what is new since a message that was not taken, or never came.
+    #[error("a change of what is not known")]
+    Unfounded,
 }
 
 impl Services {
     /// What a message of a stream makes of the Services that the stream told before, for a pod of `namespace`. What `known` has and what
-    /// stayed the same in it is shared, so that those who follow it see no change.
+    /// stayed the same in it is shared, so that those who follow it see no change. What can't be used in it is left out and counted:
+    /// one wrong object must not keep from all sidecars what is told of others.
     pub fn after(before: Option<&Self>, message: v1::Services, namespace: &str, known: &Self) -> Result<Self, BadServices> {
         let mut all = match before {
             Some(before) if !message.whole => before.all.clone(),
             _ => BTreeMap::new(),
         };
+        let mut unusable = 0;
         for name in message.gone {
             all.remove(&ObjectRef::new(name.namespace, name.name));
         }
         for service in message.changed {
-            let (key, service) = Service::read(service)?;
+            let Some((key, service)) = Service::read(service, &mut unusable) else { continue };
             let same = known.all.get(&key).filter(|known| ***known == service);
             let service = same.cloned().unwrap_or_else(|| Arc::new(service));
             all.insert(key, service);
         }
         let services = Self::of(all, message.version, message.cluster_domain, namespace, message.left_out);
+        let services = Self { unusable, ..services };
         let fits = services.len() <= MAX.0 && services.endpoints() <= MAX.1;
         if fits { Ok(services) } else { Err(BadServices::TooMany) }
     }
@@ -152,16 +164,21 @@ impl Services {
         self.all.is_empty()
     }
 
+    /// How many Services, ports, addresses and endpoints of the last message can't be used.
+    pub fn unusable(&self) -> usize {
+        self.unusable
+    }
+
     /// How many endpoints they have.
     pub fn endpoints(&self) -> usize {
         let ports = self.all.values().flat_map(|service| &service.ports);
-        ports.flat_map(|port| &port.endpoints).map(|(_, endpoints)| endpoints.len()).sum()
+        ports.map(|port| port.count()).sum()
     }
 
     /// For people: each Service with its ports, and how many endpoints they have.
     pub(crate) fn describe(&self) -> Value {
         let port = |port: &Arc<Port>| {
-            let endpoints: usize = port.endpoints.iter().map(|(_, endpoints)| endpoints.len()).sum();
+            let endpoints = port.count();
             json!({"port": port.port, "speaks": port.spoken.map(|spoken| format!("{spoken:?}")), "endpoints": endpoints})
         };
         let one = |(key, service): (&ObjectRef, &Arc<Service>)| json!({"service": key.to_string(), "ports": service.ports.iter().map(port).collect::<Vec<_>>()});
@@ -170,38 +187,54 @@ impl Services {
 }
 
 impl Service {
-    fn read(service: v1::Service) -> Result<(ObjectRef, Self), BadServices> {
+    /// None without a name.
+    fn read(service: v1::Service, unusable: &mut usize) -> Option<(ObjectRef, Self)> {
         let name = service.name.filter(|name| !name.name.is_empty() && !name.namespace.is_empty());
-        let v1::ServiceName { namespace, name } = name.ok_or(BadServices::Malformed)?;
-        let host: Arc<str> = format!("{name}.{namespace}.svc").into();
-        let cluster_ips = service.cluster_ips.iter().map(ip).collect::<Result<Vec<_>, _>>()?;
+        let v1::ServiceName { namespace, name } = usable(name, unusable)?;
+        let cluster_ips: Vec<_> = service.cluster_ips.iter().filter_map(|octets| usable(ip(octets), unusable)).collect();
         let first = cluster_ips.first().map_or(Family::V4, Family::of);
-        let ports = service.ports.iter().map(|port| Port::read(&host, port, first).map(Arc::new));
-        Ok((ObjectRef::new(namespace, name), Self { cluster_ips, ports: ports.collect::<Result<_, _>>()? }))
+        let key = ObjectRef::new(namespace, name);
+        let ports = service.ports.iter().filter_map(|port| Port::read(&key, port, first, unusable).map(Arc::new)).collect();
+        Some((key, Self { cluster_ips, ports }))
     }
 }
 
+/// Counts what can't be used.
+fn usable<T>(read: Option<T>, unusable: &mut usize) -> Option<T> {
+    *unusable += usize::from(read.is_none());
+    read
+}
+
 impl Port {
-    fn read(host: &Arc<str>, port: &v1::ServicePort, first: Family) -> Result<Self, BadServices> {
+    /// None without a number.
+    fn read(service: &ObjectRef, port: &v1::ServicePort, first: Family, unusable: &mut usize) -> Option<Self> {
         let spoken = match port.spoken() {
             v1::Spoken::Unknown => None,
             v1::Spoken::ClientFirst => Some(Spoken::ClientFirst),
             v1::Spoken::ServerFirst => Some(Spoken::ServerFirst),
             v1::Spoken::H2c => Some(Spoken::H2c),
         };
-        let of = |family| endpoints(&port.endpoints, family).map(|endpoints| (family, endpoints));
-        let endpoints = [of(first)?, of(first.other())?];
-        Ok(Self { host: Arc::clone(host), port: number(port.port)?, spoken, endpoints })
+        let mut of = |family| Endpoints {
+            family,
+            name: format!("{service} {family:?}").into(),
+            addresses: addresses(&port.endpoints, family, unusable),
+        };
+        let endpoints = [of(first), of(first.other())];
+        Some(Self { port: usable(number(port.port), unusable)?, spoken, endpoints })
     }
 
     /// The endpoints for who asked for the Service by an address or by its name: of the same family. None if nobody is there.
-    pub(crate) fn endpoints(&self, asked: Option<SocketAddr>) -> Option<&Arc<[SocketAddr]>> {
+    pub(crate) fn endpoints(&self, asked: Option<SocketAddr>) -> Option<&Endpoints> {
         let mut families = self.endpoints.iter();
-        let family = match asked {
-            Some(address) => families.find(|(family, _)| *family == Family::of(&address.ip())),
-            None => families.find(|(_, endpoints)| !endpoints.is_empty()),
+        let endpoints = match asked {
+            Some(address) => families.find(|endpoints| endpoints.family == Family::of(&address.ip())),
+            None => families.find(|endpoints| !endpoints.addresses.is_empty()),
         };
-        family.map(|(_, endpoints)| endpoints).filter(|endpoints| !endpoints.is_empty())
+        endpoints.filter(|endpoints| !endpoints.addresses.is_empty())
+    }
+
+    fn count(&self) -> usize {
+        self.endpoints.iter().map(|endpoints| endpoints.addresses.len()).sum()
     }
 
     /// Who speaks first, if that is known.
@@ -228,37 +261,30 @@ impl Family {
     }
 }
 
-fn endpoints(told: &[v1::Endpoints], family: Family) -> Result<Arc<[SocketAddr]>, BadServices> {
-    let mut endpoints = Vec::new();
+fn addresses(told: &[v1::Endpoints], family: Family, unusable: &mut usize) -> Arc<[SocketAddr]> {
+    let mut addresses = Vec::new();
     for v1::Endpoints { port, v4, v6 } in told {
-        let port = number(*port)?;
         let (packed, length) = match family {
             Family::V4 => (v4, 4),
             Family::V6 => (v6, 16),
         };
-        if packed.len() % length != 0 {
-            return Err(BadServices::Malformed);
-        }
-        for octets in packed.chunks(length) {
-            endpoints.push(SocketAddr::new(ip_of(octets)?, port));
-        }
+        // If it ends in the middle of an address, nobody knows where the others begin.
+        let whole = number(*port).filter(|_| packed.len() % length == 0);
+        let Some(port) = (if packed.is_empty() { None } else { usable(whole, unusable) }) else { continue };
+        addresses.extend(packed.chunks(length).filter_map(ip).map(|ip| SocketAddr::new(ip, port)));
     }
-    endpoints.sort_unstable();
-    endpoints.dedup();
-    Ok(endpoints.into())
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.into()
 }
 
-fn number(port: u32) -> Result<u16, BadServices> {
-    u16::try_from(port).ok().filter(|port| *port != 0).ok_or(BadServices::Malformed)
+fn number(port: u32) -> Option<u16> {
+    u16::try_from(port).ok().filter(|port| *port != 0)
 }
 
-fn ip(octets: &Bytes) -> Result<IpAddr, BadServices> {
-    ip_of(octets)
-}
-
-fn ip_of(octets: &[u8]) -> Result<IpAddr, BadServices> {
+fn ip(octets: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).map_err(|_| BadServices::Malformed)
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
 }
 
 #[cfg(test)]

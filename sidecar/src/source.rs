@@ -29,6 +29,7 @@ pub struct Metrics {
     services: Gauge,
     endpoints: Gauge,
     told_of_services: Family<ResultLabels, Counter>,
+    unusable_of_services: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -71,11 +72,21 @@ impl Metrics {
             "Messages about Services, by what came of them",
             self.told_of_services.clone(),
         );
+        registry.register(
+            "fetchr_services_unusable",
+            "Services, ports, addresses and endpoints that an operator told of and that can't be used",
+            self.unusable_of_services.clone(),
+        );
     }
 
     /// Counts a message about Services.
     fn told_of_services(&self, result: &'static str) {
         self.told_of_services.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts what was left out of a message about Services.
+    fn unusable_of_services(&self, count: usize) {
+        self.unusable_of_services.inc_by(count as u64);
     }
 
     fn serves(&self, services: &Services) {

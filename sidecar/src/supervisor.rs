@@ -105,6 +105,7 @@ pub fn supervise(settings: Settings) -> io::Result<Role> {
         store: Store::default(),
         shrink: None,
         status: Status::default(),
+        silent: false,
         settings,
     };
     supervisor.run()
@@ -122,6 +123,8 @@ struct Supervisor {
     shrink: Option<Instant>,
     /// As it was last written.
     status: Status,
+    /// Whether it could not be written the last time, which was said.
+    silent: bool,
 }
 
 struct Worker {
@@ -317,10 +320,17 @@ impl Supervisor {
             refused: tally.refused,
             refusal: tally.refusal,
         };
-        if status != self.status {
-            // The worker says so if the folder can't be written.
-            let _ = StateDir::open(dir).and_then(|state| state.keep_supervisor(&status));
-            self.status = status;
+        if status == self.status {
+            return;
+        }
+        match StateDir::open(dir).and_then(|state| state.keep_supervisor(&status)) {
+            Ok(()) => (self.status, self.silent) = (status, false),
+            // It is tried again whenever something happens.
+            Err(error) if !self.silent => {
+                self.silent = true;
+                tracing::warn!(dir = %dir.display(), %error, "The supervisor's status can't be written.");
+            }
+            Err(_) => {}
         }
     }
 }

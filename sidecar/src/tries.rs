@@ -220,6 +220,7 @@ impl Tries<'_> {
         // What was told of a Service may be old, as after a day without an operator; its own address is as good as the node is.
         if of_service && unreached(&outcome) && self.has_time(call, Duration::ZERO) {
             self.count(&settings.label, "loadBalancing", "unreached", settings.mode);
+            drop(choice); // what follows is no load of that address
             return self.to(&call.key, call).await;
         }
         outcome
@@ -275,9 +276,9 @@ impl Tries<'_> {
             Endpoint::Address(address) => (services.at(*address)?, Some(*address)),
             Endpoint::Name(host, port) => (services.named(host, *port)?, None),
         };
-        let endpoints = Arc::clone(port.endpoints(asked)?);
-        let name = Key { endpoint: Endpoint::Name(Arc::clone(&port.host), port.port), ..upstream.clone() };
-        Some((name, Addresses::Told(endpoints)))
+        let endpoints = port.endpoints(asked)?;
+        let name = Key { endpoint: Endpoint::Name(Arc::clone(&endpoints.name), port.port), ..upstream.clone() };
+        Some((name, Addresses::Told(Arc::clone(&endpoints.addresses))))
     }
 
     /// The addresses that the upstream's name has.

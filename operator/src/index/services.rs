@@ -21,6 +21,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Whether clients may reach pods of their own node only.
     pub is_local: bool,
+    /// Whether each client is to stay with one pod.
+    pub is_sticky: bool,
 }
 
 /// A TCP port of a Service.
@@ -40,9 +42,9 @@ impl Service {
         !self.selector.is_empty() && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 
-    /// Whether requests to it can be spread: they go to an address that stands for its pods, all of which are as good.
+    /// Whether requests to it can be spread: they go to an address that stands for its pods, all of which are as good for any client.
     pub fn is_spreadable(&self) -> bool {
-        !self.cluster_ips.is_empty() && !self.is_local
+        !self.cluster_ips.is_empty() && !self.is_local && !self.is_sticky
     }
 }
 
@@ -50,7 +52,7 @@ impl ServicePort {
     fn read(port: v1::ServicePort) -> Option<Self> {
         let is_tcp = port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
         let spoken = Spoken::of_service_port(port.app_protocol.as_deref(), port.name.as_deref());
-        let number = u16::try_from(port.port).ok().filter(|_| is_tcp)?;
+        let number = u16::try_from(port.port).ok().filter(|number| is_tcp && *number != 0)?;
         Some(Self { name: port.name.unwrap_or_default(), port: number, spoken })
     }
 }
@@ -68,6 +70,7 @@ impl Indexed for Service {
             cluster_ips: spec.cluster_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect(),
             ports: spec.ports.into_iter().flatten().filter_map(ServicePort::read).collect(),
             is_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            is_sticky: spec.session_affinity.as_deref() == Some("ClientIP"),
         };
         Some((key, service))
     }

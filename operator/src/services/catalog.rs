@@ -1,7 +1,7 @@
 //! Makes the sets of all plans, and keeps what stayed the same.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -67,24 +67,27 @@ impl<'a> Making<'a> {
     fn set(&mut self, wanted: &Wanted, cluster_domain: &Arc<str>) -> Set {
         let mut set =
             Set { version: self.index.slices_seen().to_owned(), cluster_domain: Arc::clone(cluster_domain), ..Set::default() };
-        let mut chosen = BTreeMap::new();
+        // One may be left out with its endpoints, and come in with only what it speaks.
+        let (mut chosen, mut left_out) = (BTreeMap::new(), BTreeSet::new());
         for (key, service, is_spread) in candidates(self.index, wanted) {
             if chosen.contains_key(key) {
                 continue;
             }
             if chosen.len() >= MAX_SERVICES {
-                set.left_out += 1;
+                left_out.insert(key);
                 continue;
             }
             let told = self.tell(key, service, is_spread);
             let endpoints = count(&told);
             if set.endpoints + endpoints > MAX_ENDPOINTS {
-                set.left_out += 1;
+                left_out.insert(key);
                 continue;
             }
             set.endpoints += endpoints;
+            left_out.remove(key);
             chosen.insert(key.clone(), told);
         }
+        set.left_out = left_out.len();
         set.services = chosen.into_iter().collect();
         set
     }

@@ -188,26 +188,29 @@ fn ports_are_those_that_the_slices_have_for_the_name() {
         &spec(&json!([
             {"name": "http", "port": 80, "targetPort": "web"},
             {"name": "admin", "port": 81},
+            {"name": "none", "port": 82},
+            {"name": "nowhere", "port": 0},
             {"name": "dns", "port": 53, "protocol": "UDP"},
         ])),
     );
-    let ports =
-        |web: u16| json!([{"name": "http", "port": web}, {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "admin"}]);
+    let (udp, none) = (json!({"name": "dns", "port": 53, "protocol": "UDP"}), json!({"name": "none", "port": 0}));
+    let ports = |web: u16| json!([{"name": "http", "port": web}, udp, {"name": "admin"}, none]);
     cluster.slice("carts-1", "carts", &ports(8080), &[("10.0.0.1", ready())], 2);
     cluster.slice("carts-2", "carts", &ports(9090), &[("10.0.0.2", ready()), ("fd00::2", ready())], 3);
     cluster.slice("carts-3", "carts", &ports(8080), &[("10.0.0.1", ready())], 4);
     cluster.slice("cards-1", "cards", &ports(8080), &[("10.0.0.3", ready())], 5);
     let web = ["10.0.0.1:8080", "10.0.0.2:9090", "fd00::2:9090"].map(str::to_owned);
-    assert_eq!(cluster.endpoints(), [(80, web.to_vec()), (81, Vec::new())]);
+    assert_eq!(cluster.endpoints(), [(80, web.to_vec()), (81, Vec::new()), (82, Vec::new())]);
 }
 
 #[test]
-fn headless_services_and_those_of_one_node_are_left_to_dns_and_the_node() {
+fn headless_sticky_and_local_services_are_left_to_dns_and_the_node() {
     let mut cluster = Cluster::new();
     cluster.service("headless", &json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"port": 80}]}));
     let local =
         json!({"clusterIPs": ["10.96.0.8"], "internalTrafficPolicy": "Local", "ports": [{"port": 80, "appProtocol": "tcp"}]});
     cluster.service("local", &local);
+    cluster.service("sticky", &json!({"clusterIPs": ["10.96.0.9"], "sessionAffinity": "ClientIP", "ports": [{"port": 81}]}));
     cluster.service("other", &json!({"type": "ExternalName", "externalName": "example.org"}));
     let all = Wanted { all: true, ..Wanted::default() };
     assert!(cluster.set(&all).services.is_empty());
@@ -249,6 +252,9 @@ fn too_many_services_and_endpoints_are_left_out_and_counted_but_named_ones_come_
         let endpoints: Vec<_> = ips.iter().map(|ip| (ip.as_str(), ready())).collect();
         cluster.slice(&format!("{name}-1"), name, &http(), &endpoints, 2);
     }
+    let everything = Wanted { services: [key("shop", "middle")].into(), all: true, ..Wanted::default() };
+    let twice = cluster.set(&Wanted { namespaces: ["shop".to_owned()].into(), ..everything });
+    assert_eq!((twice.services.len(), twice.left_out), (2, 1), "one that is asked for twice is left out once");
     let set = cluster.set(&Wanted { all: true, ..Wanted::default() });
     let names: Vec<_> = set.services.iter().map(|(key, _)| key.name.as_str()).collect();
     assert_eq!((names, set.left_out, set.endpoints), (vec!["big", "small"], 1, MAX_ENDPOINTS));

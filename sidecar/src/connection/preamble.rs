@@ -1,6 +1,10 @@
 //! What comes before HTTP on the connections of a listener: the header of a load balancer, and TLS.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use http::HeaderValue;
@@ -22,8 +26,8 @@ pub(crate) struct Preamble {
     pub(crate) proxy_protocol: bool,
     /// TLS with the clients.
     pub(crate) tls: Option<Arc<Terminator>>,
-    /// What answers say of HTTP/3.
-    pub(crate) alternative: Option<HeaderValue>,
+    /// What answers say of HTTP/3, from when it is spoken.
+    pub(crate) alternative: Option<Arc<OnceLock<HeaderValue>>>,
 }
 
 /// Reads the header of the PROXY protocol: who the client is, if that says so. What follows it is left in `ahead`. The error is the

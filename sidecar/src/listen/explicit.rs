@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use arc_swap::ArcSwap;
@@ -16,7 +16,7 @@ use crds::{
 };
 use http::HeaderValue;
 use rustls::ServerConfig;
-use tokio::task::JoinHandle;
+use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{Acceptor, Listening, Mode, quic::Quic};
 use crate::{
@@ -35,6 +35,7 @@ pub(crate) struct Explicit {
     open: Vec<OpenListener>,
     /// Files that were read, also in vain.
     files: BTreeSet<PathBuf>,
+    ended: Arc<Notify>,
 }
 
 struct OpenListener {
@@ -43,6 +44,8 @@ struct OpenListener {
     target: Target,
     tls: Option<Tls>,
     quic: Option<Quic>,
+    /// What answers say of HTTP/3, from when it is spoken.
+    alternative: Arc<OnceLock<HeaderValue>>,
     /// The files of its certificates as they are in force.
     read: Read,
     task: JoinHandle<()>,
@@ -106,9 +109,22 @@ pub(crate) enum ListenError {
         /// What the system said.
         source: io::Error,
     },
+    /// The system refused only the socket of QUIC, which may be in the hands of connections from before.
+    #[error("could not listen on {address} over UDP; the listener serves without HTTP/3")]
+    Quic {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 impl ListenError {
+    /// Whether something is not served at all.
+    pub(crate) fn is_loss(&self) -> bool {
+        !matches!(self, Self::Quic { .. })
+    }
+
     /// Whether it may go well later, although no document changes.
     pub(crate) fn may_pass(&self) -> bool {
         !matches!(self, Self::Spec { .. })
@@ -139,13 +155,17 @@ struct Built {
 
 impl Explicit {
     pub(crate) fn new(acceptor: Acceptor, sockets: Sockets, secrets: Secrets) -> Self {
-        Self { acceptor, sockets, secrets, open: Vec::new(), files: BTreeSet::new() }
+        Self { acceptor, sockets, secrets, open: Vec::new(), files: BTreeSet::new(), ended: Arc::default() }
     }
 
     /// Stops the listeners that are not among `specs`. When the tasks have ended, their sockets are spare.
     pub(crate) fn close_others(&mut self, specs: &[ListenerSpec]) -> Vec<JoinHandle<()>> {
-        let gone = self.open.extract_if(.., |open| !specs.iter().any(|spec| open.continues_as(spec)));
         let pod = &self.acceptor.pod;
+        let gone = self.open.extract_if(.., |open| {
+            // One that somebody else has closed is opened again.
+            let is_dead = open.task.is_finished() && pod.drain.accepts(open.spec.direction);
+            is_dead || !specs.iter().any(|spec| open.continues_as(spec))
+        });
         gone.map(|open| {
             open.task.abort();
             pod.own.remove(&open.address);
@@ -186,6 +206,11 @@ impl Explicit {
         self.files.iter().cloned().collect()
     }
 
+    /// Told when a listener has ended that was not stopped here.
+    pub(crate) fn ended(&self) -> Arc<Notify> {
+        Arc::clone(&self.ended)
+    }
+
     /// Addresses that are listened on, by name.
     pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr)> {
         self.open.iter().map(|open| (open.spec.name.clone(), open.address)).collect()
@@ -196,8 +221,12 @@ impl Explicit {
         let built = self.build(spec, at);
         let Some(open) = at.map(|at| &mut self.open[at]) else { return self.open_new(spec, built?) };
         let metrics = &self.acceptor.pod.tls;
+        let quic = match &built {
+            Ok(Built { tls: Some((config, ..)), .. }) => open.speak_http3(&self.acceptor, config),
+            _ => Ok(()),
+        };
         match built {
-            Ok(built) if open.spec == *spec && open.read == built.read => Ok(()),
+            Ok(built) if open.spec == *spec && open.read == built.read => quic,
             Ok(built) => {
                 if !built.read.paths.is_empty() {
                     tracing::info!(listener = spec.name, "Its certificates are in force.");
@@ -217,7 +246,7 @@ impl Explicit {
                     (tls.leaves, tls.tickets) = (leaves, tickets);
                 }
                 (open.spec, open.read) = (spec.clone(), built.read);
-                Ok(())
+                quic
             }
             Err(error) => {
                 metrics.reloaded(false);
@@ -247,24 +276,28 @@ impl Explicit {
         };
         let mode = target.mode();
         let proxy_protocol = spec.proxy_protocol == ProxyProtocol::Required;
-        let mut preamble =
-            Preamble { proxy_protocol, tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)), alternative: None };
+        let alternative = Arc::default();
+        let preamble = Preamble {
+            proxy_protocol,
+            tls: tls.as_ref().map(|tls| Arc::clone(&tls.terminator)),
+            alternative: quic_config.as_ref().map(|_| Arc::clone(&alternative)),
+        };
         let refused = |source| ListenError::Bind { address: wanted, source };
         let socket = self.sockets.open(Role::Listener, wanted).map_err(refused)?;
         let address = socket.address().map_err(refused)?;
-        let quic =
-            quic_config.map(|config| Quic::open(&self.acceptor, address, spec.direction, mode.clone(), &config)).transpose();
-        let quic = quic.map_err(refused)?;
-        if quic.is_some() {
-            preamble.alternative = HeaderValue::try_from(format!("h3=\":{}\"; ma=86400", address.port())).ok();
-        }
         let listening = Listening::explicit(socket, spec.direction, mode, preamble);
         pod.own.add(address);
         tracing::info!(listener = spec.name, %address, tls = tls.is_some(), "Listening.");
-        let task = tokio::spawn(self.acceptor.clone().accept(listening));
-        let open = OpenListener { spec: spec.clone(), address, target, tls, quic, read: built.read, task };
+        let (accepting, ended) = (self.acceptor.clone().accept(listening), self.ended());
+        let task = tokio::spawn(async move {
+            accepting.await;
+            ended.notify_one();
+        });
+        let (spec, read) = (spec.clone(), built.read);
+        let mut open = OpenListener { spec, address, target, tls, quic: None, alternative, read, task };
+        let quic = quic_config.map_or(Ok(()), |config| open.speak_http3(&self.acceptor, &config));
         self.open.push(open);
-        Ok(())
+        quic
     }
 
     /// Reads what a listener needs. `at` is where it is open already.
@@ -316,6 +349,21 @@ fn tls(
 }
 
 impl OpenListener {
+    /// Opens the socket of QUIC, if one is wanted and there is none.
+    fn speak_http3(&mut self, acceptor: &Acceptor, config: &ServerConfig) -> Result<(), ListenError> {
+        if self.spec.http3 != Http3::Enabled || self.quic.is_some() {
+            return Ok(());
+        }
+        let (address, mode) = (self.address, self.target.mode());
+        let quic = Quic::open(acceptor, address, self.spec.direction, mode, config);
+        self.quic = Some(quic.map_err(|source| ListenError::Quic { address, source })?);
+        let alternative = HeaderValue::try_from(format!("h3=\":{}\"; ma=86400", address.port()));
+        // It is set once: a listener without HTTP/3 is another one.
+        alternative.into_iter().for_each(|alternative| drop(self.alternative.set(alternative)));
+        tracing::info!(listener = self.spec.name, %address, "HTTP/3 is spoken.");
+        Ok(())
+    }
+
     fn continues_as(&self, spec: &ListenerSpec) -> bool {
         let place = |spec: &ListenerSpec| {
             let kind = (spec.direction, spec.upstream.is_some(), spec.tls.is_some(), spec.proxy_protocol, spec.http3);

@@ -17,8 +17,9 @@ use tokio::task::JoinHandle;
 use super::{Acceptor, Mode};
 use crate::{
     connection::{Arrival, Preamble},
-    drain::Phase,
     h3::MAX_STREAMS,
+    pressure::Step,
+    reply::NoRoom,
     worker,
 };
 
@@ -113,14 +114,15 @@ fn server_config(tls: &rustls::ServerConfig) -> io::Result<ServerConfig> {
     Ok(config)
 }
 
-/// Hands connections to the workers until the drain closes the direction.
+/// Hands connections to the workers until no more of the direction are accepted.
 async fn accept(acceptor: Acceptor, endpoint: Endpoint, direction: Direction, mode: Mode) {
-    let closing = acceptor.pod.drain.clone();
-    let closing = closing.reached(match direction {
-        Direction::Inbound => Phase::Closing,
-        Direction::Outbound => Phase::Stopping,
-    });
+    let drain = acceptor.pod.drain.clone();
+    let closing = drain.accepts_no_more(direction);
     tokio::pin!(closing);
+    let turn_away = |incoming: quinn::Incoming, why: NoRoom| {
+        acceptor.pod.metrics.drop_counted(direction, why.reason());
+        incoming.refuse();
+    };
     let shaking = Arc::new(());
     loop {
         let incoming = tokio::select! {
@@ -129,9 +131,12 @@ async fn accept(acceptor: Acceptor, endpoint: Endpoint, direction: Direction, mo
             Some(incoming) = endpoint.accept() => incoming,
             else => break,
         };
+        if acceptor.pod.pressure.is(Step::Refuse) {
+            turn_away(incoming, NoRoom::Memory);
+            continue;
+        }
         let Some(counted) = acceptor.cap.enter(direction) else {
-            acceptor.pod.metrics.drop_counted(direction, "connection_limit");
-            incoming.refuse();
+            turn_away(incoming, NoRoom::Connections);
             continue;
         };
         if Arc::strong_count(&shaking) > UNSURE && !incoming.remote_address_validated() && incoming.may_retry() {

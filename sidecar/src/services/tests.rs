@@ -1,3 +1,5 @@
+use bytes::Bytes;
+
 use super::*;
 
 /// A Service of `shop` with one port and endpoints there, `10.0.0.N` and `fd00::N`.
@@ -37,7 +39,7 @@ fn told(changed: Vec<v1::Service>) -> Services {
 
 fn seen(port: Option<&Arc<Port>>, asked: Option<&str>) -> Vec<String> {
     let endpoints = port.and_then(|port| port.endpoints(asked.map(|asked| asked.parse().unwrap())));
-    endpoints.into_iter().flat_map(|endpoints| endpoints.iter().map(ToString::to_string)).collect()
+    endpoints.into_iter().flat_map(|endpoints| endpoints.addresses.iter().map(ToString::to_string)).collect()
 }
 
 #[test]
@@ -47,6 +49,8 @@ fn service_is_found_by_its_addresses_and_by_each_spelling_of_its_name() {
     let at = |address: &str| services.at(address.parse().unwrap());
     assert_eq!(seen(at("10.96.0.7:80"), Some("10.96.0.7:80")), v4);
     assert_eq!(seen(at("[fd96::7]:80"), Some("[fd96::7]:80")), v6, "of the same family");
+    let name = |asked: &str| Arc::clone(&at(asked).unwrap().endpoints(Some(asked.parse().unwrap())).unwrap().name);
+    assert_ne!(name("10.96.0.7:80"), name("[fd96::7]:80"), "what is known of one family is not forgotten for the other");
     assert!(at("10.96.0.7:81").is_none() && at("10.0.0.1:8080").is_none());
     for host in ["carts", "carts.shop", "carts.shop.svc", "carts.shop.svc.cluster.local"] {
         assert_eq!(seen(services.named(host, 80), None), v4, "{host}: the family of the Service's first address");
@@ -70,7 +74,8 @@ fn message_changes_what_it_names_and_leaves_the_rest() {
     let changed =
         vec![service("b", &["10.96.0.2"], v1::Spoken::Unknown, &[4]), service("a", &["10.96.0.1"], v1::Spoken::Unknown, &[1])];
     let second = Services::after(Some(&first), message(false, changed, &["c"]), "shop", &first).unwrap();
-    let endpoints = |services: &Services, name: &str| services.named(name, 80)?.endpoints(None).cloned();
+    let endpoints =
+        |services: &Services, name: &str| services.named(name, 80)?.endpoints(None).map(|of| Arc::clone(&of.addresses));
     assert!(Arc::ptr_eq(&endpoints(&first, "a").unwrap(), &endpoints(&second, "a").unwrap()), "followers see no change");
     assert_eq!(seen(second.named("b", 80), None), ["10.0.0.4:8080"]);
     assert!(second.named("c", 80).is_none());
@@ -90,23 +95,33 @@ fn service_without_endpoints_has_nobody_to_choose() {
 }
 
 #[test]
-fn what_cannot_be_read_is_refused_whole() {
+fn what_cannot_be_used_is_left_out_and_counted_and_the_rest_is_taken() {
     type Spoil = fn(&mut v1::Service);
-    let good = || service("carts", &["10.96.0.7"], v1::Spoken::Unknown, &[1]);
-    let cases: [(&str, Spoil); 6] = [
-        ("no name", |service| service.name = None),
-        ("an empty name", |service| service.name.as_mut().unwrap().name.clear()),
-        ("half an address", |service| service.cluster_ips[0] = Bytes::from_static(b"123")),
-        ("half an endpoint", |service| service.ports[0].endpoints[0].v4 = Bytes::from_static(b"12345")),
-        ("port 0", |service| service.ports[0].port = 0),
-        ("a port beyond all", |service| service.ports[0].endpoints[0].port = 65_536),
+    let (v4, v6) = (["10.0.0.1:8080"], ["[fd00::1]:8080"]);
+    let good = || service("carts", &["10.96.0.7", "fd96::7"], v1::Spoken::Unknown, &[1]);
+    let cases: [(&str, usize, &[&str], Spoil); 8] = [
+        ("no name", 1, &[], |service| service.name = None),
+        ("an empty name", 1, &[], |service| service.name.as_mut().unwrap().name.clear()),
+        ("half an address", 1, &v4, |service| service.cluster_ips[1] = Bytes::from_static(b"123")),
+        ("half an endpoint", 1, &v6, |service| service.ports[0].endpoints[0].v4 = Bytes::from_static(b"12345")),
+        ("port 0", 1, &[], |service| service.ports[0].port = 0),
+        ("endpoints at port 0", 2, &[], |service| service.ports[0].endpoints[0].port = 0),
+        ("a port beyond all", 2, &[], |service| service.ports[0].endpoints[0].port = 65_536),
+        ("a second port 0", 2, &v4, |service| {
+            let nowhere = v1::Endpoints { port: 0, ..service.ports[0].endpoints[0].clone() };
+            service.ports[0].endpoints.push(nowhere);
+        }),
     ];
-    for (what, spoil) in cases {
+    for (what, unusable, left, spoil) in cases {
         let mut bad = good();
         spoil(&mut bad);
-        let read = Services::after(None, message(true, vec![good(), bad], &[]), "shop", &Services::default());
-        assert_eq!(read.unwrap_err(), BadServices::Malformed, "{what}");
+        let services = told(vec![bad, service("cards", &["10.96.0.8"], v1::Spoken::Unknown, &[2])]);
+        assert_eq!(services.unusable(), unusable, "{what}");
+        assert_eq!(seen(services.named("carts", 80), None), left, "{what}");
+        assert_eq!(seen(services.named("cards", 80), None), ["10.0.0.2:8080"], "{what}");
     }
+    let next = Services::after(Some(&told(vec![good()])), message(false, Vec::new(), &[]), "shop", &Services::default());
+    assert_eq!(next.unwrap().unusable(), 0, "it is that of the message");
     let mut unknown = good();
     unknown.ports[0].spoken = 99;
     assert!(told(vec![unknown]).named("carts", 80).unwrap().speaker().is_none(), "a word of a later version");

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -86,16 +86,21 @@ impl StateDir {
         Ok(Self { path })
     }
 
-    /// Where the folder of a standalone proxy is by default: in the user's runtime folder, else in the one for temporary files.
-    pub fn standalone_default(env: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-        match env("XDG_RUNTIME_DIR").filter(|folder| Path::new(folder).is_absolute()) {
-            Some(folder) => PathBuf::from(folder).join("fetchr"),
-            None => {
-                // SAFETY: `geteuid` takes nothing and can't fail.
-                let user = unsafe { libc::geteuid() };
-                std::env::temp_dir().join(format!("fetchr-{user}"))
-            }
+    /// The same where other users are, who could have made it before. Root may do all things anyway.
+    pub fn open_own(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let state = Self::open(path)?;
+        // SAFETY: `geteuid` takes nothing and can't fail.
+        let user = unsafe { libc::geteuid() };
+        if state.is_of_another(user)? {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
         }
+        Ok(state)
+    }
+
+    /// Whether the folder, or the link that stands for it, belongs to somebody else than root and this user.
+    fn is_of_another(&self, user: u32) -> io::Result<bool> {
+        let owners = [fs::symlink_metadata(&self.path)?.uid(), fs::metadata(&self.path)?.uid()];
+        Ok(owners.iter().any(|owner| ![0, user].contains(owner)))
     }
 
     /// The folder.
@@ -199,7 +204,7 @@ pub(super) fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
+    use std::os::unix::fs::{chown, lchown, symlink};
 
     use super::*;
 
@@ -245,5 +250,24 @@ mod tests {
         assert_ne!(state.same_admin_token().unwrap(), "torn");
         assert_eq!(fs::metadata(state.path().join(ADMIN_TOKEN)).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(state.path()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn folder_or_link_of_another_user_is_not_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, link) = (StateDir::open_own(folder.path().join("state")).unwrap(), folder.path().join("link"));
+        symlink(state.path(), &link).unwrap();
+        let linked = StateDir::open_own(&link).unwrap();
+        let us = fs::metadata(folder.path()).unwrap().uid();
+        assert!(!state.is_of_another(us).unwrap() && !linked.is_of_another(us).unwrap());
+        if us != 0 {
+            assert!(state.is_of_another(us + 1).unwrap());
+            return; // only root can give away what is its own
+        }
+        lchown(&link, Some(4711), None).unwrap();
+        assert_eq!(StateDir::open_own(&link).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        chown(state.path(), Some(4711), None).unwrap();
+        assert_eq!(StateDir::open_own(state.path()).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert!(!state.is_of_another(4711).unwrap());
     }
 }

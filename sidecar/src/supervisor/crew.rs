@@ -214,12 +214,15 @@ impl Crew {
 
     /// A signal says that the program on disk is to take over.
     pub(super) fn upgrade(&mut self, now: Instant) -> Vec<Action> {
-        let refusal = match (&self.ending, &self.candidate) {
-            (Some(_), _) => Some("the proxy is ending"),
-            (None, Some(_)) => Some("an upgrade is under way"),
-            _ if self.retired.len() >= MOST_RETIRED => Some("workers of earlier upgrades still finish their connections"),
-            _ if !self.served => Some("no worker has served yet"),
-            _ => None,
+        if self.candidate.is_some() {
+            tracing::info!("An upgrade is under way already.");
+            return Vec::new(); // what comes of it is the answer to both
+        }
+        let refusal = match &self.ending {
+            Some(_) => Some("the proxy is ending"),
+            None if self.retired.len() >= MOST_RETIRED => Some("workers of earlier upgrades still finish their connections"),
+            None if !self.served => Some("no worker has served yet"),
+            None => None,
         };
         if let Some(refusal) = refusal {
             self.refuse(refusal.to_owned());

@@ -239,7 +239,16 @@ mod tests {
 
     #[test]
     fn start_time_tells_processes_apart() {
-        assert!(start_time(std::process::id()).is_some());
+        let child = || Command::new("sleep").arg("60").spawn().unwrap();
+        let mut earlier = child();
+        std::thread::sleep(Duration::from_millis(50)); // ticks are of 10 ms
+        let mut later = child();
+        let times = [std::process::id(), earlier.id(), later.id()].map(start_time);
+        for child in [&mut earlier, &mut later] {
+            child.kill().and_then(|()| child.wait()).unwrap();
+        }
+        assert!(times[0].is_some() && times[0] <= times[1] && times[1] < times[2], "{times:?}");
+        assert_eq!(start_time(later.id()), None);
         assert_eq!(start_time(u32::MAX), None);
     }
 

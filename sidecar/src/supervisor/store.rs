@@ -4,8 +4,8 @@ use std::{net::TcpListener, os::fd::OwnedFd};
 
 use socket2::{SockRef, Socket};
 
-/// Sockets at most; a FetchrProxy names far fewer.
-const MOST: usize = 512;
+/// Sockets at most; a FetchrProxy names fewer.
+const MOST: usize = 64;
 
 /// Sockets by label.
 #[derive(Debug, Default)]
@@ -74,6 +74,16 @@ mod tests {
         let again = TcpListener::bind(address).unwrap();
         TcpStream::connect(address).unwrap();
         drop((again, other));
+    }
+
+    #[test]
+    fn sockets_beyond_the_most_are_not_held_and_those_that_are_may_be_replaced() {
+        let (mut store, socket) = (Store::default(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let another = || OwnedFd::from(socket.try_clone().unwrap());
+        (0..=MOST).for_each(|n| store.keep(n.to_string(), another(), 1));
+        assert_eq!(store.all().len(), MOST);
+        store.keep("0".into(), another(), 2);
+        assert_eq!((store.all().len(), store.all().last().unwrap().label.as_str()), (MOST, "0"));
     }
 
     #[test]

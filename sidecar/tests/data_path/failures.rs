@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::fd::BorrowedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use crds::policy::Direction;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -19,7 +20,7 @@ use tokio::{
 
 use crate::{
     frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, Peer, get, request},
-    support::{Bystander, Client, Counted, LONG, Origin, Proxy, eventually, ms, nobody, read_head},
+    support::{Bystander, Client, Counted, LONG, Origin, Proxy, eventually, ms, nobody, read_head, until},
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -37,6 +38,33 @@ async fn absent_upstream_is_502_with_the_reason() {
     assert_eq!(client.response().await.status, 502, "the client's connection stays");
     let reason = "fetchr_errors_total{direction=\"inbound\",reason=\"connection_refused\"}";
     eventually("the count", || proxy.metric(reason) == 2.0).await;
+}
+
+#[tokio::test]
+async fn listener_that_somebody_else_has_closed_is_opened_again() {
+    let (origin, address) = (Origin::echo_head().await, nobody().await);
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |settings| {
+        settings.interception.listeners[0].port = address.port().into();
+    });
+    assert_eq!(proxy.ask(GET).await.status, 200);
+    let closed = (0..4096).filter(|fd| {
+        // SAFETY: it is only asked and shut down; what is no descriptor, or none of a socket, is an error.
+        let socket = unsafe { BorrowedFd::borrow_raw(*fd) };
+        let socket = SockRef::from(&socket);
+        let is_it = socket.is_listener().unwrap_or(false)
+            && socket.local_addr().is_ok_and(|local| local.as_socket() == Some(proxy.address));
+        is_it && socket.shutdown(std::net::Shutdown::Both).is_ok()
+    });
+    assert_eq!(closed.count(), 1);
+    until("it", async || match TcpStream::connect(proxy.address).await {
+        Ok(stream) => {
+            let mut client = Client(stream);
+            client.send(GET).await;
+            client.response().await.status == 200
+        }
+        Err(_) => false,
+    })
+    .await;
 }
 
 #[tokio::test]

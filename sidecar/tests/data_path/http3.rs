@@ -4,6 +4,7 @@ use std::{future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use crds::{
+    policy::Direction,
     proxy::{FetchrProxySpec, Http3, ListenerTls},
     scalar::Size,
 };
@@ -15,7 +16,7 @@ use tokio::{io::AsyncWriteExt as _, time::timeout};
 
 use crate::{
     pki::{Pki, connect, listener_tls},
-    support::{LONG, Origin, Proxy, eventually, field, ms, read_chunks, read_head, read_response},
+    support::{LONG, Origin, Proxy, eventually, field, ms, nobody, read_chunks, read_head, read_response, until},
 };
 
 /// Bytes of a frame that the clients here keep.
@@ -138,6 +139,44 @@ async fn others_are_told_where_http3_is() {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let answer = read_response(&mut stream, true).await;
     assert_eq!(answer.field("alt-svc"), format!("h3=\":{}\"; ma=86400", proxy.address.port()));
+}
+
+#[tokio::test]
+async fn listener_whose_udp_port_is_taken_serves_without_http3_until_it_is_free() {
+    let (pki, address) = (Pki::new(), nobody().await);
+    let taken = std::net::UdpSocket::bind(address).unwrap();
+    let tls = listener_tls(vec![pki.issue("shop", &["shop.example"])]);
+    let proxy = Proxy::with(&format!("http://{}", Origin::echo_head().await.address), |settings| {
+        let listener = &mut settings.interception.listeners[0];
+        (listener.port, listener.tls, listener.http3) = (address.port().into(), Some(tls), Http3::Enabled);
+    });
+    let alternative = async || {
+        let mut stream = connect(proxy.address, &Arc::new(pki.client(&[])), "shop.example").await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let answer = read_response(&mut stream, true).await;
+        assert_eq!(answer.status, 200);
+        answer.head.to_ascii_lowercase().contains("alt-svc")
+    };
+    assert!(!alternative().await, "nobody is sent where nobody listens");
+    drop(taken);
+    until("HTTP/3", alternative).await;
+    let mut sender = client(&proxy, &pki).await;
+    assert_eq!(ask(&mut sender, request(Method::GET, "/")).await.status, 200);
+}
+
+#[tokio::test]
+async fn who_leaves_to_another_process_accepts_no_connection() {
+    let pki = Pki::new();
+    let proxy = proxy(Origin::echo_head().await.address, &pki);
+    let mut sender = client(&proxy, &pki).await;
+    assert_eq!(ask(&mut sender, request(Method::GET, "/")).await.status, 200);
+    let drain = proxy.drain.clone();
+    let leaves = tokio::spawn(async move { drain.leave(LONG, LONG).await });
+    proxy.drain.accepts_no_more(Direction::Inbound).await;
+    let late = timeout(Duration::from_millis(500), quic(&proxy, &pki)).await;
+    assert!(!matches!(late, Ok(Ok(_))), "the other process would have taken it");
+    drop(sender);
+    assert_eq!(leaves.await.unwrap(), 0);
 }
 
 #[tokio::test]

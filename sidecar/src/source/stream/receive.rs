@@ -150,7 +150,7 @@ impl Receiver {
         }
     }
 
-    /// A stream tells what is new behind Services.
+    /// A stream tells what is new behind Services. One that is not understood ends, so that the operator begins again with all of them.
     fn services(&mut self, stream: StreamId, message: v1::Services) {
         let offered = self.services.offer(stream, message, &self.shared.services(), now());
         self.metrics.told_of_services(match &offered {
@@ -158,6 +158,7 @@ impl Receiver {
             Ok(None) => "behind",
             Err(error) => {
                 tracing::warn!(stream, %error, "What an operator told of Services can't be used; what was told before stays.");
+                self.streams.remove(&stream); // without its sender it ends
                 "refused"
             }
         });
@@ -167,7 +168,11 @@ impl Receiver {
     fn follow(&mut self, taken: Option<(StreamId, Arc<Services>)>) {
         let Some((stream, services)) = taken else { return };
         self.metrics.serves(&services);
-        let version = services.version().to_owned();
+        let (version, unusable) = (services.version().to_owned(), services.unusable());
+        if unusable > 0 {
+            self.metrics.unusable_of_services(unusable);
+            tracing::warn!(stream, unusable, "Parts of what an operator told of Services can't be used and are left out.");
+        }
         tracing::debug!(
             version,
             services = services.len(),

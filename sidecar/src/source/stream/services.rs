@@ -17,7 +17,7 @@ const KIND: &str = "endpointslices";
 /// if all offer only what is older, for the cluster itself went back, the best of them is believed.
 pub(super) struct Offers {
     namespace: String,
-    /// What each stream has told; nothing of one that told what can't be read, for what follows builds on that.
+    /// What each stream has told; nothing of one that told too much, for what follows builds on that.
     told: HashMap<StreamId, Option<Arc<Services>>>,
     order: Order<Arc<Services>>,
     offers: u64,
@@ -41,7 +41,7 @@ impl Offers {
         now: Instant,
     ) -> Result<Option<Taken>, BadServices> {
         let before = self.told.insert(stream, None);
-        let before = if message.whole { None } else { Some(before.flatten().ok_or(BadServices::Malformed)?) };
+        let before = if message.whole { None } else { Some(before.flatten().ok_or(BadServices::Unfounded)?) };
         let position = position(&message.version);
         let services = Arc::new(Services::after(before.as_deref(), message, &self.namespace, in_force)?);
         self.told.insert(stream, Some(Arc::clone(&services)));

@@ -286,7 +286,7 @@ async fn services_are_taken_without_a_plan_acknowledged_and_kept_when_the_stream
     let endpoint = || {
         let services = sidecar.shared.services();
         let port = services.named("carts", 80)?;
-        port.endpoints(None).map(|endpoints| endpoints[0].to_string())
+        port.endpoints(None).map(|endpoints| endpoints.addresses[0].to_string())
     };
     assert_eq!(endpoint(), None);
     for (version, whole) in [(5, true), (7, false)] {
@@ -303,6 +303,35 @@ async fn services_are_taken_without_a_plan_acknowledged_and_kept_when_the_stream
     link.send(carts(8, false, 8)).await;
     assert_eq!(acked(&mut link).await, "8", "what is older is not taken");
     assert_eq!(endpoint().as_deref(), Some("10.0.0.8:8080"));
+    sidecar.end().await;
+}
+
+#[tokio::test]
+async fn stream_whose_services_are_refused_ends_and_the_next_one_begins_with_all_of_them() {
+    let authority = Authority::new();
+    let mut operator = Operator::start(&authority).await;
+    let sidecar = Sidecar::new(operator.port, &authority.pem).start();
+    let acked =
+        async |link: &mut Link| link.until(|up| if let Up::ServicesAck(ack) = up { Some(ack.version) } else { None }).await;
+    let mut link = operator.link().await;
+    link.send(carts(5, true, 5)).await;
+    assert_eq!(acked(&mut link).await, "5");
+    let Down::Services(mut endless) = carts(6, false, 6) else { unreachable!() };
+    endless.changed[0].ports[0].endpoints[0].v4 = (0..=65_536_u32).flat_map(u32::to_be_bytes).collect::<Vec<u8>>().into();
+    link.send(Down::Services(endless)).await;
+    // What builds on it is refused, too, for nobody knows what it builds on.
+    link.send(carts(7, false, 7)).await;
+    let ends = async {
+        while let Ok(Some(up)) = link.up.message().await {
+            assert!(!matches!(up.message, Some(Up::ServicesAck(_))), "{up:?}");
+        }
+    };
+    timeout(WAIT, ends).await.expect("the stream ends");
+    assert_eq!(sidecar.shared.services().version(), "5", "what was told before stays");
+    drop(link);
+    let mut link = operator.link().await;
+    link.send(carts(8, true, 8)).await;
+    assert_eq!(acked(&mut link).await, "8");
     sidecar.end().await;
 }
 

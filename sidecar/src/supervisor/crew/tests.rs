@@ -132,9 +132,20 @@ fn one_upgrade_at_a_time_and_none_at_the_end() {
     let mut crew = serving(now);
     crew.upgrade(now);
     assert_eq!(crew.upgrade(now), []);
+    assert_eq!(crew.tally().refused, 0, "the first one is under way, and answers both");
     assert_eq!(crew.end(false, now), [Action::Kill(2), Action::Tell(1, Order::End { interrupted: false })]);
     assert_eq!(crew.upgrade(now), []);
-    assert_eq!(crew.tally().refused, 2);
+    assert_eq!(crew.tally().refused, 1);
+}
+
+#[test]
+fn two_upgrades_that_are_asked_for_at_once_are_one_that_succeeds() {
+    let now = Instant::now();
+    let mut crew = serving(now);
+    assert_eq!(crew.upgrade(now).len(), 1);
+    assert_eq!(crew.upgrade(now), []);
+    assert_eq!(crew.ready(2, "2".into(), now).len(), 3);
+    assert_eq!((crew.tally().upgrades, crew.tally().refused), (1, 0));
 }
 
 #[test]
