@@ -62,5 +62,5 @@ impl Indexed for Slice {
 /// A port without a number stands for all of them, which no Service has; 0 is none, although the API takes it.
 fn port(port: v1::EndpointPort) -> Option<(String, u16)> {
     let is_tcp = port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
-    Some((port.name.unwrap_or_default(), u16::try_from(port.port?).ok().filter(|number| is_tcp && *number < 65535)?))
+    Some((port.name.unwrap_or_default(), u16::try_from(port.port?).ok().filter(|number| is_tcp && *number != 0)?))
 }
