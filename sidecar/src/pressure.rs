@@ -167,15 +167,11 @@ impl Pressure {
         let step = self.now().next(usage.ratio());
         self.step.store(step as u8, Ordering::Relaxed);
         self.room.store(usage.room(users), Ordering::Relaxed);
+        self.endings.store(usage.endings(), Ordering::Relaxed);
         self.metrics.step.set(step as i64);
         self.metrics.used.set(usage.ratio());
         self.metrics.limit.set(usage.limit.try_into().unwrap_or(i64::MAX));
         step
-    }
-
-    /// Lets so many uploads be ended as memory asks for, once what was ended before can show.
-    fn end_uploads(&self, usage: Usage) {
-        self.endings.store(usage.endings(), Ordering::Relaxed);
     }
 
     /// Nothing is known any more.
@@ -203,9 +199,6 @@ impl Usage {
 
     /// Uploads that hold together what is used beyond the step before the last.
     fn endings(self) -> usize {
-        if self.ratio() < Step::Shed.begins_at() {
-            return 0;
-        }
         let beyond = self.used as f64 - Step::Refuse.begins_at() * self.limit as f64;
         (beyond.max(0.0) as usize / MOST_ROOM).max(1)
     }
@@ -247,7 +240,6 @@ pub(crate) fn watch(
                     if step > before || (step > Step::Calm && purged.is_due()) {
                         purged.done();
                         purge();
-                        pressure.end_uploads(usage);
                     }
                     before = step;
                     usage.look_again()

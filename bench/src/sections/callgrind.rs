@@ -26,7 +26,7 @@ pub(super) fn count(command: Vec<String>, folder: &Path, port: u16, requests: u3
     let mut words = vec!["valgrind".to_owned(), "--tool=callgrind".to_owned(), "--instr-atstart=no".to_owned()];
     words.push(format!("--callgrind-out-file={}", out.display()));
     words.extend(command);
-    words.extend(["--admin-port", "0", "--metrics-port", "0", "--state-dir"].map(str::to_owned));
+    words.extend(["--no-supervisor", "--admin-port", "0", "--metrics-port", "0", "--state-dir"].map(str::to_owned));
     words.push(folder.join("state").display().to_string());
     let process = Process::start(&words, &folder.join("callgrind.log"))?;
     let mut stream = connect(port).context("the proxy does not listen; is valgrind installed, as by `make bench`?")?;

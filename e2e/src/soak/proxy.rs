@@ -137,14 +137,19 @@ impl Proxy {
         Ok(Figures(get(&self.url("/metrics")?, &HeaderMap::new()).await?.body))
     }
 
+    /// The process that serves, below its supervisor.
+    fn worker(&self) -> anyhow::Result<u32> {
+        self.process.children().first().copied().context("nothing serves")
+    }
+
     /// Open descriptors.
     pub(super) fn descriptors(&self) -> anyhow::Result<usize> {
-        Ok(fs::read_dir(format!("/proc/{}/fd", self.process.id())).context("the proxy has ended")?.count())
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.worker()?)).context("the proxy has ended")?.count())
     }
 
     /// Resident memory in KiB.
     pub(super) fn memory(&self) -> anyhow::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).context("the proxy has ended")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.worker()?)).context("the proxy has ended")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("it has no memory")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
