@@ -274,8 +274,9 @@ impl Pool {
     /// A place for the only HTTP/2 connection of this worker, beyond the cap if it must be: streams of other workers may last for ever,
     /// and connections can't be shared with them. So there are as many as the cap or the workers allow, whichever is more.
     fn only(&self, host: &Host) -> Option<Permit> {
-        let beyond = host.h2.is_empty() && host.cap.places.available_permits() == 0;
-        beyond.then(|| self.permit(None))
+        // It is tried, not looked whether there is one: another worker may take the last one in between.
+        let place = || Arc::clone(&host.cap.places).try_acquire_owned().ok();
+        host.h2.is_empty().then(|| self.permit(place()))
     }
 
     /// A place under the cap: at once, or from a bounded queue.
