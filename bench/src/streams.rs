@@ -60,7 +60,7 @@ struct Arrival {
     at: Instant,
 }
 
-/// Measures, and returns a Markdown table.
+/// Measures, with an API server and an operator of its own.
 pub(crate) fn run(binaries: &Path, options: &Options) -> Result<Findings> {
     // Another part of the program may have installed it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

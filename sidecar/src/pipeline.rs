@@ -6,6 +6,7 @@ use std::{
     ops::DerefMut,
     pin::{Pin, pin},
     rc::Rc,
+    time::Duration,
 };
 
 use crds::{policy::Direction, proxy::UpstreamTls};
@@ -275,6 +276,21 @@ fn forward_target(connection: &Connection, parts: &Parts, tls: &UpstreamTls) -> 
     }
 }
 
+/// What holds for the body of a request. An error if it can't be taken, by its announced size or for want of memory.
+fn bounds(ex: &Exchange, body: &ClientBody, idle: Duration) -> Result<Bounds, ForwardError> {
+    let mut bounds = Bounds::of(&ex.config.settings().http.limits, idle, &ex.connection.worker);
+    if ex.grpc {
+        bounds.rate = Rate::ANY; // its messages come when they come
+    }
+    if body.size_hint().lower() > bounds.size {
+        return Err(ForwardError::BodyTooLarge(bounds.size));
+    }
+    if bounds.refuse(body) {
+        return Err(ForwardError::NoMemory);
+    }
+    Ok(bounds)
+}
+
 /// The request as the upstream gets it.
 fn call(
     ex: &Exchange,
@@ -286,21 +302,12 @@ fn call(
     let headers = &mut head.headers;
     let timeouts = Timeouts::of(&ex.config, &ex.route);
     let connection = &ex.connection;
+    let bounds = bounds(ex, &body, timeouts.idle)?;
     // Over HTTP/2 only WebSocket has a form. A client's stream has been made an upgrade; from it, no other comes.
     let upgrade = fields::upgrade(headers, present)
         .filter(|protocols| switches && (key.protocol == Protocol::Http1 || websocket::is_websocket(protocols)));
     let expects = fields::expects_continue(headers, present) && key.protocol == Protocol::Http1 && ex.version == Version::HTTP_11;
     let shadow = ex.route.shadow_timeouts().map(Rc::new);
-    let mut bounds = Bounds::of(&ex.config.settings().http.limits, timeouts.idle, &connection.worker);
-    if ex.grpc {
-        bounds.rate = Rate::ANY; // its messages come when they come
-    }
-    if body.size_hint().lower() > bounds.size {
-        return Err(ForwardError::BodyTooLarge(bounds.size));
-    }
-    if bounds.refuse(&body) {
-        return Err(ForwardError::NoMemory);
-    }
     let upload = Upload::new(body, bounds, expects, shadow.clone(), Instant::from_std(ex.started));
     fields::remove_hop_by_hop(headers, present);
     if present.any(Present::EXPECT) && upload.permission().is_none() {
