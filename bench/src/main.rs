@@ -3,6 +3,7 @@
 //! Machines are shared, so what counts are ratios within a run: CPU time per request of each proxy's own processes, with the
 //! proxies pinned to one core and the load and the origin to another.
 
+mod cluster;
 mod endpoints;
 mod findings;
 mod idle;

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
+use crate::documented::{self, Program};
 use crate::loopback::{Loopback, Operator, Sidecar, User};
 use crate::namespace::Namespace;
 use crate::{install, report, testbed};
@@ -187,6 +188,15 @@ impl Stage {
         loopback.until_sets(HEADER, "yes").await?;
         loopback.until_programmed(HEADER, "Programmed").await?;
         Ok(Self { loopback, operators: [first, second], sidecar })
+    }
+
+    /// The metrics of all are those of `docs/metrics.md`.
+    async fn shows_what_is_documented(&self) -> anyhow::Result<()> {
+        documented::check(&self.sidecar.page().await?, Program::Sidecar)?;
+        for operator in &self.operators {
+            documented::check(&operator.ask("/metrics").await?.body, Program::Operator)?;
+        }
+        Ok(())
     }
 }
 

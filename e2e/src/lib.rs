@@ -3,6 +3,7 @@
 //! - [`apiserver`]: an API server without a node, for tests of what the API accepts and what clients of it do.
 //! - [`cluster`]: a whole Kubernetes with one node; [`image`] and [`images`]: what runs on it.
 //! - [`soak`]: mixed load for long, with a ledger of every exchange.
+//! - [`documented`]: the table of all metrics, held against pages of them.
 //! - [`demo`]: the demonstration. [`figures`]: what fetchr takes and how soon it acts, measured; [`report`]: tables of figures.
 //! - [`loopback`]: fetchr without a node, with relays wherever a network can break. [`faults`]: what happens when it does, measured.
 //! - [`testbed`]: the cluster that all tests share, with fetchr ([`install`]) and a [`namespace`] for each test.
@@ -15,6 +16,7 @@
 pub mod apiserver;
 pub mod cluster;
 pub mod demo;
+pub mod documented;
 pub mod faults;
 pub mod figures;
 pub mod image;

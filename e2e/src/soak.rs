@@ -25,6 +25,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::documented::{self, Program};
 use crate::report;
 use crate::wait::eventually;
 use ledger::{Kind, Ledger, Tally};
@@ -144,7 +145,7 @@ async fn nothing_left(proxy: &Proxy) -> anyhow::Result<()> {
     .await?;
     let panics = proxy.figures().await?.sum("fetchr_panics_total");
     ensure!(panics == 0.0, "{panics} panics; the log ends:\n{}", proxy.log());
-    Ok(())
+    documented::check(&proxy.figures().await?.0, Program::Sidecar)
 }
 
 /// Waits until the proxy has let go of the origins, which are gone; how many descriptors it has then.

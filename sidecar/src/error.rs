@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use http::StatusCode;
 
-use crate::{route::BadPath, tls, upstream::UpstreamError};
+use crate::{flow::FlowError, route::BadPath, tls, upstream::UpstreamError};
 
 /// Why a request got no answer from its upstream, with the name that RFC 9209 gives it.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +131,16 @@ pub(crate) enum ForwardError {
 }
 
 impl ForwardError {
+    /// What the body of an answer broke off for, when nothing of the answer has left yet.
+    pub(crate) fn of_body(error: FlowError) -> Self {
+        match error {
+            FlowError::Upstream(error) => Self::Broken(error),
+            FlowError::Idle(limit) => Self::ResponseTimeout(limit),
+            // Of a request's body.
+            FlowError::Client(_) | FlowError::Refused | FlowError::Elsewhere => Self::BodyBroken,
+        }
+    }
+
     /// The status for the client.
     pub(crate) fn status(&self) -> StatusCode {
         match self {

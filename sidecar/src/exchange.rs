@@ -11,7 +11,7 @@ use std::{
 
 use crds::proxy::Trace;
 use http::{
-    Method, Response, Uri, Version, header,
+    Method, Response, StatusCode, Uri, Version, header,
     request::Parts,
     uri::{Authority, Scheme},
 };
@@ -167,6 +167,14 @@ impl Guards {
             End::Untaken => self.labels.error_type = Some("client_timeout"),
         }
         self.count(bytes);
+    }
+
+    /// The client gets an answer of ours instead.
+    pub(crate) fn replaced(mut self, status: StatusCode, reason: &'static str) {
+        self.ended = true;
+        self.labels.http_response_status_code = status.as_u16();
+        self.labels.error_type = Some(reason);
+        self.count(0);
     }
 
     fn client_left(&mut self) {

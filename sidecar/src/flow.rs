@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -138,6 +139,8 @@ pub(crate) struct Flow {
     trailed: bool,
     /// The client's connection closes after it.
     closes: bool,
+    /// It broke off.
+    failed: bool,
     guards: Option<Box<Guards>>,
 }
 
@@ -176,6 +179,7 @@ impl Flow {
             passed: 0,
             trailed: false,
             closes: false,
+            failed: false,
             guards: None,
         }
     }
@@ -244,6 +248,13 @@ impl Flow {
         told
     }
 
+    /// Tells that the client gets another answer instead, of which nothing was sent.
+    pub(crate) fn replace(&mut self, status: StatusCode, reason: &'static str) {
+        if let Some(guards) = self.guards.take() {
+            guards.replaced(status, reason);
+        }
+    }
+
     fn hand_out(&mut self, mut data: Bytes) -> Frame<Bytes> {
         let max = taking::max_part();
         if data.len() > max {
@@ -287,7 +298,7 @@ impl Body for Flow {
                 })))
             }
             Poll::Ready(Some(Err(error))) => {
-                this.end(End::Failed);
+                this.failed = true;
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
@@ -296,7 +307,7 @@ impl Body for Flow {
             }
             Poll::Pending => {
                 ready!(this.silence.poll(cx));
-                this.end(End::Failed);
+                this.failed = true;
                 Poll::Ready(Some(Err(FlowError::Idle(this.limit))))
             }
         }
@@ -326,6 +337,7 @@ impl Drop for Flow {
     /// leaves.
     fn drop(&mut self) {
         self.end(match () {
+            () if self.failed => End::Failed,
             () if taking::is_struck() => End::Untaken,
             () if self.trailed || self.is_end_stream() => End::Complete,
             () => End::Dropped,

@@ -100,6 +100,14 @@ pub(crate) fn refused(status: StatusCode, why: &str) -> Response<Flow> {
     response
 }
 
+/// The answer in the place of one whose body broke off before anything of it was sent.
+pub(crate) fn instead(error: &ForwardError) -> Response<Flow> {
+    tracing::debug!(reason = error.reason(), "An answer broke off before anything of it was sent.");
+    let mut response = refused(error.status(), &error.to_string());
+    response.headers_mut().insert(PROXY_STATUS, proxy_status(error));
+    response
+}
+
 /// The head of the answer to a client that there is no room for.
 pub(crate) fn no_room(why: NoRoom) -> Response<()> {
     let mut response = Response::new(());
@@ -135,7 +143,7 @@ pub(crate) fn interim(mut head: ResponseHead, ex: &Exchange) -> ResponseHead {
     fields::remove_hop_by_hop(headers, present);
     ex.connection.via().append(headers, head.version);
     if let Some(edits) = ex.route.headers() {
-        edits.edit_response(headers);
+        edits.edit_interim(headers);
     }
     head
 }

@@ -323,7 +323,12 @@ struct Last {
 impl Last {
     /// Waits for an order, then drains. A second one ends at once.
     async fn end(self, mut orders: Orders) {
-        let wish = orders.next().await;
+        let wish = loop {
+            match orders.next().await {
+                Wish::Lead(begun) => orders::go_on(begun, &self.drain, &self.shared),
+                wish => break wish,
+            }
+        };
         let settings = self.shared.load().settings().drain.clone();
         let (inbound, outbound) = (self.drain.open(Direction::Inbound), self.drain.open(Direction::Outbound));
         tracing::info!(order = ?wish, inbound, outbound, "Ending.");
@@ -337,7 +342,7 @@ impl Last {
                 Wish::AtOnce => 0,
                 // In a pod `preStop` has announced the end, and the application is gone; whoever presses Ctrl-C does not want to wait.
                 Wish::Interrupt => self.drain.end(Duration::ZERO, settings.timeout.0).await,
-                Wish::Terminate | Wish::Lead => {
+                Wish::Terminate | Wish::Lead(_) => {
                     let delay = if self.in_pod { Duration::ZERO } else { settings.delay.0 };
                     self.drain.end(delay, settings.timeout.0).await
                 }

@@ -17,7 +17,10 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerNam
 use tempfile::TempDir;
 
 const SIDECAR: u32 = 2733;
-const LONG: Duration = Duration::from_secs(10);
+/// More than anything here takes, also on a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+/// How long the head of a request may take.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn inbound_requests_reach_the_application_through_the_sidecar() {
@@ -134,6 +137,24 @@ fn client_that_is_slow_to_speak_is_still_seen_as_http() {
             answer
         });
         assert!(answer.contains("via: 1.1 fetchr-u1-in"), "{answer}");
+    });
+}
+
+#[test]
+fn head_that_begins_late_has_its_whole_time() {
+    Pod::with(|pod| {
+        let answer = pod.peer(|| {
+            let mut stream = connect("10.9.0.2:8080");
+            // Longer than a head may take from its first byte.
+            thread::sleep(HEAD_LIMIT + Duration::from_millis(300));
+            stream.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+            thread::sleep(Duration::from_millis(300));
+            stream.write_all(b"host: a\r\nconnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     });
 }
 

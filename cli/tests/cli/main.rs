@@ -4,6 +4,8 @@
 mod cluster;
 mod explain;
 mod help;
+#[cfg(feature = "http3")]
+mod http3;
 mod inject;
 mod instructions;
 mod run;

@@ -120,14 +120,19 @@ impl Proxy {
 
     /// By another path, before another origin.
     pub(crate) fn start_as(program: &Path, policy: &str, origin: u16, drain: &str) -> Self {
-        // Somebody else may take the port between its choice and its use.
-        (0..3).find_map(|_| Self::try_start(program, policy, origin, drain)).expect("the proxy starts")
+        Self::start_with(program, policy, |port| document(port, origin, drain))
     }
 
-    fn try_start(program: &Path, policy: &str, origin: u16, drain: &str) -> Option<Self> {
+    /// With another proxy, of which is said what listens on a port.
+    pub(crate) fn start_with(program: &Path, policy: &str, proxy: impl Fn(u16) -> String) -> Self {
+        // Somebody else may take the port between its choice and its use.
+        (0..3).find_map(|_| Self::try_start(program, policy, &proxy)).expect("the proxy starts")
+    }
+
+    fn try_start(program: &Path, policy: &str, proxy: impl Fn(u16) -> String) -> Option<Self> {
         let (folder, aside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        fs::write(folder.path().join("proxy.yaml"), document(port, origin, drain)).unwrap();
+        fs::write(folder.path().join("proxy.yaml"), proxy(port)).unwrap();
         fs::write(folder.path().join("policy.yaml"), policy).unwrap();
         let log = aside.path().join("log");
         let mut command = support::program(program, &["run", "--admin-port", "0", "--metrics-port", "0", "-f"]);
@@ -166,12 +171,17 @@ impl Proxy {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// The port that the log names.
+    /// The port for metrics.
     pub(crate) fn metrics(&self) -> SocketAddr {
+        self.port_of("metrics")
+    }
+
+    /// The port that the log names so.
+    pub(crate) fn port_of(&self, name: &str) -> SocketAddr {
         let log = self.log();
         let line = log.lines().find(|line| line.contains("Admin and metrics are open.")).expect("it is logged");
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        line["fields"]["metrics"].as_str().expect("an address").parse().unwrap()
+        line["fields"][name].as_str().expect("an address").parse().unwrap()
     }
 
     pub(crate) fn get(&self, path: &str) -> String {

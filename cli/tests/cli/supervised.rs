@@ -10,6 +10,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, channel},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -20,9 +21,11 @@ use crate::{
     support::{FETCHR, Said, program, run},
 };
 
-const DRAIN: &str = "{delay: 2s, timeout: 10s}";
+pub(crate) const DRAIN: &str = "{delay: 2s, timeout: 10s}";
 /// Promised.
 const SERVES_AGAIN: Duration = Duration::from_millis(300);
+/// Longer than a worker has to serve to be started again at once.
+const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
 #[test]
 fn worker_killed_under_load_again_and_again_refuses_no_connection_and_serves_at_once() {
@@ -33,8 +36,7 @@ fn worker_killed_under_load_again_and_again_refuses_no_connection_and_serves_at_
     let load = Load::start(proxy.address, 4);
     let mut gaps: Vec<Duration> = (0..KILLS)
         .map(|_| {
-            // Longer than a worker has to serve to be started again at once.
-            thread::sleep(Duration::from_millis(300));
+            serve_for(&proxy, LONG_ENOUGH);
             kill(worker(&proxy));
             let killed = Instant::now();
             assert!(proxy.get("/").ends_with("hello"), "who comes after the kill is served");
@@ -72,10 +74,10 @@ fn worker_that_cannot_start_is_tried_again_with_longer_and_longer_waits_while_cl
 
 #[test]
 fn orders_that_reach_the_worker_too_are_obeyed_once() {
-    let mut proxy = start(Path::new(FETCHR));
+    let (mut proxy, origin) = start_before_origin(Path::new(FETCHR), DRAIN);
     let address = proxy.address;
     let slow = thread::spawn(move || get(address, "/slow"));
-    thread::sleep(Duration::from_millis(300));
+    origin.has_begun();
     // As a terminal or a service manager does, which signals every process.
     signal("-TERM", worker(&proxy));
     signal("-TERM", worker(&proxy));
@@ -86,10 +88,10 @@ fn orders_that_reach_the_worker_too_are_obeyed_once() {
 
 #[test]
 fn second_signal_ends_at_once_and_first_one_closes_the_port() {
-    let mut proxy = start_with(Path::new(FETCHR), "{delay: 0s, timeout: 1m}");
+    let (mut proxy, origin) = start_before_origin(Path::new(FETCHR), "{delay: 0s, timeout: 1m}");
     let address = proxy.address;
     let stream = thread::spawn(move || try_get(address, "/stream"));
-    thread::sleep(Duration::from_millis(300));
+    origin.has_begun();
     terminate(&proxy.child);
     proxy.eventually("the port is closed although a stream is open", |proxy| TcpStream::connect(proxy.address).is_err());
     assert!(proxy.child.try_wait().unwrap().is_none());
@@ -130,11 +132,11 @@ fn listener_that_the_documents_drop_is_closed_and_one_that_comes_back_is_opened(
 #[test]
 fn upgrade_under_load_loses_no_request_and_cuts_no_stream() {
     let (_folder, installed) = installed();
-    let mut proxy = start(&installed);
+    let (mut proxy, origin) = start_before_origin(&installed, DRAIN);
     let (address, before) = (proxy.address, worker(&proxy));
     let load = Load::start(address, 4);
     let stream = thread::spawn(move || get(address, "/stream"));
-    thread::sleep(Duration::from_millis(300));
+    origin.has_begun();
     for _ in 0..2 {
         replace(&installed, Path::new(FETCHR));
         let said = upgrade(&proxy);
@@ -179,6 +181,49 @@ fn program_that_does_not_serve_takes_nothing_over() {
 }
 
 #[test]
+fn drain_that_begins_during_an_upgrade_goes_on_in_the_new_worker() {
+    let (_folder, installed) = installed();
+    let mut proxy = start_before_origin(&installed, "{delay: 1m, timeout: 1m}").0;
+    let (admin, metrics) = (proxy.port_of("admin"), proxy.metrics());
+    let token = fs::read_to_string(proxy.state().join("admin-token")).unwrap();
+    // The new worker is held up between its start and the moment at which it serves; that may come too late on a busy machine.
+    let held = (0..3).find_map(|_| hold_up_an_upgrade(&proxy)).expect("a new worker is held up before it serves");
+    let mut drain = TcpStream::connect(admin).unwrap();
+    write!(drain, "POST /drain HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n")
+        .unwrap();
+    proxy.eventually("the drain has begun", |_| get(metrics, "/readyz").contains("draining"));
+    signal("-CONT", held);
+    proxy.eventually("the new worker serves", |proxy| worker(proxy) == held);
+    proxy.eventually("the drain goes on", |proxy| proxy.log().matches("Inbound drain started.").count() == 2);
+    assert!(get(metrics, "/readyz").contains("draining"));
+    assert!(proxy.get("/").ends_with("hello"), "it has only been announced");
+}
+
+#[test]
+fn status_that_cannot_be_written_is_said_once_and_written_when_it_can() {
+    let mut proxy = start(Path::new(FETCHR));
+    let status = proxy.state().join("supervisor.json");
+    proxy.eventually("there is one", |_| status.is_file());
+    fs::remove_file(&status).unwrap();
+    fs::create_dir_all(status.join("in the way")).unwrap();
+    for _ in 0..2 {
+        let [before] = children(&proxy)[..] else { panic!("one worker serves") };
+        kill(before);
+        proxy.eventually("another one serves", |proxy| children(proxy).iter().all(|child| *child != before));
+        assert!(proxy.get("/").ends_with("hello"));
+    }
+    let said = |proxy: &Proxy| proxy.log().matches("The supervisor's status can't be written.").count();
+    assert_eq!(said(&proxy), 1, "{}", proxy.log());
+    fs::remove_dir_all(&status).unwrap();
+    kill(children(&proxy)[0]);
+    proxy.eventually("it is written", |_| {
+        let status: serde_json::Value = serde_json::from_slice(&fs::read(&status).unwrap_or_default()).unwrap_or_default();
+        status["restarts"] == 3
+    });
+    assert_eq!(said(&proxy), 1, "{}", proxy.log());
+}
+
+#[test]
 fn upgrade_without_a_proxy_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let said = run(program(Path::new(FETCHR), &["upgrade", "--state-dir"]).arg(folder.path()));
@@ -188,7 +233,7 @@ fn upgrade_without_a_proxy_says_so() {
 #[test]
 fn without_a_supervisor_there_is_one_process() {
     let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
-    fs::write(folder.path().join("proxy.yaml"), document(port, origin(), DRAIN)).unwrap();
+    fs::write(folder.path().join("proxy.yaml"), document(port, Origin::start().port, DRAIN)).unwrap();
     let mut command = program(
         Path::new(FETCHR),
         &["run", "--no-supervisor", "--admin-port", "0", "--metrics-port", "0", "--log-level", "error"],
@@ -206,15 +251,25 @@ fn without_a_supervisor_there_is_one_process() {
 }
 
 fn start(program: &Path) -> Proxy {
-    start_with(program, DRAIN)
+    start_before_origin(program, DRAIN).0
 }
 
-fn start_with(program: &Path, drain: &str) -> Proxy {
-    Proxy::start_as(program, &policy("one"), origin(), drain)
+pub(crate) fn start_before_origin(program: &Path, drain: &str) -> (Proxy, Origin) {
+    let origin = Origin::start();
+    (Proxy::start_as(program, &policy("one"), origin.port, drain), origin)
+}
+
+/// Asks again and again for so long.
+fn serve_for(proxy: &Proxy, time: Duration) {
+    let began = Instant::now();
+    while began.elapsed() < time {
+        assert!(proxy.get("/").ends_with("hello"));
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The process that serves.
-fn worker(proxy: &Proxy) -> i64 {
+pub(crate) fn worker(proxy: &Proxy) -> i64 {
     let began = Instant::now();
     loop {
         let status: serde_json::Value =
@@ -226,6 +281,37 @@ fn worker(proxy: &Proxy) -> i64 {
         assert!(began.elapsed() < DEADLINE, "{status}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The workers, whatever they do.
+fn children(proxy: &Proxy) -> Vec<i64> {
+    let id = proxy.child.id();
+    let listed = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    listed.split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+/// Begins an upgrade and stops the new worker. None if it served before that.
+fn hold_up_an_upgrade(proxy: &Proxy) -> Option<i64> {
+    let before = children(proxy);
+    signal("-USR2", proxy.child.id().into());
+    let began = Instant::now();
+    let new = loop {
+        if let Some(new) = children(proxy).into_iter().find(|child| !before.contains(child)) {
+            break new;
+        }
+        assert!(began.elapsed() < DEADLINE, "{}", proxy.log());
+    };
+    signal("-STOP", new);
+    // What it has said before that the supervisor hears soon.
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_millis(500) {
+        if worker(proxy) == new {
+            signal("-CONT", new);
+            return None;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Some(new)
 }
 
 /// Returns when it is dead.
@@ -242,12 +328,12 @@ fn signal(name: &str, pid: i64) {
     assert_eq!(run(Command::new("kill").args([name, &pid.to_string()])).code, 0);
 }
 
-fn upgrade(proxy: &Proxy) -> Said {
+pub(crate) fn upgrade(proxy: &Proxy) -> Said {
     run(program(Path::new(FETCHR), &["upgrade", "--state-dir"]).arg(proxy.state()))
 }
 
 /// The program in a place of its own.
-fn installed() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn installed() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir_in(Path::new(FETCHR).parent().unwrap()).unwrap();
     let installed = folder.path().join("fetchr");
     replace(&installed, Path::new(FETCHR));
@@ -255,7 +341,7 @@ fn installed() -> (tempfile::TempDir, PathBuf) {
 }
 
 /// Puts another file in the place of the program.
-fn replace(installed: &Path, by: &Path) {
+pub(crate) fn replace(installed: &Path, by: &Path) {
     let _ = fs::remove_file(installed);
     fs::hard_link(by, installed).unwrap();
 }
@@ -265,19 +351,34 @@ fn free_port() -> u16 {
 }
 
 /// A server that says hello; to `/slow` after a second; to `/stream` piece by piece, for three seconds.
-fn origin() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            // A client that goes away is none of the origin's business.
-            thread::spawn(move || drop(answer(&stream)));
-        }
-    });
-    port
+pub(crate) struct Origin {
+    pub(crate) port: u16,
+    /// Told of each request to `/slow` and `/stream`.
+    begun: Receiver<()>,
 }
 
-fn answer(mut stream: &TcpStream) -> std::io::Result<()> {
+impl Origin {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tell, begun) = channel();
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let tell = tell.clone();
+                // A client that goes away is none of the origin's business.
+                thread::spawn(move || drop(answer(&stream, &tell)));
+            }
+        });
+        Self { port, begun }
+    }
+
+    /// Waits for the next request that takes long.
+    pub(crate) fn has_begun(&self) {
+        self.begun.recv_timeout(DEADLINE).expect("the request reaches the origin");
+    }
+}
+
+fn answer(mut stream: &TcpStream, begun: &Sender<()>) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     while let Some(line) = lines.next() {
         for _ in lines.by_ref().take_while(|line| !line.is_empty()) {}
@@ -285,12 +386,14 @@ fn answer(mut stream: &TcpStream) -> std::io::Result<()> {
             stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
             for _ in 0..30 {
                 stream.write_all(b"5\r\nhello\r\n")?;
+                let _ = begun.send(()); // nobody may want to know
                 thread::sleep(Duration::from_millis(100));
             }
             stream.write_all(b"0\r\n\r\n")?;
             continue;
         }
         if line.contains(" /slow ") {
+            let _ = begun.send(());
             thread::sleep(Duration::from_secs(1));
         }
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")?;

@@ -27,6 +27,7 @@ pub async fn many(count: u32) -> anyhow::Result<Row> {
     };
     let (load, memory) = load::during(stage.loopback.load(RATE), changes).await?;
     load.check()?;
+    stage.shows_what_is_documented().await?;
     // The first ones fill pools and caches.
     let memory = memory?.split_off(count as usize / 4);
     let growth = slope(&memory);

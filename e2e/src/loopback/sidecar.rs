@@ -97,7 +97,15 @@ impl Sidecar {
     /// # Errors
     /// It does not answer.
     pub async fn metric(&self, prefix: &str) -> anyhow::Result<f64> {
-        Ok(sum(&get(&self.url("/metrics")?, &HeaderMap::new()).await?.body, prefix))
+        Ok(sum(&self.page().await?, prefix))
+    }
+
+    /// All of its metrics.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn page(&self) -> anyhow::Result<String> {
+        Ok(get(&self.url("/metrics")?, &HeaderMap::new()).await?.body)
     }
 
     /// Resident memory in bytes, of supervisor and worker.

@@ -165,7 +165,7 @@ impl Proxy {
 }
 
 /// A page of metrics.
-pub(super) struct Figures(String);
+pub(super) struct Figures(pub(super) String);
 
 impl Figures {
     /// The sum of all series of a name.

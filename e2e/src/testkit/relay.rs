@@ -78,6 +78,8 @@ struct Shared {
     accepted: AtomicU64,
     /// Cancelled and replaced when all connections are cut.
     cut: Mutex<CancellationToken>,
+    /// Likewise, when all are forgotten.
+    forgotten: Mutex<CancellationToken>,
 }
 
 impl Relay {
@@ -96,8 +98,8 @@ impl Relay {
     pub async fn listen(address: SocketAddr, target: SocketAddr) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let (faults, cut) = (watch::Sender::new(Faults::default()), Mutex::default());
-        let shared = Arc::new(Shared { target, faults, accepted: AtomicU64::new(0), cut });
+        let (faults, cut, forgotten) = (watch::Sender::new(Faults::default()), Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { target, faults, accepted: AtomicU64::new(0), cut, forgotten });
         let accepting = AbortOnDropHandle::new(tokio::spawn(accept(listener, Arc::clone(&shared))));
         Ok(Self { address, shared, _accepting: accepting })
     }
@@ -114,7 +116,13 @@ impl Relay {
 
     /// Resets all open connections.
     pub fn cut(&self) {
-        std::mem::take(&mut *self.shared.cut.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
+        cancel(&self.shared.cut);
+    }
+
+    /// Forgets all open connections, as a NAT does that was started again: a client that waits hears nothing more, and one that speaks is
+    /// reset. New connections are not concerned.
+    pub fn forget(&self) {
+        cancel(&self.shared.forgotten);
     }
 
     /// Connections accepted so far.
@@ -136,12 +144,16 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             reset_when_dropped(&client);
             continue;
         }
-        let cut = shared.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        tokio::spawn(connection(client, Arc::clone(&shared), cut));
+        let ends = [&shared.cut, &shared.forgotten].map(|end| end.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        tokio::spawn(connection(client, Arc::clone(&shared), ends));
     }
 }
 
-async fn connection(mut client: TcpStream, shared: Arc<Shared>, cut: CancellationToken) {
+fn cancel(token: &Mutex<CancellationToken>) {
+    std::mem::take(&mut *token.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
+}
+
+async fn connection(mut client: TcpStream, shared: Arc<Shared>, [cut, forgotten]: [CancellationToken; 2]) {
     let Ok(mut target) = TcpStream::connect(shared.target).await else {
         reset_when_dropped(&client);
         return;
@@ -159,8 +171,21 @@ async fn connection(mut client: TcpStream, shared: Arc<Shared>, cut: Cancellatio
                 lane(target_read, client_write, faults(), |faults| faults.down),
             )
         };
-        tokio::select! { result = both => result.map(drop), () = cut.cancelled() => Err(Broken) }
+        tokio::select! {
+            biased;
+            () = cut.cancelled() => Err(Broken),
+            () = forgotten.cancelled() => Err(Broken),
+            result = both => result.map(drop),
+        }
     };
+    if forgotten.is_cancelled() {
+        reset_when_dropped(&target);
+        drop(target);
+        let mut said = [0];
+        tokio::select! { _ = client.read(&mut said) => {} () = cut.cancelled() => {} }
+        reset_when_dropped(&client);
+        return;
+    }
     if ended.is_err() {
         reset_when_dropped(&client);
         reset_when_dropped(&target);
@@ -424,6 +449,20 @@ mod tests {
         let mut got = [0; 3];
         client.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"a`a");
+    }
+
+    #[tokio::test]
+    async fn forgotten_connection_is_silent_until_its_client_speaks_and_new_ones_pass() {
+        let (relay, mut waits) = echo(Faults::default()).await;
+        waits.write_all(b"a").await.unwrap();
+        waits.read_u8().await.unwrap();
+        relay.forget();
+        assert!(timeout(Duration::from_millis(50), waits.read_u8()).await.is_err());
+        let mut new = TcpStream::connect(relay.address()).await.unwrap();
+        new.write_all(b"b").await.unwrap();
+        assert_eq!(new.read_u8().await.unwrap(), b'b');
+        waits.write_all(b"c").await.unwrap();
+        assert_eq!(waits.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]

@@ -261,6 +261,20 @@ fn too_many_services_and_endpoints_are_left_out_and_counted_but_named_ones_come_
 }
 
 #[test]
+fn stream_is_told_how_many_are_left_out_also_where_nothing_else_is_new() {
+    let mut cluster = Cluster::new();
+    let http = spec(&json!([{"name": "http", "port": 80}]));
+    (0..MAX_SERVICES).for_each(|number| cluster.service(&format!("s{number:04}"), &http));
+    let wanted = Wanted { all: true, ..Wanted::default() };
+    let before = cluster.set(&wanted);
+    cluster.service("zz", &http);
+    let after = cluster.set(&wanted);
+    assert!(!after.is_same(&before), "it is news");
+    let told = after.since(Some(&before));
+    assert_eq!((told.changed.len(), told.gone.len(), told.left_out), (0, 0, 1));
+}
+
+#[test]
 fn stream_is_told_what_is_new() {
     let mut cluster = Cluster::new();
     let all = Wanted { all: true, ..Wanted::default() };

@@ -86,6 +86,13 @@ impl HeaderEdits {
     pub fn edit_response(&self, headers: &mut HeaderMap) {
         self.response.act(self.mode, headers);
     }
+
+    /// Changes the fields of an interim response, if the section acts. Only the final one counts.
+    pub fn edit_interim(&self, headers: &mut HeaderMap) {
+        if self.mode == Mode::Enforce {
+            self.response.apply(headers);
+        }
+    }
 }
 
 fn counter(route: &Arc<str>, part: &'static str, mode: Mode) -> Counter {

@@ -98,6 +98,8 @@ pub(crate) fn framing(out: &mut Vec<u8>, framing: Framing, tells_empty: bool) {
 pub(crate) struct Outbox {
     buf: Vec<u8>,
     written: usize,
+    /// Where in the buffer a message begins of which nothing is written yet, and which may be taken back.
+    begun: Option<usize>,
     large: Bytes,
     /// What ends the large chunk.
     end: &'static [u8],
@@ -113,6 +115,20 @@ impl Outbox {
         debug_assert!(self.large.is_empty() && self.end.is_empty(), "a head comes before the chunks of its message");
         self.buf.reserve(HEAD);
         &mut self.buf
+    }
+
+    /// Begins a message that may be [taken back](Self::take_back).
+    pub(crate) fn begin(&mut self) -> &mut Vec<u8> {
+        self.begun = Some(self.buf.len());
+        self.head()
+    }
+
+    /// Forgets the message that was begun last, if nothing of it was written; false if something was.
+    pub(crate) fn take_back(&mut self) -> bool {
+        let Some(at) = self.begun.take() else { return false };
+        self.buf.truncate(at);
+        (self.large, self.end) = (Bytes::new(), b"");
+        true
     }
 
     /// Whether all is written.
@@ -207,6 +223,7 @@ impl Outbox {
         let head = written.min(self.buf.len() - self.written);
         self.written += head;
         written -= head;
+        self.begun = self.begun.filter(|begun| self.written <= *begun);
         if self.written == self.buf.len() {
             self.written = 0;
             self.buf.clear();
@@ -254,6 +271,21 @@ mod tests {
     fn text(outbox: &Outbox) -> String {
         let parts = [&outbox.buf[..], &outbox.large[..], outbox.end].concat();
         String::from_utf8(parts).unwrap()
+    }
+
+    #[test]
+    fn message_is_taken_back_until_a_byte_of_it_is_written() {
+        let mut outbox = Outbox::default();
+        outbox.head().extend_from_slice(b"interim");
+        outbox.begin().extend_from_slice(b"head");
+        outbox.chunk(Bytes::from(vec![b'x'; COPIED + 1]), &mut Framing::Close).unwrap();
+        outbox.advance(3);
+        assert!(outbox.take_back());
+        assert_eq!(text(&outbox), "interim");
+        outbox.begin().extend_from_slice(b"head");
+        outbox.advance(5);
+        assert!(!outbox.take_back());
+        assert_eq!(text(&outbox), "interimhead");
     }
 
     #[test]

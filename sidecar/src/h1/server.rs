@@ -24,8 +24,9 @@ use super::{
 };
 use crate::{
     connection::Connection,
+    error::ForwardError,
     fields::{self, Present},
-    flow::{ClientBody, End, Flow},
+    flow::{ClientBody, End, Flow, FlowError},
     io::{ReadAhead, Stream},
     pace::Rate,
     pipeline,
@@ -59,6 +60,22 @@ enum After {
     Gone,
     /// It speaks another protocol.
     Switched(oneshot::Sender<ReadAhead<Stream>>),
+}
+
+/// Why an answer was not written to its end.
+enum Cut {
+    /// Its client does not take it, or has left.
+    Client(io::Error),
+    /// Its body broke off.
+    Body(FlowError),
+    /// Its body is not as long as announced.
+    Length,
+}
+
+impl From<io::Error> for Cut {
+    fn from(error: io::Error) -> Self {
+        Self::Client(error)
+    }
 }
 
 /// Why no more of a body was moved to the outbox.
@@ -131,9 +148,8 @@ async fn exchange(connection: &Rc<Connection>, client: &Rc<Client>, head: Box<Pa
     };
     let Some(response) = response else { return After::Gone };
     match client.answer(connection, response, asked, patience).await {
-        Ok(After::Next) if !client.finish_body().await => After::Close,
-        Ok(after) => after,
-        Err(_) => After::Gone, // whose body has told
+        After::Next if !client.finish_body().await => After::Close,
+        after => after,
     }
 }
 
@@ -187,20 +203,51 @@ impl Client {
         (pipeline::Request { parts, present, body, switch: switched.map(Switch::Http1), interims }, asked)
     }
 
-    /// Writes an answer. An error if the client does not take it, or its body broke off.
+    /// Writes an answer. One that breaks off before anything of it has left gives its place to another.
     async fn answer(
         &self,
         connection: &Connection,
         mut response: Box<Response<Flow>>,
         asked: Asked,
         patience: Patience,
-    ) -> io::Result<After> {
+    ) -> After {
+        let version = asked.version;
+        match self.write(connection, &mut response, asked, patience).await {
+            Ok(after) => after,
+            Err(Cut::Body(error)) if self.socket.borrow_mut().outbox.take_back() => {
+                let error = ForwardError::of_body(error);
+                response.body_mut().replace(error.status(), error.reason());
+                let mut instead = Box::new(reply::instead(&error));
+                let asked = Asked { method: Method::GET, version, persists: false, switch: None };
+                match Box::pin(self.write(connection, &mut instead, asked, patience)).await {
+                    Ok(_) => After::Close,
+                    Err(_) => After::Gone,
+                }
+            }
+            Err(Cut::Client(error)) => {
+                let stalled = error.kind() == io::ErrorKind::TimedOut;
+                if stalled && !response.body_mut().end(End::Untaken) {
+                    connection.error("client_timeout");
+                }
+                After::Gone
+            }
+            Err(Cut::Body(_) | Cut::Length) => After::Gone, // the body tells
+        }
+    }
+
+    async fn write(
+        &self,
+        connection: &Connection,
+        response: &mut Response<Flow>,
+        asked: Asked,
+        patience: Patience,
+    ) -> Result<After, Cut> {
         let status = response.status();
         let left_waiting = self.socket.borrow_mut().refuse_continue();
         if status == StatusCode::SWITCHING_PROTOCOLS || (asked.method == Method::CONNECT && status.is_success()) {
             let Some(switch) = asked.switch else { return Ok(After::Gone) };
             response.headers_mut().remove(header::CONTENT_LENGTH); // nothing has a length here (RFC 9110, section 9.3.6)
-            self.write_head(connection, &response, Framing::Length(0), None, true);
+            self.write_head(connection, response, Framing::Length(0), None, true);
             self.flush(patience).await?;
             return Ok(After::Switched(switch));
         }
@@ -217,20 +264,13 @@ impl Client {
             Version::HTTP_10 => Some("keep-alive"),
             _ => None,
         };
-        self.write_head(connection, &response, framing, persistence, bodiless);
+        self.write_head(connection, response, framing, persistence, bodiless);
         let body = response.body_mut();
-        let written = if bodiless {
+        if bodiless {
             drop(std::mem::replace(body, Flow::bytes("")));
-            self.flush(patience).await
+            self.flush(patience).await?;
         } else {
-            self.write_body(body, framing, patience).await
-        };
-        if let Err(error) = written {
-            let stalled = error.kind() == io::ErrorKind::TimedOut;
-            if stalled && !body.end(End::Untaken) {
-                connection.error("client_timeout");
-            }
-            return Err(error);
+            self.write_body(body, framing, patience).await?;
         }
         Ok(if closes { After::Close } else { After::Next })
     }
@@ -245,7 +285,7 @@ impl Client {
     ) {
         let (status, headers) = (response.status(), response.headers());
         let mut socket = self.socket.borrow_mut();
-        let out = socket.outbox.head();
+        let out = socket.outbox.begin();
         let dated = encode::response(out, status, headers);
         if let Some(persistence) = persistence {
             encode::field(out, "connection", persistence.as_bytes());
@@ -266,7 +306,7 @@ impl Client {
     }
 
     /// Passes a body on. While the client does not read, what it still sends goes on to the upstream.
-    async fn write_body(&self, body: &mut Flow, framing: Framing, patience: Patience) -> io::Result<()> {
+    async fn write_body(&self, body: &mut Flow, framing: Framing, patience: Patience) -> Result<(), Cut> {
         let (mut left, mut taking, mut fill) = (framing, Taking::default(), Fill::Full);
         poll_fn(|cx| {
             loop {
@@ -281,7 +321,7 @@ impl Client {
                     Poll::Pending => body.poll_upload(cx),
                 }
                 return match self.socket.borrow_mut().poll_left(cx) {
-                    Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                    Poll::Ready(()) => Poll::Ready(Err(Cut::Client(io::ErrorKind::ConnectionReset.into()))),
                     Poll::Pending => Poll::Pending,
                 };
             }
@@ -290,15 +330,15 @@ impl Client {
     }
 
     /// Moves pieces of a body to the outbox while there are some and it has room.
-    fn fill(&self, cx: &mut Context<'_>, body: &mut Flow, left: &mut Framing) -> io::Result<Fill> {
-        let wrong = |_| io::Error::new(io::ErrorKind::InvalidData, "the body is not as long as announced");
+    fn fill(&self, cx: &mut Context<'_>, body: &mut Flow, left: &mut Framing) -> Result<Fill, Cut> {
+        let wrong = |_| Cut::Length;
         while self.socket.borrow().outbox.has_room() {
             // The socket is not borrowed here: the body may read from it.
             let frame = Pin::new(&mut *body).poll_frame(cx);
             let outbox = &mut self.socket.borrow_mut().outbox;
             match frame {
                 Poll::Pending => return Ok(Fill::Waiting),
-                Poll::Ready(Some(Err(error))) => return Err(io::Error::other(error)),
+                Poll::Ready(Some(Err(error))) => return Err(Cut::Body(error)),
                 Poll::Ready(None) => return outbox.finish(*left, None).map(|()| Fill::Ended).map_err(wrong),
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
@@ -349,8 +389,8 @@ impl Client {
         tracing::debug!(peer = %connection.peer, status = status.as_u16(), why, "A request was refused.");
         let asked = Asked { method: Method::GET, version: Version::HTTP_11, persists: false, switch: None };
         match self.answer(connection, Box::new(reply::refused(status, why)), asked, patience).await {
-            Ok(_) => After::Close,
-            Err(_) => After::Gone,
+            After::Gone => After::Gone,
+            _ => After::Close,
         }
     }
 }

@@ -46,24 +46,22 @@ impl Orders {
         }
     }
 
-    /// Waits for the order to end.
+    /// Waits for the next order.
     pub(super) async fn next(&mut self) -> Wish {
         match self {
             Self::Signals { terminate, interrupt } => tokio::select! {
                 _ = terminate.recv() => Wish::Terminate,
                 _ = interrupt.recv() => Wish::Interrupt,
             },
-            Self::Supervisor { orders, sockets, .. } => loop {
-                match orders.next().await {
-                    Wish::Lead => sockets.lead(),
-                    wish => {
-                        if wish == Wish::Retire {
-                            sockets.retire();
-                        }
-                        return wish;
-                    }
+            Self::Supervisor { orders, sockets, .. } => {
+                let wish = orders.next().await;
+                match wish {
+                    Wish::Lead(_) => sockets.lead(),
+                    Wish::Retire => sockets.retire(),
+                    Wish::Terminate | Wish::Interrupt | Wish::AtOnce => {}
                 }
-            },
+                wish
+            }
         }
     }
 
@@ -78,6 +76,14 @@ async fn tell_drain(drain: drain::Handle, teller: Teller) {
     for phase in [Phase::Announced, Phase::Closing, Phase::Drained] {
         drain.reached(phase).await;
         teller.drains(phase);
+    }
+}
+
+/// Goes on with a drain that another worker began, as far as it has come since so long, if it is not further here.
+pub(super) fn go_on(begun: Option<(Phase, Duration)>, drain: &drain::Handle, shared: &Shared) {
+    if let Some((phase, age)) = begun {
+        let settings = shared.load().settings().drain.clone();
+        drain.resume(phase, age, settings.delay.0, settings.timeout.0);
     }
 }
 
@@ -103,10 +109,7 @@ impl Before {
 
     /// Goes on with the drain.
     pub(super) fn go_on(&self, drain: &drain::Handle, shared: &Shared) {
-        if let Some((phase, age)) = self.drain {
-            let settings = shared.load().settings().drain.clone();
-            drain.resume(phase, age, settings.delay.0, settings.timeout.0);
-        }
+        go_on(self.drain, drain, shared);
     }
 
     /// The token of the worker before, which may be in somebody's hands; else a new one.

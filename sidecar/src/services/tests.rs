@@ -130,3 +130,14 @@ fn what_cannot_be_used_is_left_out_and_counted_and_the_rest_is_taken() {
     let read = Services::after(None, message(true, vec![endless], &[]), "shop", &Services::default());
     assert_eq!(read.unwrap_err(), BadServices::TooMany);
 }
+
+#[test]
+fn people_are_told_how_many_services_are_left_out() {
+    let nothing = Services::default();
+    let told =
+        |left_out| v1::Services { left_out, ..message(true, vec![service("carts", &["10.96.0.7"], v1::Spoken::H2c, &[1])], &[]) };
+    let before = Services::after(None, told(3), "shop", &nothing).unwrap();
+    assert_eq!(before.describe()["leftOut"], 3);
+    let after = Services::after(Some(&before), told(0), "shop", &before).unwrap();
+    assert_eq!(after.describe()["leftOut"], 0);
+}

@@ -12,15 +12,18 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod seen;
+
+use self::seen::Seen;
 use super::Metrics;
 use crate::{
     config::{Config, ConfigError, PlanSource, Planned, Shared},
     watch::{Watch, quiet},
 };
 
-/// How often files are read again although no change was told: events can be lost.
+/// How often files are looked at although no change was told: events can be lost.
 const RECHECK: Duration = Duration::from_secs(30);
-/// How often they are read when changes can't be watched.
+/// How often they are looked at when changes can't be watched.
 const POLL: Duration = Duration::from_secs(2);
 
 /// Where the documents are, and which pod the proxy stands for.
@@ -108,7 +111,7 @@ fn choose(documents: &Documents, wanted: Option<&ObjectRef>) -> Result<Plan, Fil
 pub async fn watch(files: Files, shared: Shared, metrics: Metrics, stop: CancellationToken) {
     let (changes, mut changed) = mpsc::channel(1);
     let mut watcher = Watch::new(&files.paths, changes);
-    let mut refused = None;
+    let (mut seen, mut refused) = (Seen::default(), None);
     // What changed between the first reading and the first watch was told to nobody.
     let mut first = true;
     loop {
@@ -119,16 +122,14 @@ pub async fn watch(files: Files, shared: Shared, metrics: Metrics, stop: Cancell
             () = sleep_until(Instant::now() + pause) => {}
             Some(()) = changed.recv() => quiet(&mut changed).await,
         }
-        let read = files.clone();
-        // Reading and compiling take milliseconds; other tasks of the runtime need not wait for them.
-        let loaded = tokio::task::spawn_blocking(move || load(&read, &|name| std::env::var(name).ok())).await;
-        match loaded {
-            Ok(Ok(config)) => {
+        match seen.look(&files).await {
+            None => {}
+            Some(Ok(config)) => {
                 refused = None;
                 adopt(config, &shared, &metrics);
             }
             // Told once, not at each check.
-            Ok(Err(error)) if refused.as_ref() != Some(&error) => {
+            Some(Err(error)) if refused.as_ref() != Some(&error) => {
                 metrics.planned("file", false);
                 for line in error.to_string().lines() {
                     tracing::error!("{line}");
@@ -136,8 +137,7 @@ pub async fn watch(files: Files, shared: Shared, metrics: Metrics, stop: Cancell
                 tracing::error!("The change was not taken; the configuration from before stays in force.");
                 refused = Some(error);
             }
-            Ok(Err(_)) => {}
-            Err(error) => tracing::error!(%error, "The files could not be read."),
+            Some(Err(_)) => {}
         }
     }
 }

@@ -108,7 +108,7 @@ impl Crew {
         if let Some(main) = self.main.as_mut().filter(|main| main.number == number) {
             (main.ready, main.until, self.served) = (Some(now), None, true);
             self.tally.version = version;
-            return vec![Action::Tell(number, Order::Lead)];
+            return vec![Action::Tell(number, self.lead(now))];
         }
         match self.candidate.take_if(|candidate| candidate.number == number) {
             Some(candidate) => self.promote(candidate.number, version, now),
@@ -129,7 +129,7 @@ impl Crew {
                 actions.push(Action::Kill(old.number));
             }
         }
-        actions.extend([Action::Adopt(number), Action::Tell(number, Order::Lead)]);
+        actions.extend([Action::Adopt(number), Action::Tell(number, self.lead(now))]);
         self.main = Some(Member { number, ready: Some(now), until: None });
         (self.restart, self.backoff, self.served) = (None, Backoff::default(), true);
         self.tally.upgrades += 1;
@@ -281,8 +281,16 @@ impl Crew {
     }
 
     fn welcome(&self, now: Instant) -> Welcome {
-        let drain = self.drain.map(|(phase, since)| Draining { phase, age: now.saturating_duration_since(since) });
+        let drain = self.draining(now);
         Welcome { again: self.started > 1, restarts: self.tally.restarts, drain, ..Welcome::default() }
+    }
+
+    fn lead(&self, now: Instant) -> Order {
+        Order::Lead { drain: self.draining(now) }
+    }
+
+    fn draining(&self, now: Instant) -> Option<Draining> {
+        self.drain.map(|(phase, since)| Draining { phase, age: now.saturating_duration_since(since) })
     }
 
     fn members(&self) -> impl Iterator<Item = u64> {

@@ -78,7 +78,7 @@ impl Link {
 
     /// The drain that the worker before had begun.
     pub(crate) fn drain(&self) -> Option<(Phase, Duration)> {
-        self.welcome.drain.map(|Draining { phase, age }| (phase, age))
+        self.welcome.drain.map(Draining::parts)
     }
 
     /// The sockets that are held, and the orders to come.
@@ -145,8 +145,8 @@ pub(crate) enum Wish {
     AtOnce,
     /// Another worker serves: finish what is open, then end.
     Retire,
-    /// It is the one that serves.
-    Lead,
+    /// It is the one that serves, and goes on with this drain.
+    Lead(Option<(Phase, Duration)>),
 }
 
 /// Orders of the supervisor.
@@ -169,7 +169,7 @@ impl Orders {
             };
             match received {
                 Ok(Ok(Packet::Message(order, _))) => match order {
-                    Order::Lead => return Wish::Lead,
+                    Order::Lead { drain } => return Wish::Lead(drain.map(Draining::parts)),
                     Order::Retire => return Wish::Retire,
                     Order::End { interrupted: true } => return Wish::Interrupt,
                     Order::End { interrupted: false } => return Wish::Terminate,
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn silence_and_nonsense_are_errors() {
         let (ours, theirs) = Channel::pair().unwrap();
-        ours.send(&Order::Lead, None).unwrap();
+        ours.send(&Order::Lead { drain: None }, None).unwrap();
         assert!(matches!(Link::over(theirs), Err(LinkError::Unexpected)));
         let (ours, theirs) = Channel::pair().unwrap();
         drop(ours);

@@ -22,7 +22,11 @@ pub(super) enum Order {
         label: String,
     },
     /// This worker is the one that serves: what it closes on purpose is closed for all.
-    Lead,
+    Lead {
+        /// How far the drain has come by now; more than the welcome said, if it began while this worker started.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        drain: Option<Draining>,
+    },
     /// Another worker serves from now on: accept nothing more, finish what is open, end.
     Retire,
     /// The proxy is to end.
@@ -61,6 +65,13 @@ pub(super) struct Draining {
     pub(super) phase: Phase,
     /// How long ago it began.
     pub(super) age: Duration,
+}
+
+impl Draining {
+    /// How far it has come, and how long ago it began.
+    pub(super) fn parts(self) -> (Phase, Duration) {
+        (self.phase, self.age)
+    }
 }
 
 /// What a worker says.
@@ -140,8 +151,13 @@ mod tests {
     fn messages_come_back_as_they_were() {
         let drain = Some(Draining { phase: Phase::Closing, age: Duration::from_millis(1500) });
         let welcome = Welcome { protocol: PROTOCOL, sockets: 3, again: true, restarts: 7, drain };
-        for order in [Order::Welcome(welcome), Order::Socket { label: "a".into() }, Order::End { interrupted: true }, Order::Now]
-        {
+        for order in [
+            Order::Welcome(welcome),
+            Order::Socket { label: "a".into() },
+            Order::Lead { drain },
+            Order::End { interrupted: true },
+            Order::Now,
+        ] {
             assert_eq!(serde_json::from_slice::<Order>(&serde_json::to_vec(&order).unwrap()).unwrap(), order);
         }
         for report in [Report::Ready { version: "1".into() }, Report::Leaving { within: Duration::from_secs(35) }] {
@@ -153,6 +169,8 @@ mod tests {
     fn words_of_a_later_version_are_passed_over() {
         assert_eq!(serde_json::from_str::<Order>(r#"{"say":"juggle"}"#).unwrap(), Order::Unknown);
         assert_eq!(serde_json::from_str::<Order>(r#"{"say":"retire","kindly":true}"#).unwrap(), Order::Retire);
+        // As an earlier version says it.
+        assert_eq!(serde_json::from_str::<Order>(r#"{"say":"lead"}"#).unwrap(), Order::Lead { drain: None });
         let welcome = r#"{"say":"welcome","protocol":1,"sockets":0,"again":false,"restarts":0,"weather":"fine"}"#;
         assert!(matches!(serde_json::from_str(welcome).unwrap(), Order::Welcome(Welcome { drain: None, .. })));
     }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use crds::proxy::UpstreamTls;
 use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, sign::SingleCertAndKey};
-use tokio::{net::TcpStream, time::Instant};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{
@@ -24,9 +24,8 @@ use super::{
     success,
 };
 use crate::{
-    error::ForwardError,
     io::{ReadAhead, Stream},
-    upstream::{Endpoint, Protocol},
+    upstream::Protocol,
 };
 
 /// Sessions that are kept to be resumed.
@@ -116,18 +115,9 @@ impl Origination {
         }
     }
 
-    /// What a server of the upstream answers when it is asked, by `ask` if nobody asks it already. An error without a cause: not before the
-    /// deadline.
-    pub(crate) async fn answer<F>(
-        &self,
-        endpoint: &Endpoint,
-        deadline: Instant,
-        ask: impl Fn() -> F,
-    ) -> Result<Protocol, Option<ForwardError>>
-    where
-        F: Future<Output = Result<Protocol, ForwardError>> + 'static,
-    {
-        self.0.questions.answer(endpoint, deadline, ask).await
+    /// Where its servers are asked what they choose.
+    pub(crate) fn questions(&self) -> &Questions {
+        &self.0.questions
     }
 
     /// Shakes hands. What the upstream chose among both protocols is remembered until it refuses one of them.

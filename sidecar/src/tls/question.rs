@@ -25,7 +25,7 @@ type Answer = Result<Protocol, Arc<ForwardError>>;
 
 /// The questions to the servers of one upstream. Each has its own: one that is silent holds up nobody who asks another.
 #[derive(Default)]
-pub(super) struct Questions(Arc<Mutex<HashMap<Endpoint, Question>>>);
+pub(crate) struct Questions(Arc<Mutex<HashMap<Endpoint, Question>>>);
 
 enum Question {
     /// Somebody asks.
@@ -36,8 +36,8 @@ enum Question {
 
 impl Questions {
     /// The answer of a server. Who comes while it is asked waits for the same answer, until a deadline of its own; `ask` ends by a
-    /// deadline of its own, too, and goes on if whoever began it leaves.
-    pub(super) async fn answer<F>(
+    /// deadline of its own, too, and goes on if whoever began it leaves. An error without a cause: not before the deadline.
+    pub(crate) async fn answer<F>(
         &self,
         endpoint: &Endpoint,
         deadline: Instant,

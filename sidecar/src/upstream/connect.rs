@@ -86,7 +86,7 @@ impl Connector {
                 Ok(tls.known().unwrap_or(Protocol::Http1))
             }
         };
-        let answer = tls.answer(&key.endpoint, deadline, ask).await;
+        let answer = tls.questions().answer(&key.endpoint, deadline, ask).await;
         answer.map_err(|error| error.unwrap_or(ForwardError::ConnectTimeout { upstream: key.endpoint.to_string(), limit }))
     }
 

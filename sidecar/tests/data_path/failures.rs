@@ -153,6 +153,37 @@ async fn upstream_that_breaks_off_cuts_the_answer_visibly() {
 }
 
 #[tokio::test]
+async fn answer_that_breaks_off_before_any_of_it_was_sent_is_502() {
+    // The break comes with the head.
+    for (answer, interim) in [
+        ("HTTP/1.1 200 OK\r\nx-of: origin\r\ntransfer-encoding: chunked\r\n\r\nhalf\r\n", false),
+        ("HTTP/1.1 200 OK\r\nx-of: origin\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nhalf\r\n", false),
+        (
+            "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nx-of: origin\r\ntransfer-encoding: chunked\r\n\r\n\
+             4\r\nhalf\r\nhalf\r\n",
+            true,
+        ),
+    ] {
+        let proxy = Proxy::before(Origin::answering_once(answer).await.address);
+        let mut client = proxy.client().await;
+        client.send(GET).await;
+        if interim {
+            let hints = read_head(&mut client.0).await.unwrap();
+            assert!(hints.starts_with("HTTP/1.1 103 "), "{hints}");
+        }
+        let response = client.response().await;
+        assert_eq!((response.status, response.has("x-of"), response.field("connection")), (502, false, "close"), "{answer:?}");
+        assert!(response.field("proxy-status").contains("http_protocol_error"), "{}", response.head);
+        assert_eq!(response.text(), "fetchr: the upstream broke off before it answered\n");
+        assert!(client.rest().await.is_empty());
+        let counted = "http_server_request_duration_seconds_count{direction=\"inbound\",http_request_method=\"GET\",\
+                       http_response_status_code=\"502\"";
+        assert_eq!(proxy.metric(counted), 1.0);
+        assert_eq!(proxy.metric("fetchr_errors_total{direction=\"inbound\",reason=\"http_protocol_error\"}"), 1.0);
+    }
+}
+
+#[tokio::test]
 async fn garbage_from_the_upstream_is_502() {
     let origin = Origin::answering_once("SSH-2.0-OpenSSH_9\r\n\r\n").await;
     let response = Proxy::before(origin.address).ask(GET).await;

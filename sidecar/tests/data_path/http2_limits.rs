@@ -187,20 +187,21 @@ async fn upstream(settings: Vec<u8>, answer: Vec<u8>) -> Origin {
 async fn upstream_that_floods_is_left() {
     let ok = frame(HEADERS, END_HEADERS, 1, &block(&[(":status", "200")]));
     let hints = frame(HEADERS, END_HEADERS, 1, &block(&[(":status", "103"), ("link", "</a>")]));
-    for (name, answer, status) in [
-        ("PING", frame(PING, 0, 0, &[0; 8]).repeat(3000), 502),
-        ("SETTINGS", frame(SETTINGS, 0, 0, &[]).repeat(3000), 502),
-        ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()).repeat(3000), 502),
-        ("1xx", hints.repeat(3000), 502),
-        ("empty DATA", [ok, frame(DATA, 0, 1, &[]).repeat(3000)].concat(), 200),
+    for (name, answer, begins) in [
+        ("PING", frame(PING, 0, 0, &[0; 8]).repeat(3000), false),
+        ("SETTINGS", frame(SETTINGS, 0, 0, &[]).repeat(3000), false),
+        ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()).repeat(3000), false),
+        ("1xx", hints.repeat(3000), false),
+        ("empty DATA", [ok, frame(DATA, 0, 1, &[]).repeat(3000)].concat(), true),
     ] {
         let proxy = Proxy::with(&format!("h2c://{}", upstream(Vec::new(), answer).await.address), |_| {});
         let mut client = proxy.client().await;
         client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
         let answer = String::from_utf8(client.rest().await).unwrap();
-        let cut = status == 200 && !answer.ends_with("0\r\n\r\n");
-        assert!(cut || answer.starts_with(&format!("HTTP/1.1 {status}")), "{name}: {answer}");
-        let reason = if status == 502 { "http_protocol_error" } else { "response_broken" };
+        // An answer that has begun may have left before its end.
+        let cut = begins && answer.starts_with("HTTP/1.1 200") && !answer.ends_with("0\r\n\r\n");
+        assert!(cut || answer.starts_with("HTTP/1.1 502"), "{name}: {answer}");
+        let reason = if cut { "response_broken" } else { "http_protocol_error" };
         eventually(name, || proxy.metric(&counter(reason)) == 1.0).await;
         eventually(name, || proxy.metric("fetchr_upstream_connections_open") == 0.0).await;
     }

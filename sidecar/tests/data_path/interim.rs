@@ -62,7 +62,7 @@ async fn they_are_cleaned_and_edited_like_answers() {
     let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nConnection: x-hop\r\nX-Hop: 1\r\nkeep-alive: timeout=5\r\nx-fetchr-route: forged\r\n\
                  content-length: 5\r\nserver: secret\r\n\r\n";
     let proxy = Proxy::before(origin(hints, &answer).await.address);
-    proxy.apply(r#"[{"name": "r", "headers": {"response": {"remove": ["server"]}}}]"#);
+    proxy.apply(r#"[{"name": "hints", "headers": {"response": {"remove": ["server"]}}}]"#);
     let mut client = proxy.client().await;
     client.send(GET).await;
     let hints = read_head(&mut client.0).await.unwrap();
@@ -71,6 +71,9 @@ async fn they_are_cleaned_and_edited_like_answers() {
         assert_eq!(field(&hints, name), None, "{name} in {hints}");
     }
     assert_eq!(client.response().await.text(), "ok");
+    proxy.metrics.register(sidecar::route::register);
+    let edits = "fetchr_header_edits_total{route=\"shop/test/hints\",part=\"response\",mode=\"enforce\"}";
+    assert_eq!(proxy.metric(edits), 1.0, "of the answer, however many came before it");
 }
 
 #[tokio::test]

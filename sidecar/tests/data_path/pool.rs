@@ -10,6 +10,7 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
     time::{sleep, timeout},
 };
 
@@ -157,12 +158,13 @@ async fn punctual_origin(keep_alive: &'static str, keeps: Duration) -> Origin {
 
 #[tokio::test]
 async fn origin_says_how_long_an_idle_connection_may_be_used() {
-    let origin = punctual_origin("timeout=1, max=100", LONG).await;
+    // A second of it is the margin.
+    let origin = punctual_origin("timeout=3, max=100", 2 * LONG).await;
     let proxy = Proxy::before(origin.address);
     assert_eq!(proxy.ask(GET).await.text(), "ok");
     assert_eq!(proxy.ask(GET).await.text(), "ok");
     assert_eq!(origin.connections(), 1);
-    sleep(Duration::from_millis(600)).await; // half of it is the margin
+    eventually("it is closed", || proxy.metric("fetchr_upstream_connections_open") == 0.0).await;
     assert_eq!(proxy.ask(GET).await.text(), "ok");
     assert_eq!(origin.connections(), 2, "what the origin may close at any moment is not used");
 }
@@ -254,15 +256,15 @@ async fn idle_connection_that_its_origin_closes_is_dropped_before_it_is_used() {
 
 #[tokio::test]
 async fn idle_connection_that_speaks_unasked_is_dropped() {
-    let closed = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&closed);
+    let (closed, idle) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
+    let seen = (Arc::clone(&closed), Arc::clone(&idle));
     let origin = Origin::scripted(move |mut stream, number| {
-        let seen = Arc::clone(&seen);
+        let (seen, idle) = seen.clone();
         async move {
             while read_head(&mut stream).await.is_some() {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
                 if number == 0 {
-                    sleep(Duration::from_millis(20)).await;
+                    idle.notified().await;
                     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged").await.unwrap();
                     let _ = stream.read(&mut [0]).await;
                     seen.store(true, Ordering::SeqCst);
@@ -274,6 +276,7 @@ async fn idle_connection_that_speaks_unasked_is_dropped() {
     .await;
     let proxy = Proxy::before(origin.address);
     assert_eq!(proxy.ask(GET).await.text(), "ok");
+    idle.notify_one();
     eventually("the proxy's end", || closed.load(Ordering::SeqCst)).await;
     assert_eq!(proxy.ask(GET).await.text(), "ok");
 }

@@ -214,13 +214,12 @@ async fn answer_that_came_before_the_upload_was_asked_for_is_passed_whole() {
     let origin = Origin::scripted(|mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\none").await.unwrap();
-        // Longer than the upload may pause and than it waits for a 100.
+        // Longer than the upload waits for a 100.
         tokio::time::sleep(Duration::from_millis(1300)).await;
         stream.write_all(b"two").await.unwrap();
     })
     .await;
     let proxy = Proxy::before(origin.address);
-    proxy.apply(r#"[{"name": "r", "timeouts": {"idle": "1500ms"}}]"#);
     let mut client = proxy.client().await;
     client.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n").await;
     let response = client.response().await;

@@ -60,8 +60,9 @@ impl Kept {
         if let Some(data) = frame.data_ref() {
             let shed = pressure.is(Step::Shed);
             if shed || self.data.len() + data.len() > self.max {
+                let given_up = shed && !self.data.is_empty();
                 *self = Self { lost: true, ended: true, ..Self::default() };
-                pressure.reclaimed("kept_bodies", usize::from(shed));
+                pressure.reclaimed("kept_bodies", usize::from(given_up));
                 return;
             }
             self.data.extend_from_slice(data);

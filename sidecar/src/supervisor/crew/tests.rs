@@ -7,14 +7,14 @@ fn ms(count: u64) -> Duration {
 fn serving(now: Instant) -> Crew {
     let mut crew = Crew::default();
     assert!(matches!(crew.start(now)[..], [Action::Start { number: 1, from_disk: false, .. }]));
-    assert_eq!(crew.ready(1, "1".into(), now), [Action::Tell(1, Order::Lead)]);
+    assert_eq!(crew.ready(1, "1".into(), now), [Action::Tell(1, Order::Lead { drain: None })]);
     crew
 }
 
 fn upgraded(now: Instant) -> Crew {
     let mut crew = serving(now);
     assert!(matches!(crew.upgrade(now)[..], [Action::Start { number: 2, from_disk: true, .. }]));
-    let taken_over = [Action::Tell(1, Order::Retire), Action::Adopt(2), Action::Tell(2, Order::Lead)];
+    let taken_over = [Action::Tell(1, Order::Retire), Action::Adopt(2), Action::Tell(2, Order::Lead { drain: None })];
     assert_eq!(crew.ready(2, "2".into(), now), taken_over);
     crew
 }
@@ -120,7 +120,7 @@ fn upgrade_helps_where_the_old_program_cannot_start() {
     assert_eq!(crew.ended(1, &How::Signal(11), now), []);
     assert!(matches!(crew.upgrade(now)[..], [Action::Start { number: 2, from_disk: true, .. }]));
     assert!(matches!(crew.tick(now + ms(100))[..], [Action::Start { number: 3, from_disk: false, .. }]));
-    let taken_over = [Action::Kill(3), Action::Adopt(2), Action::Tell(2, Order::Lead)];
+    let taken_over = [Action::Kill(3), Action::Adopt(2), Action::Tell(2, Order::Lead { drain: None })];
     assert_eq!(crew.ready(2, "2".into(), now), taken_over);
     assert_eq!(crew.ended(3, &How::Signal(9), now), []);
     assert_eq!(crew.deadline(), None);
@@ -155,6 +155,25 @@ fn end_waits_for_the_worker_that_retires() {
     assert_eq!(crew.end(false, now), [Action::Tell(2, Order::End { interrupted: false })]);
     assert_eq!(crew.ended(2, &How::Code(0), now), []);
     assert_eq!(crew.ended(1, &How::Code(0), now), [Action::Exit(0)]);
+}
+
+#[test]
+fn drain_that_begins_while_the_worker_of_an_upgrade_starts_is_told_with_the_lead() {
+    let now = Instant::now();
+    let mut crew = serving(now);
+    let [Action::Start { number: 2, welcome, .. }] = &crew.upgrade(now)[..] else { panic!("it is started") };
+    assert_eq!(welcome.drain, None);
+    crew.drains(1, Phase::Announced, now + ms(1000));
+    crew.drains(1, Phase::Closing, now + ms(2000));
+    let drain = Some(Draining { phase: Phase::Closing, age: ms(2000) });
+    let taken_over = [Action::Tell(1, Order::Retire), Action::Adopt(2), Action::Tell(2, Order::Lead { drain })];
+    assert_eq!(crew.ready(2, "2".into(), now + ms(3000)), taken_over);
+    // It goes on from there, and who comes after it, too.
+    crew.drains(2, Phase::Drained, now + ms(4000));
+    let [Action::Start { welcome, .. }] = &crew.ended(2, &How::Signal(9), now + ms(5000))[..] else {
+        panic!("it is started again")
+    };
+    assert_eq!(welcome.drain, Some(Draining { phase: Phase::Drained, age: ms(4000) }));
 }
 
 #[test]
