@@ -26,6 +26,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 pub(super) struct Seen(Option<Stamps>);
 
 /// What came of a look.
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment, and there is one at a time")]
 enum Look {
     /// The files are those of before.
     Same,
