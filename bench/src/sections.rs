@@ -28,7 +28,7 @@ pub(crate) struct Options {
 const PORTS: Ports = Ports(18040);
 
 /// What is measured: its name, and the fields of a rule.
-const ROWS: [(&str, &str); 15] = [
+const ROWS: [(&str, &str); 17] = [
     ("headers", "headers: {response: {set: [{name: x-bench, value: fetchr}]}}"),
     (
         "headers, five changes",
@@ -36,6 +36,8 @@ const ROWS: [(&str, &str); 15] = [
     ),
     ("rateLimits, one for all", "rateLimits: [{name: all, limit: {requests: 1000000, per: 1s}}]"),
     ("rateLimits by client", "rateLimits: [{name: each, limit: {requests: 1000000, per: 1s}, key: [{source: ClientIP}]}]"),
+    ("cache, of what isn't kept", "cache: {}"),
+    ("cache, a hit", "cache: {ttl: {default: 1h}}"),
     ("timeouts", "timeouts: {request: 10s, idle: 10s}"),
     ("retry", "retry: {}"),
     ("loadBalancing", "loadBalancing: {}"),
@@ -43,7 +45,7 @@ const ROWS: [(&str, &str); 15] = [
     ("failover", "failover: {upstream: \"http://127.0.0.1:1\"}"),
     (
         "all of these",
-        "headers: {response: {set: [{name: x-bench, value: fetchr}]}}\n    rateLimits: [{name: each, limit: {requests: 1000000, per: 1s}, key: [{source: ClientIP}]}]\n    timeouts: {request: 10s, idle: 10s}\n    retry: {}\n    loadBalancing: {}\n    circuitBreaker: {consecutiveFailures: 10}\n    failover: {upstream: \"http://127.0.0.1:1\"}",
+        "headers: {response: {set: [{name: x-bench, value: fetchr}]}}\n    rateLimits: [{name: each, limit: {requests: 1000000, per: 1s}, key: [{source: ClientIP}]}]\n    cache: {}\n    timeouts: {request: 10s, idle: 10s}\n    retry: {}\n    loadBalancing: {}\n    circuitBreaker: {consecutiveFailures: 10}\n    failover: {upstream: \"http://127.0.0.1:1\"}",
     ),
     (
         "headers, matched by prefix",

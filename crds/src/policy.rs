@@ -1,5 +1,6 @@
 //! `FetchrPolicy`: what sidecars do to requests.
 
+pub mod cache;
 pub mod circuit_breaker;
 pub mod failover;
 pub mod headers;
@@ -14,11 +15,12 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use cache::Cache;
 pub use circuit_breaker::CircuitBreaker;
 pub use failover::Failover;
 pub use headers::Headers;
 pub use load_balancing::LoadBalancing;
-pub use matches::Match;
+pub use matches::{CEL_VARIABLES, Match};
 pub use rate_limits::{RateLimit, RateLimits};
 pub use retry::Retry;
 pub use timeouts::Timeouts;
@@ -37,8 +39,8 @@ const OUTWARD: Rule = Rule::new(
 )
 .at(".direction");
 const HAS_SECTION: Rule = Rule::new(
-    "has(self.headers) || has(self.rateLimits) || has(self.timeouts) || has(self.retry) || has(self.loadBalancing) || has(self.circuitBreaker) || \
-     has(self.failover)",
+    "has(self.headers) || has(self.rateLimits) || has(self.cache) || has(self.timeouts) || has(self.retry) || has(self.loadBalancing) || \
+     has(self.circuitBreaker) || has(self.failover)",
     "the rule does nothing: write a section such as headers, rateLimits or timeouts",
 );
 
@@ -89,6 +91,7 @@ macro_rules! kinds {
 kinds! {
     headers: Headers,
     rate_limits: RateLimits,
+    cache: Cache,
     timeouts: Timeouts,
     retry: Retry,
     load_balancing: LoadBalancing,
@@ -154,7 +157,7 @@ pub struct FetchrPolicySpec {
     #[serde(default)]
     pub direction: Direction,
     /// Rules. Of the sections that protect (`rateLimits`), those of every rule that matches hold; of the sections that shape
-    /// (`headers`, `timeouts`, `retry`, `loadBalancing`, `circuitBreaker`, `failover`), that of the best match.
+    /// (`headers`, `cache`, `timeouts`, `retry`, `loadBalancing`, `circuitBreaker`, `failover`), that of the best match.
     #[schemars(length(min = 1, max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub rules: Vec<PolicyRule>,
 }
@@ -200,6 +203,9 @@ pub struct PolicyRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub rate_limits: RateLimits,
+    /// A cache before the upstream. Shapes: the best match wins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
     /// Time limits. Shape: the best match wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,

@@ -1,5 +1,6 @@
 //! `FetchrProxy`: how sidecars run.
 
+mod cache;
 mod http;
 mod tls;
 
@@ -16,6 +17,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::cache::{CacheMemory, CacheStore, Eviction};
 pub use self::http::{DotSegments, EncodedSlashes, Http, HttpLimits, HttpPath, PathForward, Slashes, Trace};
 pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};
 use crate::{
@@ -109,6 +111,9 @@ pub struct FetchrProxySpec {
     /// How requests are read before a policy looks at them.
     #[serde(default)]
     pub http: Http,
+    /// Where answers are kept that policies let the cache keep.
+    #[serde(default)]
+    pub cache: CacheStore,
     /// Which peers may say who the client is.
     #[serde(default)]
     pub client_address: ClientAddress,
@@ -136,6 +141,7 @@ impl Default for FetchrProxySpec {
             resources: default_resources(),
             upstream: Upstream::default(),
             http: Http::default(),
+            cache: CacheStore::default(),
             client_address: ClientAddress::default(),
             telemetry: Telemetry::default(),
             logging: Logging::default(),
@@ -519,6 +525,7 @@ impl FetchrProxySpec {
         check_resources(&self.resources, &at.field("resources"), &mut problems);
         self.upstream.check(&at.field("upstream"), &mut problems);
         self.http.limits.check(&at.field("http").field("limits"), &mut problems);
+        self.cache.check(&at.field("cache"), &mut problems);
         check_cidrs(&self.client_address.trusted_cidrs, &at.field("clientAddress").field("trustedCIDRs"), &mut problems);
         self.check_metrics_port(&at.field("telemetry").field("metricsPort"), &mut problems);
         let drain = at.field("drain");

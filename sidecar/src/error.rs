@@ -136,6 +136,7 @@ impl ForwardError {
         match error {
             FlowError::Upstream(error) => Self::Broken(error),
             FlowError::Idle(limit) => Self::ResponseTimeout(limit),
+            FlowError::Joined(_) => Self::Broken(UpstreamError::Closed),
             // Of a request's body.
             FlowError::Client(_) | FlowError::Refused | FlowError::Elsewhere => Self::BodyBroken,
         }

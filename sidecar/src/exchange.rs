@@ -90,6 +90,27 @@ impl Exchange {
         (exchange, checked)
     }
 
+    /// The host that it is for: in lower case, without a port.
+    pub(crate) fn host(&self) -> Cow<'_, str> {
+        fields::host(&self.authority)
+    }
+
+    /// What is known of it before anything is decided. `host` is its [`Self::host`].
+    pub(crate) fn facts<'a>(&self, parts: &'a Parts, host: &'a str) -> Facts<'a> {
+        facts(&self.connection, parts, host, self.client)
+    }
+
+    /// What matters on the way to the upstream.
+    pub(crate) fn asking(&self) -> Asking<'_> {
+        Asking {
+            connection: &self.connection,
+            config: &self.config,
+            route: &self.route,
+            authority: &self.authority,
+            client: self.client,
+        }
+    }
+
     /// Whether it is one of several streams of its connection, a task of its own.
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self.version, Version::HTTP_2 | Version::HTTP_3)
@@ -135,6 +156,16 @@ impl Exchange {
         self.guards.answered(&response);
         (response, self.guards)
     }
+}
+
+/// What of an exchange matters on the way to its upstream.
+#[derive(Clone, Copy)]
+pub(crate) struct Asking<'a> {
+    pub(crate) connection: &'a Rc<Connection>,
+    pub(crate) config: &'a Arc<Config>,
+    pub(crate) route: &'a Route,
+    pub(crate) authority: &'a str,
+    pub(crate) client: IpAddr,
 }
 
 /// What acts when an exchange ends, however that happens.

@@ -13,10 +13,12 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use smallvec::SmallVec;
 
 #[cfg(feature = "http3")]
 use crate::h3;
 use crate::{
+    cache,
     connection::taking,
     exchange::Guards,
     fields::Present,
@@ -45,6 +47,9 @@ pub(crate) enum FlowError {
     /// The client's body goes against a limit.
     #[error("the client's body was not taken to its end")]
     Refused,
+    /// The request that fetched it for others broke off.
+    #[error("the body that another request fetched broke off")]
+    Joined(#[source] cache::Failure),
     /// Another try has the body now.
     #[error("the request goes on elsewhere")]
     Elsewhere,
@@ -152,12 +157,32 @@ enum Source {
         _stream: upstream::h2::Stream,
     },
     Reply(upstream::h1::Reply),
+    /// Pieces that are all here, and how many bytes they have together.
+    Pieces(smallvec::IntoIter<[Bytes; 1]>, u64),
+    /// What another request fetches, and how much of it is left if that is known.
+    Joined(cache::Reader, Option<u64>),
 }
+
+/// Pieces of a body.
+pub(crate) type Pieces = SmallVec<[Bytes; 1]>;
 
 impl Flow {
     /// A body that is all here.
     pub(crate) fn bytes(bytes: impl Into<Bytes>) -> Self {
         Self::new(Source::Bytes(bytes.into()), Duration::MAX)
+    }
+
+    /// A body that is all here, in pieces.
+    pub(crate) fn pieces(mut pieces: Pieces) -> Self {
+        pieces.retain(|piece| !piece.is_empty());
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Self::new(Source::Pieces(pieces.into_iter(), length), Duration::MAX)
+    }
+
+    /// A body that another request fetches.
+    pub(crate) fn joined(reader: cache::Reader) -> Self {
+        let length = reader.expected();
+        Self::new(Source::Joined(reader, length), Duration::MAX)
     }
 
     /// A body that comes over an HTTP/1 connection.
@@ -205,7 +230,26 @@ impl Flow {
     pub(crate) fn present(&self) -> Option<Present> {
         match &self.source {
             Source::Reply(reply) => Some(reply.present),
-            Source::Bytes(_) | Source::Stream { .. } => None,
+            _ => None,
+        }
+    }
+
+    /// Its length, if that is known.
+    pub(crate) fn exact_length(&self) -> Option<u64> {
+        self.size_hint().exact()
+    }
+
+    /// The next piece for somebody who is no client, and so has no pace to keep to.
+    pub(crate) fn poll_unpaced(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
+        match self.poll_source(cx) {
+            Poll::Ready(frame) => {
+                self.silence.broken();
+                Poll::Ready(frame)
+            }
+            Poll::Pending => {
+                ready!(self.poll_silence(cx));
+                Poll::Ready(Some(Err(FlowError::Idle(self.limit))))
+            }
         }
     }
 
@@ -265,6 +309,11 @@ impl Flow {
         Frame::data(data)
     }
 
+    /// Ready when nothing has come for too long. Who fetches for others has a limit of its own.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if matches!(self.source, Source::Joined(..)) { Poll::Pending } else { self.silence.poll(cx) }
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
         match &mut self.source {
             Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
@@ -273,6 +322,19 @@ impl Flow {
                 Pin::new(body).poll_frame(cx).map_err(|error| FlowError::Upstream(UpstreamError::Http2(error)))
             }
             Source::Reply(reply) => reply.poll_frame(cx).map_err(FlowError::Upstream),
+            Source::Pieces(pieces, left) => Poll::Ready(pieces.next().map(|piece| {
+                *left -= piece.len() as u64;
+                Ok(Frame::data(piece))
+            })),
+            Source::Joined(_, Some(0)) => Poll::Ready(None),
+            Source::Joined(reader, left) => match ready!(reader.poll_chunk(cx)) {
+                Some(Ok(piece)) => {
+                    *left = left.map(|left| left.saturating_sub(piece.len() as u64));
+                    Poll::Ready(Some(Ok(Frame::data(piece))))
+                }
+                Some(Err(failure)) => Poll::Ready(Some(Err(FlowError::Joined(failure)))),
+                None => Poll::Ready(None),
+            },
         }
     }
 }
@@ -306,7 +368,7 @@ impl Body for Flow {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                ready!(this.silence.poll(cx));
+                ready!(this.poll_silence(cx));
                 this.failed = true;
                 Poll::Ready(Some(Err(FlowError::Idle(this.limit))))
             }
@@ -319,6 +381,8 @@ impl Body for Flow {
                 Source::Bytes(bytes) => bytes.is_empty(),
                 Source::Stream { body, .. } => body.is_end_stream(),
                 Source::Reply(reply) => reply.is_end_stream(),
+                Source::Pieces(_, left) => *left == 0,
+                Source::Joined(_, left) => *left == Some(0),
             }
     }
 
@@ -327,6 +391,8 @@ impl Body for Flow {
             Source::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Stream { body, .. } => body.size_hint(),
             Source::Reply(reply) => reply.size_hint(),
+            Source::Pieces(_, left) => SizeHint::with_exact(*left),
+            Source::Joined(_, left) => left.map_or_else(SizeHint::default, SizeHint::with_exact),
         };
         with(source, self.rest.len() as u64)
     }

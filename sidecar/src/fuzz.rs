@@ -16,6 +16,7 @@ use crds::{
 use http::{HeaderMap, HeaderValue, Method, header};
 
 use crate::{
+    cache::store::{Object, seal},
     facts::Facts,
     fields::{self, Present},
     h1::{
@@ -35,7 +36,7 @@ use crate::{
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("request_head", request_head),
     ("response_head", response_head),
     ("chunked", chunked),
@@ -47,6 +48,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("proxy_protocol", proxy_protocol),
     ("tls_hello", tls_hello),
     ("documents", documents),
+    ("object", object),
 ];
 
 /// A head of a request that is accepted is written anew in a way that reads the same.
@@ -308,6 +310,20 @@ pub fn documents(input: &[u8]) {
     let files = Files { paths: vec![file.path().to_owned()], proxy: None, identity: Identity::default() };
     if let Err(error) = file::load(&files, &|_| None) {
         assert!(!error.to_string().is_empty());
+    }
+}
+
+/// What a tier beyond memory gives back is an object or an error, also when whoever wrote it made the checksum right.
+pub fn object(input: &[u8]) {
+    let mut sealed = input.to_vec();
+    seal(&mut sealed);
+    for bytes in [input, &sealed] {
+        let Ok(object) = Object::decode(bytes) else { continue };
+        assert_eq!(object.encode(), bytes, "what is read is written the same");
+        assert_eq!(object.body().map(|piece| piece.len() as u64).sum::<u64>(), object.body_len());
+        assert_eq!(object.headers(0).len(), object.fields().count());
+        assert!(object.is_for(object.primary(), object.variant()));
+        let _ = (object.meta(), object.status());
     }
 }
 

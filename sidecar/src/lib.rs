@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod ask;
 mod attempt;
+mod cache;
 pub mod config;
 mod connection;
 mod contain;

@@ -6,6 +6,7 @@ use std::{
     ops::DerefMut,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,10 +21,11 @@ use tokio::time::Instant;
 
 use crate::{
     attempt::{self, Answered, Call},
+    cache::{self, Fetch, Looked},
     connection::{Connection, Entry},
     contain::contained,
     error::ForwardError,
-    exchange::{Exchange, Timeouts},
+    exchange::{Asking, Exchange, Timeouts},
     fields::{self, Present},
     flow::{Bounds, ClientBody, Flow, Upload},
     h1::server::Interims,
@@ -120,8 +122,83 @@ async fn admit_and_forward(
     if parts.method == Method::CONNECT && ex.connection.entry.is_forward_proxy() {
         return Box::pin(connect_tunnel(ex, target, client.switch)).await;
     }
+    if ex.config.routes(ex.connection.direction).has_caches() {
+        return Box::pin(past_the_cache(ex, target, (parts, present), body, client)).await;
+    }
     let call = call(ex, target, (parts, present), body, client.switch.is_some())?;
     forward(ex, call, client).await
+}
+
+/// Answers from the cache, or lets it see what the upstream answers.
+async fn past_the_cache(
+    ex: &mut Exchange,
+    target: Key,
+    (parts, present): (Box<Parts>, Present),
+    body: ClientBody,
+    client: Client,
+) -> Result<Forwarded, Stop> {
+    let content = body.size_hint().upper() != Some(0);
+    let fetch = match cache::look(ex, &parts, content).await {
+        Looked::Answered(response) => return Ok(Forwarded::Response(response)),
+        Looked::Stale(response, fetch) => {
+            let call = call(ex, target, (parts, present), ClientBody::Empty, false)?;
+            refresh(ex, fetch, call);
+            return Ok(Forwarded::Response(response));
+        }
+        Looked::Goes(fetch) => Some(fetch),
+        Looked::Passes => None,
+    };
+    let (method, asked) = (parts.method.clone(), parts.uri.path_and_query().cloned());
+    let scheme = ex.connection.scheme;
+    let authority = Rc::clone(&ex.authority);
+    let target_of =
+        || cache::Target { scheme, authority: &authority, path_and_query: asked.as_ref().map_or("/", PathAndQuery::as_str) };
+    let mut call = call(ex, target, (parts, present), body, client.switch.is_some())?;
+    let Some(fetch) = fetch else {
+        let forwarded = forward(ex, call, client).await?;
+        if let Forwarded::Response(response) = &forwarded {
+            cache::invalidate(ex.asking(), &method, target_of(), response.status(), response.headers());
+        }
+        return Ok(forwarded);
+    };
+    fetch.prepare(&mut call.head.headers);
+    let answered = match forward(ex, call, client).await {
+        Ok(Forwarded::Response(response)) => Ok(response),
+        Ok(tunnel @ Forwarded::Tunnel(_)) => return Ok(tunnel),
+        Err(Stop::Fail(error)) => Err(error),
+        Err(stop @ Stop::Limited) => return Err(stop),
+    };
+    if let Ok(response) = &answered {
+        cache::invalidate(ex.asking(), &method, target_of(), response.status(), response.headers());
+    }
+    Ok(Forwarded::Response(fetch.settle(target_of(), answered)?))
+}
+
+/// Asks the origin for a newer answer than the one that the client has got, in a task of its own.
+fn refresh(ex: &Exchange, fetch: Box<Fetch>, mut call: Call) {
+    fetch.prepare(&mut call.head.headers);
+    call.timer = Rc::default();
+    let (connection, config, route) = (Rc::clone(&ex.connection), Arc::clone(&ex.config), ex.route.clone());
+    let (authority, client) = (Rc::clone(&ex.authority), ex.client);
+    tokio::task::spawn_local(async move {
+        let asking = Asking { connection: &connection, config: &config, route: &route, authority: &authority, client };
+        let worker = &connection.worker;
+        let labels = RequestLabels::new(connection.direction, &call.head.method, Version::HTTP_11, route.label());
+        let asked = call.head.uri.path_and_query().cloned();
+        let path_and_query = asked.as_ref().map_or("/", PathAndQuery::as_str);
+        let answered = if route.has_tries() {
+            tries::send(asking, labels, call).await
+        } else {
+            attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call).await
+        };
+        let answered = match answered {
+            Ok(Answered::Response(response)) => Ok(response),
+            Ok(Answered::Switched(..)) => Err(ForwardError::Switched),
+            Err(error) => Err(error),
+        };
+        let target = cache::Target { scheme: connection.scheme, authority: &authority, path_and_query };
+        fetch.refreshed(target, answered);
+    });
 }
 
 async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwarded, Stop> {
@@ -132,7 +209,7 @@ async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwar
     let key = if streamed { websocket::key_of(&call.head.headers).cloned() } else { None };
     let ex = &*ex;
     let answered = if ex.route.has_tries() {
-        passing_interims(ex, &client, Box::pin(tries::send(ex, labels, call))).await?
+        passing_interims(ex, &client, Box::pin(tries::send(ex.asking(), labels, call))).await?
     } else {
         let sent = pin!(attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call));
         passing_interims(ex, &client, sent).await?

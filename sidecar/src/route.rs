@@ -24,7 +24,11 @@ use crds::{
 use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
 
-pub(crate) use self::spelling::is_plain;
+pub(crate) use self::{
+    cel::{Condition, Request as Evaluated},
+    condition::decode,
+    spelling::is_plain,
+};
 use self::{
     condition::{Conditions, HostPattern, Miss},
     path::{Index, Pattern},
@@ -35,6 +39,7 @@ pub use self::{
     spelling::{BadPath, Spelling},
 };
 use crate::{
+    cache::Caching,
     edit::headers::HeaderEdits,
     facts::Facts,
     limit::Limit,
@@ -90,6 +95,8 @@ struct Table {
     /// Every match of every rule: the most specific policy first, within it the best match first.
     entries: Vec<Entry>,
     index: Index,
+    /// Whether any rule has a cache.
+    caches: bool,
     /// Hosts whose requests pass without policy.
     skip_hosts: Vec<HostPattern>,
     /// Policies that are not for this pod; only to explain.
@@ -108,6 +115,7 @@ struct Rule {
     kinds: Kinds,
     headers: Option<HeaderEdits>,
     limits: Vec<Arc<Limit>>,
+    cache: Option<Arc<Caching>>,
     timeouts: Option<Timeouts>,
     retry: Option<Retrying>,
     balancing: Option<Balancing>,
@@ -141,6 +149,7 @@ impl Routes {
         let index = Index::build(build.entries.iter().map(|entry| &entry.path));
         let skipped = &plan.settings.interception.outbound.skip_hosts;
         let table = Table {
+            caches: build.rules.iter().any(|rule| rule.cache.is_some()),
             direction,
             spelling: build.spelling,
             rules: build.rules,
@@ -193,6 +202,11 @@ impl Routes {
     /// The TLS of second upstreams, by the labels of their rules.
     pub(crate) fn second_upstreams(&self) -> impl Iterator<Item = (&Arc<str>, &UpstreamTls)> {
         self.table.rules.iter().filter_map(|rule| Some((&rule.label, rule.standby.as_ref()?.tls()?)))
+    }
+
+    /// Whether any rule has a cache.
+    pub(crate) fn has_caches(&self) -> bool {
+        self.table.caches
     }
 
     /// Rules that may hold for a request of this pod.
@@ -290,6 +304,7 @@ impl Rule {
             standby: rule.failover.as_ref().map(|section| Standby::build(&label, section)).transpose().map_err(wrong)?,
             headers: rule.headers.as_ref().map(headers).transpose().map_err(wrong)?,
             limits: rule.rate_limits.iter().map(limit).collect::<Result<_, _>>().map_err(wrong)?,
+            cache: rule.cache.as_ref().map(|section| Caching::build(&label, section).map(Arc::new)).transpose().map_err(wrong)?,
             timeouts: rule.timeouts,
             label,
         })
@@ -373,6 +388,11 @@ impl Route {
     /// Changes to header fields, in the mode that the section has.
     pub fn headers(&self) -> Option<&HeaderEdits> {
         self.winner(Kind::Headers)?.headers.as_ref()
+    }
+
+    /// The cache, unless disabled.
+    pub(crate) fn cache(&self) -> Option<&Arc<Caching>> {
+        self.winner(Kind::Cache)?.cache.as_ref().filter(|section| section.mode != Mode::Disabled)
     }
 
     /// Time limits that act: what is absent keeps the FetchrProxy's value.

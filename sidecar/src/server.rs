@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use tokio::{
 use wire::speaker::Speakers as Declared;
 
 use crate::{
+    cache::Cache,
     config::{self, Config, Shared},
     connection::Speakers,
     drain,
@@ -26,7 +27,7 @@ use crate::{
     listen::{Acceptor, Explicit, ListenError, Listening},
     metrics::Metrics,
     own::Own,
-    pressure::{self, Group, Relief, Step},
+    pressure::{self, Group, Pressure, Relief, Step},
     sockets::Sockets,
     tls::{self, Originations, Secrets},
     upstream::{connect::Connector, pool::Caps, resolve::Resolver, standing::Standing},
@@ -117,11 +118,14 @@ impl Server {
             own,
             via: Arc::new(Vias::new(&setup.unique)),
             pressure: Arc::default(),
+            cache: Cache::new(&config.load().settings().cache.memory),
         };
         pod.metrics.register(|registry| pod.pressure.register(registry));
+        pod.metrics.register(|registry| pod.cache.register(registry));
         if let Some(group) = setup.memory.clone() {
             watch_memory(&pod, group).context("could not watch the memory")?;
         }
+        let cache = Arc::clone(&pod.cache);
         let workers = Workers::start(setup.workers, &pod).context("could not start the workers")?;
         let acceptor = Acceptor::new(pod, workers, setup.max_connections);
         if let Some(ports) = setup.interception {
@@ -134,7 +138,7 @@ impl Server {
             return Err(failed.swap_remove(lost).into());
         }
         close_spare(&config, &lock(&explicit));
-        tokio::spawn(follow(config, changes, Arc::clone(&explicit), failed));
+        tokio::spawn(follow(config, changes, Arc::clone(&explicit), cache, failed));
         Ok(Self { explicit })
     }
 
@@ -151,6 +155,7 @@ fn watch_memory(pod: &Pod, group: Group) -> std::io::Result<()> {
         users(Direction::Inbound) + users(Direction::Outbound)
     };
     let (caps, drain) = (Arc::clone(&pod.caps), pod.drain.clone());
+    let (cache, pressure) = (Arc::clone(&pod.cache), Arc::downgrade(&pod.pressure));
     let relief: Vec<Relief> = vec![
         Box::new(move |_| caps.give_back()),
         Box::new(move |step| {
@@ -158,8 +163,17 @@ fn watch_memory(pod: &Pod, group: Group) -> std::io::Result<()> {
                 drain.remind()
             }
         }),
+        Box::new(move |_| shed(&cache, &pressure)),
     ];
     pressure::watch(&pod.pressure, group, users, relief)
+}
+
+/// Gives back answers that are kept. The pressure lives as long as those who look at it, and so must not be held by who relieves it.
+fn shed(cache: &Cache, pressure: &Weak<Pressure>) {
+    let gone = cache.shed();
+    if let Some(pressure) = pressure.upgrade() {
+        pressure.reclaimed("cache", usize::try_from(gone).unwrap_or(usize::MAX));
+    }
 }
 
 fn lock(explicit: &Mutex<Explicit>) -> std::sync::MutexGuard<'_, Explicit> {
@@ -209,7 +223,13 @@ fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
 }
 
 /// Keeps the listeners as the configuration and its files say.
-async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc<Mutex<Explicit>>, failed: Vec<ListenError>) {
+async fn follow(
+    config: Shared,
+    mut changes: watch::Receiver<u64>,
+    explicit: Arc<Mutex<Explicit>>,
+    cache: Arc<Cache>,
+    failed: Vec<ListenError>,
+) {
     let (mut files, ended) = (Files::default(), lock(&explicit).ended());
     let (mut refused, mut told) = (failed.iter().any(ListenError::may_pass), tell(&failed, &[]));
     loop {
@@ -221,6 +241,9 @@ async fn follow(config: Shared, mut changes: watch::Receiver<u64>, explicit: Arc
             () = ended.notified() => {}
             () = sleep(again) => {}
         }
+        let (cache, memory) = (Arc::clone(&cache), config.load().settings().cache.memory);
+        // Nobody waits for it: what is too much goes bit by bit.
+        drop(tokio::task::spawn_blocking(move || cache.apply(&memory)));
         let closed = lock(&explicit).close_others(listeners(config.load().settings()));
         for task in closed {
             // It was aborted; its socket is spare once it has ended.

@@ -21,7 +21,7 @@ use crate::{
     attempt::{self, Answered, Call},
     connection::Entry,
     error::ForwardError,
-    exchange::{Exchange, Timeouts},
+    exchange::{Asking, Timeouts},
     fields,
     metrics::RequestLabels,
     pipeline::address,
@@ -46,16 +46,16 @@ const RESOLVED_WAIT: Duration = Duration::from_millis(100);
 type Tried = Result<Answered, ForwardError>;
 
 /// Sends a call as its route says, and waits for the head of a response.
-pub(crate) async fn send(ex: &Exchange, labels: RequestLabels, mut call: Call) -> Tried {
-    let retry = ex.route.retry();
-    let budget = retry.map(|settings| ex.connection.worker.seen.budget(&settings.label));
+pub(crate) async fn send(asking: Asking<'_>, labels: RequestLabels, mut call: Call) -> Tried {
+    let retry = asking.route.retry();
+    let budget = retry.map(|settings| asking.connection.worker.seen.budget(&settings.label));
     if let (Some(settings), Some(budget)) = (retry, &budget) {
         budget.deposit(settings);
         if settings.mode == Mode::Enforce && settings.repeats(&call.head.method) {
             call.upload.keep(settings.max_body);
         }
     }
-    let tries = Tries { ex, labels, retry: retry.zip(budget), tried: RefCell::default() };
+    let tries = Tries { asking, labels, retry: retry.zip(budget), tried: RefCell::default() };
     let mut outcome = tries.at_one_upstream(&mut call).await;
     if tries.fails_over(&outcome, &mut call) {
         drop(outcome);
@@ -67,7 +67,7 @@ pub(crate) async fn send(ex: &Exchange, labels: RequestLabels, mut call: Call) -
 
 /// What all tries of a request share.
 struct Tries<'a> {
-    ex: &'a Exchange,
+    asking: Asking<'a>,
     labels: RequestLabels,
     retry: Option<(&'a Retrying, Arc<Budget>)>,
     /// The address that was tried last.
@@ -135,14 +135,14 @@ impl Tries<'_> {
 
     /// Turns the call to the second upstream if that is to have it.
     fn fails_over(&self, outcome: &Tried, call: &mut Call) -> bool {
-        let Some(standby) = self.ex.route.standby() else { return false };
+        let Some(standby) = self.asking.route.standby() else { return false };
         let unreached = matches!(outcome, Err(error) if error.is_connect() || matches!(error, ForwardError::CircuitOpen { .. }));
         let enforced = self.retry.as_ref().is_some_and(|(settings, _)| settings.mode == Mode::Enforce);
         let takes = unreached || (enforced && self.wants(outcome, call));
         if !takes || !call.upload.is_whole() || !self.has_time(call, Duration::ZERO) {
             return false;
         }
-        let key = match standby.key(&self.ex.connection.worker.originations) {
+        let key = match standby.key(&self.asking.connection.worker.originations) {
             Ok(key) => key.filter(|key| *key != call.key),
             Err(error) => {
                 tracing::debug!(route = %standby.label, %error, "There is no TLS with a second upstream.");
@@ -159,7 +159,7 @@ impl Tries<'_> {
         if standby.mode != Mode::Enforce {
             return false;
         }
-        if address(&key, &mut call.head, &self.ex.authority).is_err() {
+        if address(&key, &mut call.head, self.asking.authority).is_err() {
             return false;
         }
         (call.key, call.upload) = (key, call.upload.again());
@@ -227,14 +227,14 @@ impl Tries<'_> {
     }
 
     async fn to(&self, key: &Key, call: &Call) -> Tried {
-        let worker = &self.ex.connection.worker;
+        let worker = &self.asking.connection.worker;
         Box::pin(attempt::send(&worker.pool, &worker.metrics, &worker.meter, self.labels.clone(), key, call)).await
     }
 
     /// Asks the circuit breaker.
     fn pass(&self, upstream: &Key) -> Result<Option<Pass<'_>>, ForwardError> {
-        let Some(settings) = self.ex.route.breaking() else { return Ok(None) };
-        let breaker = self.ex.connection.worker.seen.breaker(&settings.label, upstream);
+        let Some(settings) = self.asking.route.breaking() else { return Ok(None) };
+        let breaker = self.asking.connection.worker.seen.breaker(&settings.label, upstream);
         let asked = breaker.ask(settings, Millis::now());
         if let Answer::Open(retry_after) = asked {
             self.count(&settings.label, "circuitBreaker", "refused", settings.mode);
@@ -247,7 +247,7 @@ impl Tries<'_> {
 
     /// Chooses an address, if the upstream is a name or a Service and its requests are spread; and whether it is one behind a Service.
     async fn choose(&self, call: &Call) -> Result<Option<(&Balancing, Choice, bool)>, ForwardError> {
-        let Some(settings) = self.ex.route.balancing() else { return Ok(None) };
+        let Some(settings) = self.asking.route.balancing() else { return Ok(None) };
         let told = self.told(&call.key);
         let of_service = told.is_some();
         let Some((name, addresses)) = (match told {
@@ -256,9 +256,9 @@ impl Tries<'_> {
         }) else {
             return Ok(None);
         };
-        let worker = &self.ex.connection.worker;
+        let worker = &self.asking.connection.worker;
         let group = worker.balancer.group(&name, &addresses, &worker.seen);
-        let hash = settings.hash(&call.head.headers, self.ex.client);
+        let hash = settings.hash(&call.head.headers, self.asking.client);
         let chosen = group.choose(settings, hash, self.tried.borrow().as_ref(), StdInstant::now());
         if settings.mode != Mode::Enforce {
             self.count(&settings.label, "loadBalancing", "chosen", settings.mode);
@@ -271,7 +271,7 @@ impl Tries<'_> {
 
     /// The endpoints behind the upstream, if it is a Service that an operator has told of and somebody is there.
     fn told(&self, upstream: &Key) -> Option<(Key, Addresses)> {
-        let services = self.ex.connection.worker.config.services();
+        let services = self.asking.connection.worker.config.services();
         let (port, asked): (_, Option<SocketAddr>) = match &upstream.endpoint {
             Endpoint::Address(address) => (services.at(*address)?, Some(*address)),
             Endpoint::Name(host, port) => (services.named(host, *port)?, None),
@@ -285,7 +285,7 @@ impl Tries<'_> {
     async fn resolved(&self, call: &Call) -> Result<Option<(Key, Addresses)>, ForwardError> {
         let Some(name) = self.name(&call.key) else { return Ok(None) };
         let Endpoint::Name(host, port) = &name.endpoint else { return Ok(None) };
-        let found = self.ex.connection.worker.connector.resolve(host, patience(call)).await;
+        let found = self.asking.connection.worker.connector.resolve(host, patience(call)).await;
         let addresses = match (found, &call.key.endpoint) {
             (Ok(addresses), Endpoint::Name(..)) => addresses,
             // The application has resolved the name itself: only if its choice is one of ours, another is as good.
@@ -299,12 +299,12 @@ impl Tries<'_> {
 
     /// The upstream by name: as it is, or the host of an intercepted request from the application.
     fn name(&self, upstream: &Key) -> Option<Key> {
-        let connection = &self.ex.connection;
+        let connection = &self.asking.connection;
         match &upstream.endpoint {
             Endpoint::Name(..) => Some(upstream.clone()),
             Endpoint::Address(address) => {
                 let outward = matches!(connection.entry, Entry::Intercepted(_)) && connection.direction == Direction::Outbound;
-                let host = fields::host(&self.ex.authority);
+                let host = fields::host(self.asking.authority);
                 let named = outward && !host.is_empty() && host.trim_matches(['[', ']']).parse::<IpAddr>().is_err();
                 named.then(|| Key { endpoint: Endpoint::Name(host.as_ref().into(), address.port()), ..upstream.clone() })
             }
@@ -312,7 +312,7 @@ impl Tries<'_> {
     }
 
     fn count(&self, route: &Arc<str>, section: &'static str, event: &'static str, mode: Mode) {
-        self.ex.connection.worker.metrics.policy_event(route, section, event, mode);
+        self.asking.connection.worker.metrics.policy_event(route, section, event, mode);
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    cache::Cache,
     config::Shared,
     connection::{self, Arrival, Speakers},
     drain,
@@ -54,6 +55,7 @@ pub(crate) struct Pod {
     pub(crate) own: Arc<Own>,
     pub(crate) via: Arc<Vias>,
     pub(crate) pressure: Arc<Pressure>,
+    pub(crate) cache: Arc<Cache>,
 }
 
 /// How the sidecar names itself in `Via`, by direction: a request that leaves one pod and enters it again is no loop.
@@ -86,6 +88,8 @@ pub(crate) struct Worker {
     pub(crate) via: Arc<Vias>,
     /// How short memory is.
     pub(crate) pressure: Arc<Pressure>,
+    /// The answers that are kept.
+    pub(crate) cache: Arc<Cache>,
     pub(crate) pool: Rc<Pool>,
     /// How its upstreams stand, for all workers.
     pub(crate) seen: Seen,
@@ -188,7 +192,7 @@ async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(Socket, Arrival, 
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), open, Arc::clone(&pod.pressure));
     tokio::task::spawn_local(Rc::clone(&pool).keep());
     pod.metrics.tasks.watch(Handle::current());
-    let Pod { config, metrics, limiter, drain, connector, standing, tls, originations, speakers, via, pressure, .. } = pod;
+    let Pod { config, metrics, limiter, drain, connector, standing, tls, originations, speakers, via, pressure, cache, .. } = pod;
     let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
     let worker = Rc::new(Worker {
@@ -203,6 +207,7 @@ async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(Socket, Arrival, 
         speakers,
         via,
         pressure,
+        cache,
         pool,
         seen,
         balancer,

@@ -19,7 +19,7 @@ use crate::facts::Facts;
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
 
 /// A compiled condition.
-pub(super) struct Condition {
+pub(crate) struct Condition {
     program: Program,
     source: Box<str>,
 }
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Condition {
 }
 
 impl Condition {
-    pub(super) fn compile(source: &str) -> Result<Self, String> {
+    pub(crate) fn compile(source: &str) -> Result<Self, String> {
         Ok(Self { program: compile_expression(source, CEL_VARIABLES)?, source: source.into() })
     }
 
@@ -39,8 +39,16 @@ impl Condition {
         &self.source
     }
 
+    /// Whether it is met; an error, which is counted, means no.
+    pub(crate) fn holds(&self, request: &Request<'_>) -> bool {
+        self.evaluate(request).unwrap_or_else(|_| {
+            super::CEL_ERRORS.inc();
+            false
+        })
+    }
+
     /// The condition's answer. An error is what a wrong type or a missing key gives.
-    pub(super) fn evaluate(&self, request: &Request<'_>) -> Result<bool, String> {
+    pub(crate) fn evaluate(&self, request: &Request<'_>) -> Result<bool, String> {
         match self.program.execute(request.context()) {
             Ok(Value::Bool(answer)) => Ok(answer),
             Ok(other) => Err(format!("the answer is of type {:?}, not bool", other.type_of())),
@@ -50,7 +58,7 @@ impl Condition {
 }
 
 /// A request as expressions see it; made when the first expression asks for it.
-pub(super) struct Request<'a> {
+pub(crate) struct Request<'a> {
     facts: Facts<'a>,
     path: &'a str,
     context: std::cell::OnceCell<Context<'static, 'static>>,
@@ -58,7 +66,7 @@ pub(super) struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// `path` is the spelling that is matched on.
-    pub(super) fn new(facts: &Facts<'a>, path: &'a str) -> Self {
+    pub(crate) fn new(facts: &Facts<'a>, path: &'a str) -> Self {
         Self { facts: *facts, path, context: std::cell::OnceCell::new() }
     }
 

@@ -1,11 +1,12 @@
 //! The sections that one rule wins whole: which rules have them, and who has won them.
 
-use crds::policy::{CircuitBreaker, Failover, Headers, LoadBalancing, Mode, PolicyKind, PolicyRule, Retry, Timeouts};
+use crds::policy::{Cache, CircuitBreaker, Failover, Headers, LoadBalancing, Mode, PolicyKind, PolicyRule, Retry, Timeouts};
 
 /// A shaping section.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
     Headers,
+    Cache,
     Timeouts,
     Retry,
     LoadBalancing,
@@ -15,13 +16,14 @@ pub(super) enum Kind {
 
 impl Kind {
     /// All of them, in the order in which an explanation names them.
-    pub(super) const ALL: [Self; 6] =
-        [Self::Headers, Self::Timeouts, Self::Retry, Self::LoadBalancing, Self::CircuitBreaker, Self::Failover];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Headers, Self::Cache, Self::Timeouts, Self::Retry, Self::LoadBalancing, Self::CircuitBreaker, Self::Failover];
 
     /// Name of its field.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Headers => Headers::NAME,
+            Self::Cache => Cache::NAME,
             Self::Timeouts => Timeouts::NAME,
             Self::Retry => Retry::NAME,
             Self::LoadBalancing => LoadBalancing::NAME,
@@ -34,6 +36,7 @@ impl Kind {
     fn mode(self, rule: &PolicyRule) -> Option<Mode> {
         match self {
             Self::Headers => rule.headers.as_ref().map(|section| section.mode),
+            Self::Cache => rule.cache.as_ref().map(|section| section.mode),
             Self::Timeouts => rule.timeouts.as_ref().map(|section| section.mode),
             Self::Retry => rule.retry.as_ref().map(|section| section.mode),
             Self::LoadBalancing => rule.load_balancing.as_ref().map(|section| section.mode),

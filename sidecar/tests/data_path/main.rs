@@ -1,6 +1,7 @@
 //! The data path over real sockets: real clients, real origins, and peers that misbehave.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails has failed its test")]
 
+mod cache;
 mod cuts;
 mod dns;
 mod drain;

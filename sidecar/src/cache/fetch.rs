@@ -1,0 +1,330 @@
+//! What the cache does with what comes of a request that it has let go.
+
+use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use crds::policy::Mode;
+use http::{HeaderMap, Response, header};
+use tokio::time::Instant;
+
+use super::{
+    Cache, Caching, answer,
+    fill::{Failure, Filler},
+    notes,
+    semantics::{
+        clock::Now,
+        meta::Meta,
+        request::{Asks, Control, Has},
+        serve::{self, Origin, decide},
+        status::{Forwarded, Handled, Status},
+        storable::{NotStored, Received, Storable, storable},
+        uri::Target,
+        validate::{self, Outcome},
+        validators::Validators,
+        vary,
+    },
+    store::{Object, Parts, Vary},
+};
+use crate::{error::ForwardError, flow::Flow};
+
+/// How long it is remembered that the answers to a key are not stored: its requests do not wait for each other.
+const MARK: Duration = Duration::from_secs(120);
+
+/// What is stored, and what the cache notes of it.
+#[derive(Clone)]
+pub(super) struct Kept {
+    pub(super) object: Object,
+    pub(super) meta: Meta,
+}
+
+/// A request that goes to the origin.
+pub(crate) struct Fetch {
+    pub(super) cache: Arc<Cache>,
+    pub(super) caching: Arc<Caching>,
+    pub(super) asks: Asks,
+    pub(super) control: Control,
+    /// The key of the rule; empty if the request passes the cache by.
+    pub(super) key: Vec<u8>,
+    pub(super) status: Status<'static>,
+    /// What is stored and may not answer by itself.
+    pub(super) stale: Option<Kept>,
+    /// For whom it fetches too. None: for itself alone, and nothing is stored.
+    pub(super) filler: Option<Filler>,
+    /// The client's fields.
+    pub(super) request: HeaderMap,
+    /// When it was sent.
+    pub(super) sent: Now,
+}
+
+type Answer = Result<Box<Response<Flow>>, ForwardError>;
+
+impl Fetch {
+    /// Makes the client's request one whose answer can be stored.
+    pub(crate) fn prepare(&self, headers: &mut HeaderMap) {
+        if self.filler.is_none() {
+            return;
+        }
+        match &self.stale {
+            Some(Kept { object, .. }) => {
+                let stored = object.headers(0);
+                validate::make_conditional(headers, &[Validators::of(&stored)]);
+            }
+            None if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) => validate::make_whole(headers),
+            None => {}
+        }
+    }
+
+    /// Takes what came, and says what the client gets.
+    pub(crate) fn settle(mut self, target: Target<'_>, answered: Answer) -> Answer {
+        let failed = match &answered {
+            Ok(response) => validate::outcome(response.status()) == Outcome::Failed,
+            Err(_) => true,
+        };
+        if failed && let Some(response) = self.instead(answered.as_ref().ok().map(|response| response.status().as_u16())) {
+            return Ok(response);
+        }
+        let mut response = answered?;
+        if self.key.is_empty() {
+            self.tell(&mut response, None, None);
+            self.count("bypass");
+            return Ok(response);
+        }
+        let at = self.cache.now();
+        let validated =
+            self.filler.is_some() && self.stale.is_some() && validate::outcome(response.status()) == Outcome::NotModified;
+        if validated && let Some(kept) = self.stale.take() {
+            return Ok(self.validated(&kept, target, &response, at));
+        }
+        let judged = {
+            let received = self.received(target, &response, at);
+            storable(&received, &self.caching.settings, fastrand::u32(..))
+        };
+        self.count("miss");
+        match judged {
+            Ok(storable) if self.filler.is_some() => Ok(self.store(&storable, response)),
+            Ok(storable) => {
+                if self.caching.mode == Mode::Shadow {
+                    self.keep_head(&storable, &response);
+                } else {
+                    self.cache.fills.unmark(&self.key);
+                }
+                self.tell(&mut response, None, None);
+                Ok(response)
+            }
+            Err(reason) => {
+                self.refuse(reason);
+                self.tell(&mut response, None, Some(reason.as_str()));
+                Ok(response)
+            }
+        }
+    }
+
+    /// Takes what came for no client.
+    pub(crate) fn refreshed(mut self: Box<Self>, target: Target<'_>, answered: Answer) {
+        // A failure leaves what is stored as it is.
+        let failed = answered.as_ref().map_or(true, |response| validate::outcome(response.status()) == Outcome::Failed);
+        if failed && let Some(filler) = self.filler.take() {
+            return filler.fail(Failure::Upstream);
+        }
+        // Whoever waits for it, and the store, get the body.
+        drop(self.settle(target, answered));
+    }
+
+    fn received<'a>(&'a self, target: Target<'a>, response: &'a Response<Flow>, at: Now) -> Received<'a> {
+        let (status, headers) = (response.status(), response.headers());
+        Received { asks: &self.asks, target, status, headers, sent: self.sent, at }
+    }
+
+    /// What is stored, in place of a failure of the origin, if it may be.
+    fn instead(&self, status: Option<u16>) -> Option<Box<Response<Flow>>> {
+        let kept = self.stale.as_ref()?;
+        let now = self.cache.now();
+        if !serve::may_answer_failure(&kept.meta, &self.control, now) {
+            return None;
+        }
+        let decision = decide(&kept.meta, &self.control, now, Origin::Down);
+        let mut response = answer::of(&kept.object, &kept.meta, &decision, &self.asks, &self.request);
+        let mut told = Status { detail: Some("StaleIfError"), ttl: Some(decision.ttl()), ..self.status };
+        if let Handled::Forwarded(forwarded) = &mut told.handled {
+            forwarded.status = status;
+        }
+        if self.caching.tells {
+            told.append(response.headers_mut());
+        }
+        self.count("stale");
+        Some(response)
+    }
+
+    /// The origin says that what is stored is right still.
+    fn validated(mut self, kept: &Kept, target: Target<'_>, response: &Response<Flow>, at: Now) -> Box<Response<Flow>> {
+        let stored = kept.object.headers(0);
+        let updated = {
+            let received = self.received(target, response, at);
+            validate::updated(stored.iter(), &kept.meta, &received, &self.caching.settings, fastrand::u32(..))
+        };
+        let meta = updated.storable.as_ref().map_or(kept.meta, |storable| storable.meta);
+        let refreshed = kept.object.refreshed(&notes::write(&meta), kept.object.status(), &updated.head);
+        let object = refreshed.unwrap_or_else(|_| kept.object.clone());
+        match updated.storable {
+            Ok(_) => drop(self.cache.store().replace(&kept.object, object.clone())),
+            Err(reason) => {
+                self.cache.metrics.not_stored(reason.as_str());
+                if reason.is_of_response() {
+                    self.cache.store().discard(&kept.object, super::store::Gone::Removed);
+                }
+            }
+        }
+        // Who waits for it finds it in the store.
+        if let Some(filler) = self.filler.take() {
+            filler.fail(Failure::Abandoned);
+        }
+        let decision = decide(&meta, &Control::default(), at, Origin::Up);
+        let mut answer = answer::of(&object, &meta, &decision, &self.asks, &self.request);
+        self.tell(&mut answer, Some(304), None);
+        self.count("revalidated");
+        answer
+    }
+
+    /// Begins to store an answer, for the client and for who waits for it.
+    fn store(mut self, storable: &Storable, response: Box<Response<Flow>>) -> Box<Response<Flow>> {
+        let Some(mut filler) = self.filler.take() else { return response };
+        let length = response.body().exact_length();
+        let Some((head, vary)) = self.head(storable, &response) else {
+            filler.uncacheable(Instant::now() + MARK);
+            return self.untouched(response, NotStored::Vary);
+        };
+        let fits = length.is_none_or(|length| length <= self.caching.settings.max_object);
+        if !fits || !filler.begin(head.clone(), length) {
+            filler.uncacheable(Instant::now() + MARK);
+            return self.untouched(response, NotStored::TooLarge);
+        }
+        let mut response = *response;
+        self.tell_stored(&mut response);
+        let reader = filler.reader();
+        let (mut parts, body) = response.into_parts();
+        let drive = drive(body, filler, Arc::clone(&self.cache), vary, self.caching.settings.max_object);
+        start(drive);
+        let mut wants_body = true;
+        if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) {
+            let decision = decide(&storable.meta, &Control::default(), self.cache.now(), Origin::Up);
+            let (of_head, wants) = answer::head_of(&head, &storable.meta, &decision, &self.asks, &self.request);
+            let status = parts.headers.remove(super::semantics::status::CACHE_STATUS);
+            (parts.status, parts.headers) = (of_head.status(), of_head.headers().clone());
+            if let Some(status) = status {
+                parts.headers.append(super::semantics::status::CACHE_STATUS, status);
+            }
+            wants_body = wants;
+        }
+        if let Some(tags) = &self.caching.tags {
+            parts.headers.remove(tags);
+        }
+        parts.headers.remove(header::CONTENT_LENGTH);
+        let body = if wants_body { Flow::joined(reader) } else { Flow::bytes("") };
+        Box::new(Response::from_parts(parts, body))
+    }
+
+    /// The head as it is stored, and the fields that select it.
+    fn head(&self, storable: &Storable, response: &Response<Flow>) -> Option<(Object, Option<Vary>)> {
+        let names = || storable.selecting.iter().map(http::HeaderName::as_str);
+        let vary = Vary::new(names());
+        let mut variant = Vec::new();
+        if vary.is_some() {
+            vary::variant(names(), &self.request, &mut variant).ok()?;
+        }
+        let parts =
+            Parts { primary: &self.key, variant: &variant, meta: &notes::write(&storable.meta), status: response.status() };
+        let kept = storable.cut.kept(response.headers()).map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+        let fields = kept.filter(|(name, _)| self.caching.tags.as_ref().is_none_or(|tags| tags.as_str().as_bytes() != *name));
+        Some((Object::head(parts, fields).ok()?, vary))
+    }
+
+    /// In Shadow: keeps what a hit would be known by.
+    fn keep_head(&self, storable: &Storable, response: &Response<Flow>) {
+        if let Some((head, vary)) = self.head(storable, response) {
+            // Too little room is no news.
+            let _ = self.cache.store().insert(head, vary.as_ref());
+        }
+    }
+
+    fn untouched(&self, mut response: Box<Response<Flow>>, reason: NotStored) -> Box<Response<Flow>> {
+        self.cache.metrics.not_stored(reason.as_str());
+        self.tell(&mut response, None, Some(reason.as_str()));
+        response
+    }
+
+    fn refuse(&mut self, reason: NotStored) {
+        self.cache.metrics.not_stored(reason.as_str());
+        let Some(filler) = self.filler.take() else { return };
+        if reason.is_of_response() {
+            filler.uncacheable(Instant::now() + MARK);
+        } else {
+            filler.fail(Failure::Abandoned);
+        }
+    }
+
+    fn count(&self, result: &'static str) {
+        if self.caching.mode != Mode::Shadow {
+            self.cache.metrics.request(&self.caching.label, result);
+        }
+    }
+
+    fn tell_stored(&self, response: &mut Response<Flow>) {
+        if let Handled::Forwarded(forwarded) = self.status.handled {
+            let handled = Handled::Forwarded(Forwarded { stored: true, ..forwarded });
+            self.tell_as(&Status { handled, ..self.status }, response);
+        }
+    }
+
+    fn tell(&self, response: &mut Response<Flow>, came: Option<u16>, detail: Option<&'static str>) {
+        let mut status = Status { detail: detail.or(self.status.detail), ..self.status };
+        if let Handled::Forwarded(forwarded) = &mut status.handled {
+            forwarded.status = came;
+        }
+        self.tell_as(&status, response);
+    }
+
+    fn tell_as(&self, status: &Status<'_>, response: &mut Response<Flow>) {
+        if self.caching.tells && self.caching.mode != Mode::Shadow {
+            status.append(response.headers_mut());
+        }
+    }
+}
+
+/// Goes on as far as it comes at once, and then by itself.
+fn start(drive: impl Future<Output = ()> + 'static) {
+    let mut drive = Box::pin(drive);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    if drive.as_mut().poll(&mut cx).is_pending() {
+        tokio::task::spawn_local(drive);
+    }
+}
+
+/// Reads an answer to its end, for all who wait for it, and stores it. It goes on without any of them.
+async fn drive(mut body: Flow, mut filler: Filler, cache: Arc<Cache>, vary: Option<Vary>, most: u64) {
+    let mut length = 0;
+    loop {
+        if filler.ready().await.is_err() {
+            return;
+        }
+        let frame = poll_fn(|cx| Pin::new(&mut body).poll_unpaced(cx)).await;
+        let data: Bytes = match frame {
+            None => break,
+            Some(Err(_)) => return filler.fail(Failure::Upstream),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => data,
+                Err(_) => continue, // a cache may leave trailers out (RFC 9111, section 3.1)
+            },
+        };
+        length += data.len() as u64;
+        if filler.push(&data).is_err() {
+            return;
+        }
+    }
+    if let Ok(done) = filler.finish()
+        && let Some(object) = &done.object
+        && length <= most
+    {
+        // Too little room is counted there.
+        let _ = cache.store().insert(object.clone(), vary.as_ref());
+    }
+}

@@ -1,0 +1,293 @@
+//! What makes two requests the same for the cache.
+//!
+//! The key holds all that the origin's answer may depend on and that is not in its `Vary`: the target as the origin gets it, and the
+//! fields by which an application can be told of another target than the request line names. What a policy leaves out of it is the
+//! policy's say.
+
+use std::sync::Arc;
+
+use crds::policy::cache::{CacheKey, KeyHost, KeyQuery, QueryOrder};
+use http::{HeaderMap, HeaderName, header};
+
+use crate::{facts::Facts, route::decode};
+
+/// Fields that some applications take the target, the host or the method from. Whoever sends one gets answers that only its like gets,
+/// so that nobody can have an answer of its making stored for others.
+const TELLING: [HeaderName; 13] = [
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-scheme"),
+    HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+];
+
+/// Which parts of requests make the key, compiled from a policy.
+#[derive(Debug)]
+pub(crate) struct KeyPlan {
+    /// Of whose rule the answers are: rules that make keys in different ways share none.
+    rule: Arc<str>,
+    host: KeyHost,
+    query: Query,
+    order: QueryOrder,
+    headers: Vec<HeaderName>,
+    cookies: Vec<Box<[u8]>>,
+}
+
+#[derive(Debug)]
+enum Query {
+    All,
+    Only(Vec<Pattern>),
+    Without(Vec<Pattern>),
+}
+
+/// A name, or the beginning of names.
+#[derive(Debug)]
+struct Pattern {
+    text: Box<str>,
+    begins: bool,
+}
+
+impl KeyPlan {
+    /// Compiles a section. The error says what is wrong.
+    pub(crate) fn build(rule: &Arc<str>, section: &CacheKey) -> Result<Self, String> {
+        let name = |name: &String| HeaderName::try_from(name).map_err(|_| format!("{name:?} is not the name of a header field"));
+        let mut headers = section.headers.iter().map(name).collect::<Result<Vec<_>, _>>()?;
+        headers.retain(|name| !TELLING.contains(name));
+        let cookies = section.cookies.iter().map(|name| name.as_bytes().into()).collect();
+        let KeyQuery { allow, ignore, order } = &section.query;
+        let patterns = |names: &Vec<String>| names.iter().map(|name| Pattern::build(name)).collect();
+        let query = match (allow, ignore) {
+            (Some(names), _) => Query::Only(patterns(names)),
+            (None, Some(names)) => Query::Without(patterns(names)),
+            (None, None) => Query::All,
+        };
+        Ok(Self { rule: Arc::clone(rule), host: section.host, query, order: *order, headers, cookies })
+    }
+
+    /// Writes the key of a request behind what is in `out`. Each part has a length before it or an end that can't stand in it, so no two
+    /// different lists of parts look the same.
+    pub(crate) fn write(&self, facts: &Facts<'_>, authority: &str, out: &mut Vec<u8>) {
+        text(out, self.rule.as_bytes());
+        match self.host {
+            KeyHost::Include => {
+                text(out, facts.scheme.as_bytes());
+                // With its port, for what is on another port is another origin.
+                let at = out.len();
+                text(out, authority.as_bytes());
+                out[at..].make_ascii_lowercase();
+            }
+            KeyHost::Ignore => text(out, b""),
+        }
+        text(out, facts.path.as_bytes());
+        self.write_query(facts.query, out);
+        for name in &self.headers {
+            values(out, facts.headers, name);
+        }
+        for name in &self.cookies {
+            cookie(out, facts.headers, name);
+        }
+        for (number, name) in (0u8..).zip(&TELLING) {
+            if facts.headers.contains_key(name) {
+                out.push(number);
+                values(out, facts.headers, name);
+            }
+        }
+    }
+
+    fn write_query(&self, query: Option<&str>, out: &mut Vec<u8>) {
+        let Some(query) = query else { return out.push(0) };
+        out.push(1);
+        if matches!(self.query, Query::All) && self.order == QueryOrder::Keep {
+            return text(out, query.as_bytes());
+        }
+        let mut counted: Vec<&str> = query.split('&').filter(|parameter| self.query.counts(parameter)).collect();
+        if self.order == QueryOrder::Sort {
+            counted.sort_by_key(|parameter| name_of(parameter));
+        }
+        text(out, counted.join("&").as_bytes());
+    }
+}
+
+impl Query {
+    /// Whether a parameter is part of the key.
+    fn counts(&self, parameter: &str) -> bool {
+        let named = |patterns: &[Pattern]| {
+            let name = decode(name_of(parameter));
+            patterns.iter().any(|pattern| pattern.matches(&name))
+        };
+        match self {
+            Self::All => true,
+            // Some applications split at `;` too: to them `ignored=1;page=2` holds a parameter that counts.
+            _ if parameter.contains(';') => true,
+            Self::Only(patterns) => named(patterns),
+            Self::Without(patterns) => !named(patterns),
+        }
+    }
+}
+
+impl Pattern {
+    fn build(name: &str) -> Self {
+        let begins = name.ends_with('*');
+        Self { text: name.strip_suffix('*').unwrap_or(name).into(), begins }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        if self.begins { name.starts_with(&*self.text) } else { name == &*self.text }
+    }
+}
+
+fn name_of(parameter: &str) -> &str {
+    parameter.split_once('=').map_or(parameter, |(name, _)| name)
+}
+
+fn text(out: &mut Vec<u8>, text: &[u8]) {
+    let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(text);
+}
+
+/// All lines of a field; one that is absent is not the same as one that is empty.
+fn values(out: &mut Vec<u8>, headers: &HeaderMap, name: &HeaderName) {
+    let lines = headers.get_all(name);
+    out.extend_from_slice(&u16::try_from(lines.iter().count()).unwrap_or(u16::MAX).to_be_bytes());
+    lines.iter().for_each(|line| text(out, line.as_bytes()));
+}
+
+/// The values of all cookies of a name.
+fn cookie(out: &mut Vec<u8>, headers: &HeaderMap, name: &[u8]) {
+    let pairs = headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    for pair in pairs {
+        let pair = pair.trim_ascii();
+        if let Some(value) = pair.strip_prefix(name).and_then(|rest| rest.strip_prefix(b"=")) {
+            out.push(1);
+            text(out, value);
+        }
+    }
+    out.push(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+
+    fn plan(section: &str) -> KeyPlan {
+        let section: CacheKey = serde_json::from_str(section).unwrap();
+        KeyPlan::build(&Arc::from("shop/catalogue/products"), &section).unwrap()
+    }
+
+    fn key(plan: &KeyPlan, target: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+        let headers: HeaderMap =
+            headers.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect();
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let facts = Facts {
+            method: &Method::GET,
+            scheme: "http",
+            host: "a.example",
+            path,
+            query,
+            headers: &headers,
+            client: [192, 0, 2, 1].into(),
+        };
+        let mut out = Vec::new();
+        plan.write(&facts, "A.example:8080", &mut out);
+        out
+    }
+
+    fn same(section: &str, one: &str, other: &str) -> bool {
+        let plan = plan(section);
+        key(&plan, one, &[]) == key(&plan, other, &[])
+    }
+
+    #[test]
+    fn target_counts_as_it_is() {
+        for (one, other) in
+            [("/a", "/b"), ("/a", "/A"), ("/a", "/a?"), ("/a?", "/a?b"), ("/a?b=1&c=2", "/a?c=2&b=1"), ("/a%2fb", "/a/b")]
+        {
+            assert!(!same("{}", one, other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn query_counts_as_the_policy_says() {
+        let ignore = r#"{"query": {"ignore": ["utm_*", "ref"]}}"#;
+        let only = r#"{"query": {"allow": ["page"]}}"#;
+        let sort = r#"{"query": {"order": "Sort"}}"#;
+        for (section, one, other, expected) in [
+            (ignore, "/?a=1&utm_source=x", "/?a=1", true),
+            (ignore, "/?utm_source=x&a=1&ref=", "/?a=1&ref", true),
+            (ignore, "/?ut%6d_source=x&a=1", "/?a=1", true),
+            (ignore, "/?reference=x", "/?", false),
+            (ignore, "/?REF=x", "/?", false),
+            (only, "/?page=1&x=y", "/?page=1", true),
+            (only, "/?page=1", "/?page=2", false),
+            (sort, "/?b=1&a=2", "/?a=2&b=1", true),
+            (sort, "/?a=1&a=2", "/?a=2&a=1", false),
+        ] {
+            assert_eq!(same(section, one, other), expected, "{section}: {one} {other}");
+        }
+    }
+
+    #[test]
+    fn parameter_cloaking_gets_a_key_of_its_own() {
+        let ignore = r#"{"query": {"ignore": ["utm_*"]}}"#;
+        assert!(!same(ignore, "/?page=1&utm_content=1;page=evil", "/?page=1"));
+        assert!(!same(r#"{"query": {"allow": ["page"]}}"#, "/?page=1&x=1;page=evil", "/?page=1"));
+    }
+
+    #[test]
+    fn fields_and_cookies_count_as_the_policy_says() {
+        let plan = plan(r#"{"headers": ["X-Tenant"], "cookies": ["currency"]}"#);
+        let of = |headers: &[(&str, &str)]| key(&plan, "/", headers);
+        assert_eq!(of(&[("cookie", "a=1; currency=EUR")]), of(&[("cookie", "currency=EUR;b=2")]));
+        for (one, other) in [
+            (&[("x-tenant", "a")][..], &[("x-tenant", "b")][..]),
+            (&[("x-tenant", "")], &[]),
+            (&[("x-tenant", "a, b")], &[("x-tenant", "a"), ("x-tenant", "b")]),
+            (&[("cookie", "currency=EUR")], &[("cookie", "currency=USD")]),
+            (&[("cookie", "currency=EUR")], &[]),
+        ] {
+            assert_ne!(of(one), of(other), "{one:?} {other:?}");
+        }
+        assert_eq!(of(&[("x-other", "a")]), of(&[]));
+    }
+
+    #[test]
+    fn who_tells_of_another_target_gets_a_key_of_its_own() {
+        let plan = plan(r#"{"host": "Ignore"}"#);
+        for name in TELLING {
+            assert_ne!(key(&plan, "/", &[(name.as_str(), "evil.example")]), key(&plan, "/", &[]), "{name}");
+        }
+    }
+
+    #[test]
+    fn hosts_share_nothing_unless_the_policy_says_so() {
+        let key = |section: &str, authority: &str| {
+            let headers = HeaderMap::new();
+            let facts = Facts {
+                method: &Method::GET,
+                scheme: "http",
+                host: "",
+                path: "/",
+                query: None,
+                headers: &headers,
+                client: [192, 0, 2, 1].into(),
+            };
+            let mut out = Vec::new();
+            plan(section).write(&facts, authority, &mut out);
+            out
+        };
+        assert_eq!(key("{}", "A.example"), key("{}", "a.example"));
+        assert_ne!(key("{}", "a.example:81"), key("{}", "a.example"));
+        assert_eq!(key(r#"{"host": "Ignore"}"#, "a.example"), key(r#"{"host": "Ignore"}"#, "b.example"));
+    }
+}

@@ -1,0 +1,125 @@
+//! What the cache counts.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+    },
+    registry::Registry,
+};
+
+use super::{Cache, store::Gone};
+use crate::metrics::OTHER;
+
+/// Routes that have series of their own, at most; what comes later is counted under [`OTHER`].
+const MAX_SERIES: usize = 2000;
+
+/// What came of requests, and of answers.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    bypassed: Family<ReasonLabels, Counter>,
+    not_stored: Family<ReasonLabels, Counter>,
+    bytes: Family<ResultLabels, Counter>,
+    series: AtomicUsize,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RequestLabels {
+    route: Arc<str>,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+impl Metrics {
+    /// Counts a request of a rule: `hit`, `stale`, `revalidated`, `collapsed`, `miss`, `bypass` or `error`.
+    pub(super) fn request(&self, route: &Arc<str>, result: &'static str) {
+        let mut labels = RequestLabels { route: Arc::clone(route), result };
+        if let Some(counter) = self.requests.get(&labels) {
+            counter.inc();
+            return;
+        }
+        if self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
+            labels.route = OTHER.into();
+        }
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts why a request passed the cache by.
+    pub(super) fn bypassed(&self, reason: &'static str) {
+        self.bypassed.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Counts why an answer was not stored.
+    pub(super) fn not_stored(&self, reason: &'static str) {
+        self.not_stored.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Counts bytes of a body that the store gave.
+    pub(super) fn served(&self, bytes: u64) {
+        self.bytes.get_or_create(&ResultLabels { result: "hit" }).inc_by(bytes);
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("fetchr_cache_requests", "Requests of rules with a cache, by what it did", self.requests.clone());
+        registry.register("fetchr_cache_bypassed", "Requests that passed the cache by, by reason", self.bypassed.clone());
+        registry.register("fetchr_cache_not_stored", "Answers that were not stored, by reason", self.not_stored.clone());
+        registry.register("fetchr_cache_served_bytes", "Bytes of bodies that the cache gave", self.bytes.clone());
+    }
+}
+
+/// What the store holds, and what has left it; read when the page is asked for.
+pub(super) struct Held(pub(super) Arc<Cache>);
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Held {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let stats = self.0.store().stats();
+        let mut gauge = |name: &str, help: &str, value: u64| {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge("fetchr_cache_objects", "Answers in the store", stats.objects)?;
+        gauge("fetchr_cache_size_bytes", "Bytes of the store, with what it needs to find its answers", stats.bytes)?;
+        gauge("fetchr_cache_limit_bytes", "Bytes that the store may hold", stats.capacity)?;
+        gauge("fetchr_cache_fills", "Answers that are on their way to the store", self.0.fills.open() as u64)?;
+        gauge("fetchr_cache_fill_bytes", "Bytes that these hold", self.0.budget.used())?;
+        let left = ConstCounter::new(0_u64);
+        let mut family = encoder.encode_descriptor(
+            "fetchr_cache_evictions",
+            "Answers that left the store, by reason",
+            None,
+            left.metric_type(),
+        )?;
+        for why in Gone::ALL {
+            let labels = ReasonLabels { reason: why.as_str() };
+            ConstCounter::new(stats.gone(why)).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! What the cache itself notes of a stored answer, as bytes beside its head.
+
+use super::{
+    semantics::meta::{Flags, Meta},
+    store::Object,
+};
+
+/// Bytes of the notes.
+const LEN: usize = 64;
+
+/// Writes notes.
+pub(super) fn write(meta: &Meta) -> [u8; LEN] {
+    let Meta { initial_age, since, wall, lifetime, while_revalidate, if_error, keep, date, status, flags } = *meta;
+    let mut bytes = [0; LEN];
+    let longs = [initial_age, since, wall.cast_unsigned(), lifetime, while_revalidate, if_error, keep];
+    for (place, long) in bytes.chunks_exact_mut(8).zip(longs) {
+        place.copy_from_slice(&long.to_le_bytes());
+    }
+    bytes[56..60].copy_from_slice(&date.to_le_bytes());
+    bytes[60..62].copy_from_slice(&status.to_le_bytes());
+    bytes[62..].copy_from_slice(&flags.bits().to_le_bytes());
+    bytes
+}
+
+/// Reads the notes of an object. None if they are none of ours.
+pub(super) fn read(object: &Object) -> Option<Meta> {
+    let bytes: &[u8; LEN] = object.meta().try_into().ok()?;
+    let (longs, _) = bytes.as_chunks::<8>();
+    let long = |place: usize| u64::from_le_bytes(longs[place]);
+    Some(Meta {
+        initial_age: long(0),
+        since: long(1),
+        wall: long(2).cast_signed(),
+        lifetime: long(3),
+        while_revalidate: long(4),
+        if_error: long(5),
+        keep: long(6),
+        date: u32::from_le_bytes([bytes[56], bytes[57], bytes[58], bytes[59]]),
+        status: u16::from_le_bytes([bytes[60], bytes[61]]),
+        flags: Flags::from_bits(u16::from_le_bytes([bytes[62], bytes[63]])),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+    use crate::cache::store::Parts;
+
+    fn object(notes: &[u8]) -> Object {
+        let parts = Parts { primary: b"key", variant: b"", meta: notes, status: StatusCode::OK };
+        Object::head(parts, []).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let meta = Meta {
+            initial_age: 1,
+            since: 2,
+            wall: -3,
+            lifetime: 4,
+            while_revalidate: 5,
+            if_error: 6,
+            keep: u64::MAX,
+            date: 7,
+            status: 404,
+            flags: Flags::NO_CACHE.and(Flags::VALIDATOR),
+        };
+        assert_eq!(read(&object(&write(&meta))), Some(meta));
+    }
+
+    #[test]
+    fn notes_of_another_length_are_none() {
+        assert_eq!(read(&object(&[0; 63])), None);
+        assert_eq!(read(&object(&[])), None);
+    }
+}

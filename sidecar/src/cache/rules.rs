@@ -1,0 +1,91 @@
+//! The section `cache` of a rule, compiled.
+
+use std::{sync::Arc, time::Duration};
+
+use crds::policy::{
+    Cache, Mode,
+    cache::{CacheMethod, CollapseScope, Heuristic, SetCookie, StatusField},
+};
+use http::HeaderName;
+
+use super::{
+    key::KeyPlan,
+    semantics::settings::{self, Settings, StatusTtl},
+};
+use crate::route::Condition;
+
+/// What a rule says of the cache.
+#[derive(Debug)]
+pub(crate) struct Caching {
+    pub(crate) mode: Mode,
+    /// `namespace/policy/rule`.
+    pub(crate) label: Arc<str>,
+    /// What holds of the rules of HTTP caching.
+    pub(crate) settings: Settings,
+    pub(crate) key: KeyPlan,
+    /// Whether HEAD is answered, and GET.
+    pub(crate) head: bool,
+    pub(crate) get: bool,
+    /// The field that lists an answer's tags.
+    pub(crate) tags: Option<HeaderName>,
+    pub(crate) bypass: Option<Condition>,
+    pub(crate) refresh: Option<Condition>,
+    /// How long a request waits for another one's answer; none if it asks by itself.
+    pub(crate) collapse: Option<Duration>,
+    /// Whether clients are told what the cache did.
+    pub(crate) tells: bool,
+}
+
+impl Caching {
+    /// Compiles a section. The error says what is wrong.
+    pub(crate) fn build(label: &Arc<str>, section: &Cache) -> Result<Self, String> {
+        let condition = |source: &Option<String>| source.as_deref().map(Condition::compile).transpose();
+        let field = |name: &str| HeaderName::try_from(name).map_err(|_| format!("{name:?} is not the name of a header field"));
+        Ok(Self {
+            mode: section.mode,
+            label: Arc::clone(label),
+            settings: compiled(section),
+            key: KeyPlan::build(label, &section.key)?,
+            head: section.methods.contains(&CacheMethod::Head),
+            get: section.methods.contains(&CacheMethod::Get),
+            tags: section.tags.as_ref().map(|tags| field(&tags.header)).transpose()?,
+            bypass: condition(&section.bypass)?,
+            refresh: condition(&section.refresh)?,
+            collapse: (section.collapse.scope == CollapseScope::Pod).then_some(section.collapse.wait.0),
+            tells: section.status_field == StatusField::Always,
+        })
+    }
+}
+
+fn compiled(section: &Cache) -> Settings {
+    let ttl = &section.ttl;
+    let lifetimes = |of_errors: bool| {
+        let rows = ttl.by_status.iter().filter_map(|row| Some((u16::try_from(row.status).ok()?, row.ttl.0)));
+        rows.filter(|(status, _)| (*status >= 400) == of_errors)
+            .map(|(status, ttl)| StatusTtl { from: status, to: status, ttl })
+            .collect()
+    };
+    Settings {
+        ttl: settings::Ttl {
+            default: ttl.override_.or(ttl.default).map(|ttl| ttl.0),
+            min: ttl.min.map_or(Duration::ZERO, |ttl| ttl.0),
+            max: ttl.max.map(|ttl| ttl.0),
+            by_status: lifetimes(false),
+            override_origin: ttl.override_.is_some(),
+        },
+        negative: lifetimes(true),
+        heuristic: ttl.heuristic == Heuristic::LastModified,
+        stale: settings::Stale {
+            while_revalidate: section.stale.while_revalidate.map(|limit| limit.0),
+            if_error: section.stale.if_error.map(|limit| limit.0),
+        },
+        keep: section.keep.0,
+        jitter: u8::try_from(ttl.jitter_percent).unwrap_or(0),
+        set_cookie: match section.set_cookie {
+            SetCookie::Bypass => settings::SetCookie::Refuse,
+            SetCookie::Strip => settings::SetCookie::Strip,
+        },
+        max_object: section.max_object_size.0,
+        ..Settings::default()
+    }
+}

@@ -1,0 +1,154 @@
+//! `Cache-Status` (RFC 9211): how this cache handled a request.
+
+use std::fmt::{self, Write as _};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::serve::{Decision, Why};
+
+/// The field.
+pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Our name in it.
+const NAME: &str = "fetchr";
+
+/// Bytes of a key that are shown.
+const MOST_KEY: usize = 256;
+
+/// A member of the list. `Display` writes it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Status<'a> {
+    pub(crate) handled: Handled,
+    /// How long what was sent is fresh, in seconds.
+    pub(crate) ttl: Option<i64>,
+    /// The key, for those who may see it (section 6).
+    pub(crate) key: Option<&'a str>,
+    /// More of the reason: a name of ours.
+    pub(crate) detail: Option<&'static str>,
+}
+
+/// Whether the store answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Handled {
+    /// It did, and nobody was asked.
+    Hit,
+    /// The request went on.
+    Forwarded(Forwarded),
+}
+
+/// A request that went on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Forwarded {
+    pub(crate) why: Forward,
+    /// The status that the next hop sent, if it isn't that of the answer.
+    pub(crate) status: Option<u16>,
+    pub(crate) stored: bool,
+    /// Whether the answer to another request was waited for, and served.
+    pub(crate) collapsed: Option<bool>,
+}
+
+/// Why a request went on (section 2.2).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Forward {
+    Bypass,
+    Method,
+    UriMiss,
+    VaryMiss,
+    Miss,
+    Request,
+    Stale,
+    Partial,
+}
+
+impl<'a> Status<'a> {
+    /// A hit.
+    pub(crate) fn hit(decision: &Decision) -> Self {
+        let detail = (decision.why != Why::Fresh).then(|| decision.why.as_str());
+        Self { handled: Handled::Hit, ttl: Some(decision.ttl()), key: None, detail }
+    }
+
+    /// A request that went on.
+    pub(crate) fn forwarded(why: Forward) -> Self {
+        let forwarded = Forwarded { why, status: None, stored: false, collapsed: None };
+        Self { handled: Handled::Forwarded(forwarded), ttl: None, key: None, detail: None }
+    }
+
+    /// A request that went on although something is stored.
+    pub(crate) fn unusable(decision: &Decision) -> Self {
+        let why =
+            if decision.why.is_of_request() && decision.lifetime > decision.age { Forward::Request } else { Forward::Stale };
+        Self { detail: Some(decision.why.as_str()), ..Self::forwarded(why) }
+    }
+
+    /// With the key.
+    pub(crate) fn with_key(self, key: &'a str) -> Self {
+        Self { key: Some(key), ..self }
+    }
+
+    /// Adds it behind what the caches before us said.
+    pub(crate) fn append(&self, headers: &mut HeaderMap) {
+        // All that is written is visible ASCII or a space.
+        if let Ok(value) = HeaderValue::try_from(self.to_string()) {
+            headers.append(CACHE_STATUS, value);
+        }
+    }
+}
+
+impl fmt::Display for Status<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(NAME)?;
+        match self.handled {
+            Handled::Hit => f.write_str("; hit")?,
+            Handled::Forwarded(forwarded) => forwarded.fmt(f)?,
+        }
+        if let Some(ttl) = self.ttl {
+            write!(f, "; ttl={}", ttl.clamp(-999_999_999_999_999, 999_999_999_999_999))?;
+        }
+        if let Some(key) = self.key {
+            f.write_str("; key=\"")?;
+            key.bytes().take(MOST_KEY).try_for_each(|byte| escaped(byte, f))?;
+            f.write_char('"')?;
+        }
+        self.detail.map_or(Ok(()), |detail| write!(f, "; detail={detail}"))
+    }
+}
+
+impl fmt::Display for Forwarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "; fwd={}", self.why.as_str())?;
+        if let Some(status) = self.status {
+            write!(f, "; fwd-status={status}")?;
+        }
+        match self.collapsed {
+            Some(true) => f.write_str("; collapsed")?,
+            Some(false) => f.write_str("; collapsed=?0")?,
+            None => {}
+        }
+        if self.stored { f.write_str("; stored") } else { Ok(()) }
+    }
+}
+
+/// A byte of a string of structured fields, which holds ASCII only: others are written as in a URI.
+fn escaped(byte: u8, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match byte {
+        b'"' | b'\\' => write!(f, "\\{}", char::from(byte)),
+        b' '..=b'~' => f.write_char(char::from(byte)),
+        _ => write!(f, "%{byte:02X}"),
+    }
+}
+
+impl Forward {
+    /// The token of the RFC.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::Method => "method",
+            Self::UriMiss => "uri-miss",
+            Self::VaryMiss => "vary-miss",
+            Self::Miss => "miss",
+            Self::Request => "request",
+            Self::Stale => "stale",
+            Self::Partial => "partial",
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! RFC 9111 sections 4.3.1, 4.3.3 and 4.3.4: requests that validate, and which stored responses a 304 is about.
+
+use super::*;
+use crate::cache::semantics::{
+    range::ByteRange,
+    validate::{Outcome, is_for_client, make_conditional, make_partial, make_whole, outcome, selected},
+    validators::Validators,
+};
+
+const MODIFIED: &str = "Fri, 27 Nov 2026 12:00:00 GMT";
+
+fn stored(lines: Lines<'_>) -> Exchange {
+    Exchange::control("max-age=60").with(lines)
+}
+
+/// The fields of a request that validates these responses.
+fn conditional(request: Lines<'_>, responses: &[Exchange]) -> Vec<String> {
+    let mut request = fields(request);
+    let validators: Vec<_> = responses.iter().map(|response| Validators::of(&response.response)).collect();
+    make_conditional(&mut request, &validators);
+    request.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
+}
+
+/// Places of the stored responses that a 304 with these fields updates.
+fn updates(not_modified: Lines<'_>, responses: &[Exchange]) -> Vec<usize> {
+    let all: Vec<_> = responses.iter().map(|response| (Validators::of(&response.response), response.meta())).collect();
+    selected(&fields(not_modified), T0.seconds(), &all).to_vec()
+}
+
+#[test]
+fn rfc9111_4_3_1_validators_of_what_is_stored_are_sent() {
+    let both = stored(&[("etag", "\"1\""), ("last-modified", MODIFIED)]);
+    let dated = stored(&[("last-modified", MODIFIED)]);
+    let tagged = stored(&[("etag", "W/\"2\"")]);
+    let since = format!("if-modified-since: {MODIFIED}");
+    assert_eq!(conditional(&[], std::slice::from_ref(&both)), ["if-none-match: \"1\"", &since], "both, for old intermediaries");
+    assert_eq!(conditional(&[], std::slice::from_ref(&dated)), [since]);
+    assert_eq!(conditional(&[], std::slice::from_ref(&tagged)), ["if-none-match: W/\"2\""]);
+    assert_eq!(conditional(&[], &[both, tagged]), ["if-none-match: \"1\", W/\"2\""], "a date would be of one of them only");
+    assert!(conditional(&[], &[stored(&[])]).is_empty());
+}
+
+#[test]
+fn rfc9111_4_3_1_the_request_is_for_the_whole_and_keeps_its_other_fields() {
+    let request = [("range", "bytes=0-9"), ("if-range", "\"0\""), ("if-modified-since", MODIFIED), ("accept", "text/html")];
+    assert_eq!(conditional(&request, &[stored(&[("etag", "\"1\"")])]), ["accept: text/html", "if-none-match: \"1\""]);
+    let mut whole = fields(&request);
+    make_whole(&mut whole);
+    assert_eq!(whole, fields(&[("accept", "text/html")]));
+}
+
+#[test]
+fn rfc9111_4_3_2_tags_of_the_client_go_along_with_ours() {
+    let ours = [stored(&[("etag", "\"1\"")])];
+    let table = [
+        ("\"2\"", "if-none-match: \"1\", \"2\""),
+        ("W/\"2\", \"3\"", "if-none-match: \"1\", W/\"2\", \"3\""),
+        ("\"1\"", "if-none-match: \"1\""),
+        ("*", "if-none-match: \"1\""),
+        ("nonsense, \"4", "if-none-match: \"1\""),
+    ];
+    for (theirs, expected) in table {
+        assert_eq!(conditional(&[("if-none-match", theirs)], &ours), [expected], "{theirs}");
+    }
+    let many = (0..1000).map(|index| format!("\"t{index}\"")).collect::<Vec<_>>().join(",");
+    assert!(conditional(&[("if-none-match", &many)], &ours)[0].len() < 300, "no more than a few");
+    assert!(conditional(&[("if-none-match", "\"2\"")], &[stored(&[])]).is_empty(), "a 304 to theirs would be of no use to us");
+}
+
+#[test]
+fn rfc9111_4_3_2_a_304_about_a_copy_of_the_client_is_for_the_client() {
+    let ours = stored(&[("etag", "\"1\"")]);
+    let request = fields(&[("if-none-match", "\"2\", W/\"3\"")]);
+    let table = [("\"2\"", true), ("\"3\"", true), ("\"1\"", false), ("\"9\"", false)];
+    for (tag, expected) in table {
+        assert_eq!(is_for_client(&fields(&[("etag", tag)]), &request, &[Validators::of(&ours.response)]), expected, "{tag}");
+    }
+    assert!(!is_for_client(&fields(&[]), &request, &[Validators::of(&ours.response)]));
+    let two = stored(&[("etag", "\"5\"")]);
+    let both = [Validators::of(&ours.response), Validators::of(&two.response)];
+    let lines = fields(&[("if-none-match", "\"1\""), ("if-none-match", "\"2\"")]);
+    assert!(!is_for_client(&fields(&[("etag", "\"1\"")]), &lines, &both), "one of ours is enough");
+    assert!(is_for_client(&fields(&[("etag", "\"2\"")]), &lines, &both), "and one line of theirs");
+    let shared = fields(&[("if-none-match", "\"1\"")]);
+    assert!(!is_for_client(&fields(&[("etag", "\"1\"")]), &shared, &[Validators::of(&ours.response)]), "it is about ours too");
+}
+
+#[test]
+fn rfc9111_4_3_1_a_missing_part_is_asked_for_with_a_strong_validator() {
+    let asked = |lines: Lines<'_>| {
+        let exchange = stored(lines);
+        let mut request = fields(&[("range", "bytes=0-"), ("if-none-match", "\"7\"")]);
+        let can =
+            make_partial(&mut request, ByteRange { first: 10, last: 19 }, &Validators::of(&exchange.response), &exchange.meta());
+        can.then(|| request.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect::<Vec<_>>())
+    };
+    assert_eq!(asked(&[("etag", "\"1\"")]).unwrap(), ["if-range: \"1\"", "range: bytes=10-19"]);
+    assert_eq!(
+        asked(&[("last-modified", MODIFIED)]).unwrap(),
+        [format!("if-range: {MODIFIED}"), "range: bytes=10-19".to_owned()]
+    );
+    for weak in [&[("etag", "W/\"1\"")][..], &[("etag", "W/\"1\""), ("last-modified", MODIFIED)], &[("last-modified", DATE)], &[]]
+    {
+        assert_eq!(asked(weak), None, "{weak:?}");
+    }
+}
+
+#[test]
+fn rfc9111_4_3_3_the_status_says_what_a_validation_found() {
+    let table = [
+        (304, Outcome::NotModified),
+        (200, Outcome::Full),
+        (404, Outcome::Full),
+        (301, Outcome::Full),
+        (501, Outcome::Full),
+        (500, Outcome::Failed),
+        (502, Outcome::Failed),
+        (503, Outcome::Failed),
+        (504, Outcome::Failed),
+    ];
+    for (status, expected) in table {
+        assert_eq!(outcome(StatusCode::from_u16(status).unwrap()), expected, "{status}");
+    }
+}
+
+#[test]
+fn rfc9111_4_3_3_a_full_response_that_is_not_stored_removes_what_is_unless_it_is_about_the_client() {
+    let table = [
+        (Exchange::control("no-store"), 200, true),
+        (Exchange::control("private"), 200, true),
+        (Exchange::get(&[]), 200, true),
+        (Exchange::get(&[]), 404, true),
+        (Exchange::get(&[]), 410, true),
+        (Exchange::get(&[]), 302, true),
+        (Exchange::get(&[]), 403, false),
+        (Exchange::get(&[]), 401, false),
+        (Exchange::get(&[]), 429, false),
+        (Exchange::get(&[]), 501, false),
+        (Exchange::control("max-age=60").asking(&[("authorization", "x")]), 200, false),
+        (Exchange::control("max-age=60").asking(&[("cache-control", "no-store")]), 200, false),
+    ];
+    for (exchange, status, expected) in table {
+        let refused = exchange.status(status).refused();
+        assert_eq!(refused.removes_stored(StatusCode::from_u16(status).unwrap()), expected, "{status} {refused:?}");
+    }
+}
+
+#[test]
+fn rfc9111_4_3_4_a_strong_validator_names_all_that_have_it() {
+    let all = [
+        stored(&[("etag", "\"1\"")]),
+        stored(&[("etag", "\"2\"")]),
+        stored(&[("etag", "\"1\"")]),
+        stored(&[("etag", "W/\"1\"")]),
+    ];
+    assert_eq!(updates(&[("etag", "\"1\"")], &all), [0, 2]);
+    assert!(updates(&[("etag", "\"3\"")], &all).is_empty(), "and none without it is touched");
+    assert!(updates(&[("etag", "\"3\"")], &all[..1]).is_empty(), "even if it is the only one");
+    let dated = [stored(&[("last-modified", MODIFIED)]), stored(&[("last-modified", "Thu, 26 Nov 2026 12:00:00 GMT")])];
+    assert_eq!(updates(&[("last-modified", MODIFIED)], &dated), [0]);
+}
+
+#[test]
+fn rfc9111_4_3_4_a_weak_validator_names_the_most_recent_that_has_it() {
+    let newer = Exchange { at: after(10), ..stored(&[("etag", "\"1\"")]) };
+    let all = [stored(&[("etag", "W/\"1\"")]), newer, stored(&[("etag", "\"2\"")])];
+    assert_eq!(updates(&[("etag", "W/\"1\"")], &all), [1]);
+    assert!(updates(&[("etag", "W/\"9\"")], &all).is_empty());
+    let same_second = [("last-modified", DATE)];
+    assert_eq!(updates(&same_second, &[stored(&same_second), Exchange { at: after(5), ..stored(&same_second) }]), [1]);
+}
+
+#[test]
+fn rfc9111_4_3_4_without_a_validator_it_is_about_the_only_one() {
+    assert_eq!(updates(&[], &[stored(&[])]), [0]);
+    assert!(updates(&[], &[stored(&[]), stored(&[])]).is_empty());
+    assert_eq!(updates(&[], &[stored(&[("etag", "\"1\"")])]), [0], "we asked about nothing else");
+}

@@ -1,0 +1,287 @@
+//! What the cache does with a request before its upstream is asked.
+
+use std::sync::Arc;
+
+use crds::policy::Mode;
+use http::{HeaderMap, Response, header, request::Parts};
+use tokio::time::Instant;
+
+use super::{
+    Cache, Caching, Fetch, answer,
+    fetch::Kept,
+    fill::{Filler, NoHead, Reader, Turn},
+    notes,
+    semantics::{
+        clock::Now,
+        request::{Asks, Control, Has, Kind},
+        serve::{Decision, Origin, Verdict, decide},
+        status::{Forward, Forwarded, Handled, Status},
+        vary,
+    },
+    store::{Found, Object},
+};
+use crate::{
+    exchange::Exchange,
+    flow::Flow,
+    route::{Condition, Evaluated},
+};
+
+/// What the cache says of a request.
+pub(crate) enum Looked {
+    /// It is none of its business.
+    Passes,
+    /// This is the answer.
+    Answered(Box<Response<Flow>>),
+    /// This is the answer, and the origin is to be asked for a newer one.
+    Stale(Box<Response<Flow>>, Box<Fetch>),
+    /// The origin has to be asked.
+    Goes(Box<Fetch>),
+}
+
+/// A request, and what its rule says.
+struct Look<'a> {
+    ex: &'a Exchange,
+    parts: &'a Parts,
+    cache: &'a Arc<Cache>,
+    caching: &'a Arc<Caching>,
+    asks: Asks,
+    control: Control,
+    /// The key of the rule, and behind it the values of the fields that select a variant, as far as these are known.
+    key: Vec<u8>,
+    /// Where the second begins.
+    variant: usize,
+}
+
+/// What a key leads to.
+enum Stored {
+    Kept(Kept),
+    /// Nothing, or not this variant.
+    Nothing(Forward),
+    /// The request can't be told from others by the fields that select a variant.
+    Unselectable,
+}
+
+/// Looks for an answer. A request that misses what another one fetches already waits for that.
+pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked {
+    let Some(caching) = ex.route.cache() else { return Looked::Passes };
+    let cache = &ex.connection.worker.cache;
+    let asks = Asks::of(&parts.method, &parts.headers, content);
+    let control = asks.heeded(&caching.settings);
+    let mut look = Look { ex, parts, cache, caching, asks, control, key: Vec::new(), variant: 0 };
+    if let Some((forward, reason)) = look.bypass() {
+        cache.metrics.bypassed(reason);
+        return look.goes(Status { detail: Some(reason), ..Status::forwarded(forward) }, None, None);
+    }
+    look.write_key();
+    if caching.mode == Mode::Shadow { look.shadow() } else { look.answer().await }
+}
+
+impl Look<'_> {
+    /// Why the request passes the cache by.
+    fn bypass(&self) -> Option<(Forward, &'static str)> {
+        let Caching { get, head, bypass, .. } = &**self.caching;
+        if let Err(reason) = self.asks.lookup() {
+            let forward = if reason.is_method() { Forward::Method } else { Forward::Bypass };
+            return Some((forward, reason.as_str()));
+        }
+        let answered = if self.asks.kind == Kind::Head { *head } else { *get };
+        if !answered {
+            return Some((Forward::Method, "Method"));
+        }
+        self.meets(bypass.as_ref()).then_some((Forward::Bypass, "Policy"))
+    }
+
+    fn meets(&self, condition: Option<&Condition>) -> bool {
+        condition.is_some_and(|condition| {
+            let host = self.ex.host();
+            let facts = self.ex.facts(self.parts, &host);
+            condition.holds(&Evaluated::new(&facts, facts.path))
+        })
+    }
+
+    fn write_key(&mut self) {
+        self.key.reserve(160);
+        // What Shadow keeps has no body, and so must not be found in another mode.
+        self.key.push(u8::from(self.caching.mode == Mode::Shadow));
+        let host = self.ex.host();
+        self.caching.key.write(&self.ex.facts(self.parts, &host), &self.ex.authority, &mut self.key);
+        self.variant = self.key.len();
+    }
+
+    /// What is stored for the request.
+    fn find(&mut self, now: Now) -> Stored {
+        let store = self.cache.store();
+        self.key.truncate(self.variant);
+        let vary = match store.get(&store.key(&self.key)) {
+            None => return Stored::Nothing(Forward::UriMiss),
+            Some(Found::Object(object)) => return self.kept(object, now, Forward::UriMiss),
+            Some(Found::Vary(vary)) => vary,
+        };
+        if vary::variant(vary.names(), &self.parts.headers, &mut self.key).is_err() {
+            return Stored::Unselectable;
+        }
+        let (primary, values) = self.key.split_at(self.variant);
+        match store.get(&store.variant(&store.key(primary), values)) {
+            Some(Found::Object(object)) => self.kept(object, now, Forward::VaryMiss),
+            Some(Found::Vary(_)) | None => Stored::Nothing(Forward::VaryMiss),
+        }
+    }
+
+    fn kept(&self, object: Object, now: Now, otherwise: Forward) -> Stored {
+        match notes::read(&object) {
+            Some(meta) if !meta.is_dead(now) => Stored::Kept(Kept { object, meta }),
+            _ => Stored::Nothing(otherwise),
+        }
+    }
+
+    async fn answer(mut self) -> Looked {
+        let forced = self.meets(self.caching.refresh.as_ref());
+        for waits in [true, false] {
+            let now = self.cache.now();
+            let (status, stale) = match self.find(now) {
+                Stored::Unselectable => return self.goes(Status::forwarded(Forward::VaryMiss), None, None),
+                Stored::Nothing(_) if self.control.only_if_cached => return self.none(),
+                Stored::Nothing(why) => (Status::forwarded(why), None),
+                Stored::Kept(_) if forced => (Status { detail: Some("Policy"), ..Status::forwarded(Forward::Request) }, None),
+                Stored::Kept(kept) => {
+                    let decision = decide(&kept.meta, &self.control, now, Origin::Up);
+                    match decision.verdict {
+                        Verdict::Fresh | Verdict::Stale => return Looked::Answered(self.hit(&kept, &decision)),
+                        Verdict::StaleWhileRevalidate => return self.stale(kept, &decision),
+                        Verdict::GatewayTimeout => return self.none(),
+                        Verdict::Revalidate { .. } => (Status::unusable(&decision), Some(kept)),
+                    }
+                }
+            };
+            if !self.may_be_stored() {
+                return self.goes(status, stale, None);
+            }
+            match self.cache.fills.turn(&self.fill_key(forced), 0, Instant::now()) {
+                Turn::Lead(filler) => return self.goes(status, stale, Some(filler)),
+                Turn::Alone(_) => return self.goes(status, stale, None),
+                Turn::Join(reader) => match self.join(reader, status).await {
+                    Ok(response) => return Looked::Answered(response),
+                    // It may be in the store by now, or another one has to fetch it.
+                    Err(Some(NoHead::Failed(_))) if waits => {}
+                    Err(_) => return self.goes(status, stale, None),
+                },
+            }
+        }
+        self.goes(Status::forwarded(Forward::Miss), None, None)
+    }
+
+    /// Whether what the request gets may be stored, as far as it depends on the request.
+    fn may_be_stored(&self) -> bool {
+        self.asks.kind == Kind::Get && !self.control.no_store && !self.asks.has.any(Has::RANGE)
+    }
+
+    /// The key by which requests find the one that fetches for them. Who does not want another one's answer finds none.
+    fn fill_key(&self, forced: bool) -> Vec<u8> {
+        let alone = forced || self.caching.collapse.is_none() || self.control.no_cache || self.control.max_age == Some(0);
+        let mut key = self.key.clone();
+        if alone {
+            key.extend_from_slice(&fastrand::u128(..).to_ne_bytes());
+        }
+        key
+    }
+
+    /// The answer that another request fetches. An error if it is none for this one.
+    async fn join(&self, mut reader: Reader, status: Status<'static>) -> Result<Box<Response<Flow>>, Option<NoHead>> {
+        let wait = self.caching.collapse.unwrap_or_default();
+        let head = reader.head(wait).await.map_err(Some)?;
+        let meta = notes::read(&head).ok_or(None)?;
+        let decision = decide(&meta, &self.control, self.cache.now(), Origin::Up);
+        if !decision.is_hit() || !self.is_selected(&head) {
+            return Err(None);
+        }
+        let (response, wants_body) = answer::head_of(&head, &meta, &decision, &self.asks, &self.parts.headers);
+        let body = if wants_body { Flow::joined(reader) } else { Flow::bytes("") };
+        let mut response = Box::new(response.map(|()| body));
+        if let Handled::Forwarded(forwarded) = status.handled {
+            let handled = Handled::Forwarded(Forwarded { collapsed: Some(true), ..forwarded });
+            self.tell(&Status { handled, ttl: Some(decision.ttl()), ..status }, response.headers_mut());
+        }
+        self.cache.metrics.request(&self.caching.label, "collapsed");
+        Ok(response)
+    }
+
+    /// Whether the request selects this answer (RFC 9111, section 4.1).
+    fn is_selected(&self, head: &Object) -> bool {
+        let mut lines = HeaderMap::new();
+        for (_, value) in head.fields().filter(|(name, _)| *name == header::VARY.as_str().as_bytes()) {
+            if let Ok(value) = http::HeaderValue::from_bytes(value) {
+                lines.append(header::VARY, value);
+            }
+        }
+        let Ok(names) = vary::selecting(&lines) else { return false };
+        let mut values = Vec::new();
+        let names = names.iter().map(http::HeaderName::as_str);
+        vary::variant(names, &self.parts.headers, &mut values).is_ok() && values == head.variant()
+    }
+
+    fn hit(&self, kept: &Kept, decision: &Decision) -> Box<Response<Flow>> {
+        let mut response = answer::of(&kept.object, &kept.meta, decision, &self.asks, &self.parts.headers);
+        self.tell(&Status::hit(decision), response.headers_mut());
+        let result = if decision.verdict == Verdict::Fresh { "hit" } else { "stale" };
+        self.cache.metrics.request(&self.caching.label, result);
+        self.cache.metrics.served(response.body().exact_length().unwrap_or(0));
+        response
+    }
+
+    /// A stale answer, for which one request asks the origin anew.
+    fn stale(self, kept: Kept, decision: &Decision) -> Looked {
+        let response = self.hit(&kept, decision);
+        match self.cache.fills.turn(&self.fill_key(false), 0, Instant::now()) {
+            Turn::Lead(filler) if self.asks.kind == Kind::Get => {
+                Looked::Stale(response, Box::new(self.fetch(Status::unusable(decision), Some(kept), Some(filler))))
+            }
+            _ => Looked::Answered(response),
+        }
+    }
+
+    fn none(&self) -> Looked {
+        self.cache.metrics.request(&self.caching.label, "error");
+        Looked::Answered(answer::none())
+    }
+
+    fn tell(&self, status: &Status<'_>, headers: &mut HeaderMap) {
+        if self.caching.tells {
+            status.append(headers);
+        }
+    }
+
+    /// Counts what would have been a hit.
+    fn shadow(mut self) -> Looked {
+        let now = self.cache.now();
+        let result = match self.find(now) {
+            Stored::Kept(kept) if decide(&kept.meta, &self.control, now, Origin::Up).is_hit() => "shadow_hit",
+            _ => "shadow_miss",
+        };
+        self.cache.metrics.request(&self.caching.label, result);
+        self.goes(Status::forwarded(Forward::Bypass), None, None)
+    }
+
+    fn goes(self, status: Status<'static>, stale: Option<Kept>, filler: Option<Filler>) -> Looked {
+        Looked::Goes(Box::new(self.fetch(status, stale, filler)))
+    }
+
+    fn fetch(self, status: Status<'static>, stale: Option<Kept>, filler: Option<Filler>) -> Fetch {
+        let shadows = self.caching.mode == Mode::Shadow && self.variant > 0;
+        // Only what may be stored is compared with what was asked.
+        let request = if filler.is_some() || stale.is_some() || shadows { self.parts.headers.clone() } else { HeaderMap::new() };
+        let mut key = self.key;
+        key.truncate(self.variant);
+        Fetch {
+            cache: Arc::clone(self.cache),
+            caching: Arc::clone(self.caching),
+            asks: self.asks,
+            control: self.control,
+            key,
+            status,
+            stale,
+            filler,
+            request,
+            sent: self.cache.now(),
+        }
+    }
+}
