@@ -1,0 +1,224 @@
+//! What runs: a pod that follows its scope's log, and a purge until it is complete.
+
+use std::{
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use redis::aio::{ConnectionLike, PubSubSink, PubSubStream};
+use tokio::{sync::Notify, time};
+
+use super::{
+    Index, Member, Position, Purge, Report, Rules, Stamp, Uptime, Verdict,
+    completion::Step,
+    index::Object,
+    log::{Entry, MemberId, PurgeId, Strength, What},
+    member::Next,
+    name::Naming,
+    redis::{Log, LogError, random},
+};
+
+/// Between two tries to reach Redis, at first and at most.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Without a message, after which a subscription is asked whether it is still there.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// What a pod knows of purges, for all its workers.
+#[derive(Debug)]
+pub(crate) struct Purges {
+    rules: Rules,
+    state: RwLock<State>,
+    news: Notify,
+}
+
+/// Under one lock, so that nobody sees the lease without what it was given for.
+#[derive(Debug)]
+struct State {
+    member: Member,
+    index: Index,
+}
+
+impl Purges {
+    /// Of a pod that has read nothing yet.
+    pub(crate) fn new(rules: Rules, capacity: usize) -> Self {
+        let state = State { member: Member::new(rules), index: Index::new(rules.cut_off, capacity) };
+        Self { rules, state: RwLock::new(state), news: Notify::new() }
+    }
+
+    /// What a fetch or fill that begins now carries.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.read().index.stamp()
+    }
+
+    /// Makes the names that objects carry.
+    pub(crate) fn naming(&self) -> Naming {
+        self.read().index.naming()
+    }
+
+    /// What a request may do with an object that it found just now.
+    pub(crate) fn verdict(&self, object: &Object<'_>) -> Verdict {
+        let now = uptime();
+        let state = self.read();
+        state.member.verdict(&state.index, object, now)
+    }
+
+    /// For an object that is stored where other processes find it.
+    pub(crate) fn position(&self, stamp: Stamp) -> Option<Position> {
+        self.read().index.position(stamp)
+    }
+
+    /// For an object that another process stored.
+    pub(crate) fn stamp_at(&self, position: Position) -> Stamp {
+        self.read().index.stamp_at(position)
+    }
+
+    /// Whether purges may have been completed that this pod doesn't know of.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.read().member.is_cut_off(uptime())
+    }
+
+    /// Something was appended: beat at once.
+    pub(crate) fn news(&self) {
+        self.news.notify_one();
+    }
+
+    /// Follows the log, for ever.
+    pub(crate) async fn follow<C: ConnectionLike>(&self, log: &mut Log<C>, id: &MemberId, failed: impl Fn(&LogError)) {
+        loop {
+            match self.beat(log, id).await {
+                Ok(Next::Now) => continue,
+                Ok(Next::Rest | Next::Late) => {}
+                Err(error) => failed(&error),
+            }
+            // Apart from others, who may all have been cut off at once.
+            let _ = time::timeout(jittered(self.rules.interval()), self.news.notified()).await;
+        }
+    }
+
+    async fn beat<C: ConnectionLike>(&self, log: &mut Log<C>, id: &MemberId) -> Result<Next, LogError> {
+        let beat = self.write().member.beat(uptime());
+        let (page, replicas) = log.beat(id, beat.applied, self.rules.replicas).await?;
+        let mut state = self.write();
+        let State { member, index } = &mut *state;
+        Ok(member.answered(beat, &page, replicas, uptime(), index))
+    }
+
+    /// Answers nothing any more, and leaves the list of members.
+    pub(crate) async fn leave<C: ConnectionLike>(&self, log: &mut Log<C>, id: &MemberId) -> Result<(), LogError> {
+        self.write().member.leave();
+        log.leave(id).await
+    }
+
+    /// Purges, and waits until that is complete or the time is over. The error is why the log couldn't be asked, the last time.
+    pub(crate) async fn purge<C: ConnectionLike>(
+        &self,
+        log: &mut Log<C>,
+        what: What,
+        strength: Strength,
+        deadline: Duration,
+    ) -> (Report, Option<LogError>) {
+        let id = PurgeId(u128::from(random()) << 64 | u128::from(random()));
+        let mut purge = Purge::new(self.rules, Entry { id, what, strength }, uptime());
+        let mut failed = None;
+        let _ = time::timeout(deadline, self.complete(log, &mut purge, &mut failed)).await;
+        let report = purge.report(uptime());
+        if purge.silent().next().is_some() {
+            // Only to spare the next purge the wait.
+            let _ = log.forget(purge.silent()).await;
+        }
+        (report, failed)
+    }
+
+    async fn complete<C: ConnectionLike>(&self, log: &mut Log<C>, purge: &mut Purge, failed: &mut Option<LogError>) {
+        let mut retry = FIRST_RETRY;
+        loop {
+            let step = purge.step();
+            if let Step::Look { at, .. } = step {
+                time::sleep(at.saturating_sub(uptime())).await;
+            }
+            let sent = uptime();
+            let asked = match step {
+                Step::Append { again, copies } => log.append(purge.entry(), again, copies).await.map(|(census, replicas)| {
+                    self.news();
+                    purge.appended(&census, replicas, self.read().member.term(), uptime());
+                }),
+                Step::Look { copies, .. } => {
+                    log.look(copies).await.map(|(census, replicas)| purge.looked(&census, replicas, sent, uptime()))
+                }
+                Step::Done => return,
+            };
+            match asked {
+                Ok(()) => (*failed, retry) = (None, FIRST_RETRY),
+                Err(error) => {
+                    *failed = Some(error);
+                    time::sleep(jittered(retry)).await;
+                    retry = (retry * 2).min(LAST_RETRY);
+                }
+            }
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hears of what is appended, for ever. Without it a pod learns of it by its next beat.
+pub(crate) async fn listen(client: &redis::Client, channel: &str, patience: Duration, purges: &Purges) {
+    let mut retry = FIRST_RETRY;
+    loop {
+        if let Ok(Ok(subscription)) = time::timeout(patience, client.get_async_pubsub()).await {
+            let (mut sink, mut messages) = subscription.split();
+            if let Ok(Ok(())) = time::timeout(patience, sink.subscribe(channel)).await {
+                retry = FIRST_RETRY;
+                // What was appended before.
+                purges.news();
+                while hears(&mut sink, &mut messages, patience).await {
+                    purges.news();
+                }
+            }
+        }
+        time::sleep(jittered(retry)).await;
+        retry = (retry * 2).min(LAST_RETRY);
+    }
+}
+
+/// Waits for a message. False if the connection has gone, which one that is only quiet must deny.
+async fn hears(sink: &mut PubSubSink, messages: &mut PubSubStream, patience: Duration) -> bool {
+    loop {
+        match time::timeout(QUIET, messages.next()).await {
+            Ok(message) => return message.is_some(),
+            Err(_) => {
+                if !matches!(time::timeout(patience, sink.ping::<redis::Value>()).await, Ok(Ok(_))) {
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+/// This process' own time. It must go on while the machine is suspended: a lease that slept would outlive the purger's
+/// wait.
+pub(crate) fn uptime() -> Uptime {
+    #[cfg(target_os = "linux")]
+    let clock = rustix::time::ClockId::Boottime;
+    // Goes on in sleep there.
+    #[cfg(not(target_os = "linux"))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let time = rustix::time::clock_gettime(clock);
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// Between three quarters and the whole of it.
+fn jittered(time: Duration) -> Duration {
+    time.mul_f64(1.0 - fastrand::f64() / 4.0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,2 @@
+local current, last = generation('', 0)
+return census(current, term(current), last)
