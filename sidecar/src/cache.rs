@@ -10,7 +10,7 @@ mod key;
 mod metrics;
 mod notes;
 mod pod;
-#[allow(dead_code, unused_imports, reason = "nobody purges yet")]
+#[allow(dead_code, unused_imports, reason = "nobody follows a log in Redis yet")]
 pub(crate) mod purge;
 mod rules;
 #[allow(dead_code, unused_imports, reason = "parts of answers are not kept yet")]
@@ -19,6 +19,7 @@ mod stage;
 #[allow(dead_code, unused_imports, reason = "there is no tier beyond memory yet, and nobody lists it")]
 pub(crate) mod store;
 
+pub use self::purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeRequest};
 pub(crate) use self::{
     fetch::Fetch,
     fill::{Failure, Reader},

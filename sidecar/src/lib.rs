@@ -52,3 +52,5 @@ mod upstream;
 mod watch;
 mod websocket;
 mod worker;
+
+pub use cache::{Acknowledged, PodPurges, PurgeAnswer, PurgeRequest};

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use wire::speaker::Speakers;
 
 use crate::{
+    PodPurges,
     admin::{self, Admin, Public, SetLevel, probe::Probes},
     config::{Config, Shared},
     drain,
@@ -163,9 +164,17 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     };
     before.go_on(&drain, &shared); // with the settings of the plan
     let token = before.admin_token(&state).context("could not write the admin token")?;
-    let own = Own { metrics: Arc::clone(&metrics), health: health.clone(), sockets: sockets.clone(), token, stop: stop.clone() };
+    let purges = PodPurges::new();
+    let own = Own {
+        metrics: Arc::clone(&metrics),
+        health: health.clone(),
+        sockets: sockets.clone(),
+        token,
+        purges: purges.clone(),
+        stop: stop.clone(),
+    };
     let addresses = own.serve(&options, &shared, &drain)?;
-    let setup = setup(&options, &shared, addresses, descriptors, sockets);
+    let setup = Setup { purges, ..setup(&options, &shared, addresses, descriptors, sockets) };
     let interception = setup.interception;
     let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
     health.listening();
@@ -233,6 +242,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         name_servers: NameServers::System,
         sockets,
         memory: Group::own(),
+        purges: PodPurges::new(),
         strict: matches!(options.configuration, Configuration::Files(_)),
     }
 }
@@ -272,6 +282,7 @@ struct Own {
     health: Health,
     sockets: Sockets,
     token: String,
+    purges: PodPurges,
     stop: CancellationToken,
 }
 
@@ -291,7 +302,8 @@ impl Own {
         let (metrics, admin) = (open.address()?, admin_open.address()?);
         let public = Public { health: self.health, metrics: self.metrics, probes: Arc::new(probes) };
         tokio::spawn(admin::serve(open.into_listener()?, admin::public(public), self.stop.clone()));
-        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level: Arc::clone(&options.set_level) };
+        let (set_level, purges) = (Arc::clone(&options.set_level), self.purges);
+        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges };
         tokio::spawn(admin::serve(admin_open.into_listener()?, admin::admin(orders, &self.token), self.stop));
         tracing::info!(%metrics, %admin, "Admin and metrics are open.");
         Ok(vec![metrics, admin])

@@ -19,6 +19,7 @@ use tokio::{
 use wire::speaker::Speakers as Declared;
 
 use crate::{
+    PodPurges,
     cache::Cache,
     config::{self, Config, Shared},
     connection::Speakers,
@@ -78,6 +79,8 @@ pub struct Setup {
     pub sockets: Sockets,
     /// What bounds the memory; none where nothing does.
     pub memory: Option<Group>,
+    /// What was purged from the cache, which the admin port has too.
+    pub purges: PodPurges,
     /// Whether a listener that can't be opened is an error; else it is tried again.
     pub strict: bool,
 }
@@ -118,7 +121,7 @@ impl Server {
             own,
             via: Arc::new(Vias::new(&setup.unique)),
             pressure: Arc::default(),
-            cache: Cache::new(&config.load().settings().cache.memory),
+            cache: Cache::new(&config.load().settings().cache.memory, setup.purges.clone()),
         };
         pod.metrics.register(|registry| pod.pressure.register(registry));
         pod.metrics.register(|registry| pod.cache.register(registry));

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::guard::{Token, guard};
 use crate::{
+    PodPurges, PurgeAnswer, PurgeRequest,
     ask::{self, ExplainRequest},
     config::Shared,
     drain,
@@ -31,6 +32,8 @@ pub struct Admin {
     pub drain: drain::Handle,
     /// Sets what is logged.
     pub set_level: SetLevel,
+    /// What was purged from the cache.
+    pub purges: PodPurges,
 }
 
 impl fmt::Debug for Admin {
@@ -49,6 +52,7 @@ pub fn admin(admin: Admin, token: &str) -> Router {
         .route("/explain", get(explain))
         .route("/drain", post(drain))
         .route("/loglevel", post(log_level))
+        .route("/cache/purge", post(purge))
         .with_state(admin)
         .layer(from_fn_with_state(Token::new(token), guard))
 }
@@ -88,4 +92,12 @@ async fn log_level(State(admin): State<Admin>, filter: String) -> Result<String,
     (admin.set_level)(filter).map_err(|error| (StatusCode::BAD_REQUEST, format!("{filter:?}: {error}\n")))?;
     tracing::info!(filter, "What is logged was changed through the admin port.");
     Ok(format!("{filter}\n"))
+}
+
+/// `{"tag": "news", "soft": true}`: see [`PurgeRequest`]. Answered when no later request gets what went.
+async fn purge(State(admin): State<Admin>, request: String) -> Result<Json<PurgeAnswer>, Wrong> {
+    let wrong = |message: String| (StatusCode::BAD_REQUEST, format!("{message}\n"));
+    let request: PurgeRequest = serde_json::from_str(&request).map_err(|error| wrong(error.to_string()))?;
+    let member = std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned());
+    admin.purges.purge(&request, &member).map(Json).map_err(wrong)
 }

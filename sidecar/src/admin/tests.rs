@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
+    PodPurges,
     config::{Config, PlanSource, Planned, Shared},
     drain,
 };
@@ -118,7 +119,7 @@ impl Orders {
                 Ok(())
             }
         });
-        let state = Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level };
+        let state = Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level, purges: PodPurges::new() };
         Self { served: Served::start(admin(state, TOKEN)).await, drain, levels }
     }
 

@@ -11,6 +11,7 @@ use super::{
     Cache, Caching, answer,
     fill::{Failure, Filler},
     notes,
+    purge::{Name, Stamp},
     semantics::{
         clock::Now,
         meta::Meta,
@@ -43,6 +44,8 @@ pub(crate) struct Fetch {
     pub(super) caching: Arc<Caching>,
     pub(super) asks: Asks,
     pub(super) control: Control,
+    /// Which purges were known before it was sent.
+    pub(super) stamp: Stamp,
     /// The key of the rule; empty if the request passes the cache by.
     pub(super) key: Vec<u8>,
     pub(super) status: Status<'static>,
@@ -163,7 +166,15 @@ impl Fetch {
             validate::updated(stored.iter(), &kept.meta, &received, &self.caching.settings, fastrand::u32(..))
         };
         let meta = updated.storable.as_ref().map_or(kept.meta, |storable| storable.meta);
-        let refreshed = kept.object.refreshed(&notes::write(&meta), kept.object.status(), &updated.head);
+        let mut updated = updated;
+        let names = match self.caching.tags.as_ref().filter(|tags| response.headers().contains_key(*tags)) {
+            Some(_) => self.names(response.headers()),
+            None => notes::names(&kept.object),
+        };
+        if let Some(tags) = &self.caching.tags {
+            updated.head.remove(tags);
+        }
+        let refreshed = kept.object.refreshed(&notes::write(&meta, self.stamp, &names), kept.object.status(), &updated.head);
         let object = refreshed.unwrap_or_else(|_| kept.object.clone());
         match updated.storable {
             Ok(_) => drop(self.cache.store().replace(&kept.object, object.clone())),
@@ -231,11 +242,23 @@ impl Fetch {
         if vary.is_some() {
             vary::variant(names(), &self.request, &mut variant).ok()?;
         }
-        let parts =
-            Parts { primary: &self.key, variant: &variant, meta: &notes::write(&storable.meta), status: response.status() };
+        let meta = notes::write(&storable.meta, self.stamp, &self.names(response.headers()));
+        let parts = Parts { primary: &self.key, variant: &variant, meta: &meta, status: response.status() };
         let kept = storable.cut.kept(response.headers()).map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
         let fields = kept.filter(|(name, _)| self.caching.tags.as_ref().is_none_or(|tags| tags.as_str().as_bytes() != *name));
         Some((Object::head(parts, fields).ok()?, vary))
+    }
+
+    /// By what an answer may be purged, besides its URL: its policy, and the tags that it lists.
+    fn names(&self, headers: &HeaderMap) -> Vec<Name> {
+        let naming = self.cache.purges.naming();
+        let mut names = vec![naming.policy(self.caching.policy())];
+        for line in self.caching.tags.iter().flat_map(|tags| headers.get_all(tags)) {
+            let line = String::from_utf8_lossy(line.as_bytes());
+            let tags = line.split(|c: char| c == ',' || c.is_ascii_whitespace()).filter(|tag| !tag.is_empty());
+            names.extend(tags.map(|tag| naming.tag(tag)));
+        }
+        names
     }
 
     /// In Shadow: keeps what a hit would be known by.

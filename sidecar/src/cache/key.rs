@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crds::policy::cache::{CacheKey, KeyHost, KeyQuery, QueryOrder};
 use http::{HeaderMap, HeaderName, header};
 
+use super::purge::host;
 use crate::{facts::Facts, route::decode};
 
 /// Fields that some applications take the target, the host or the method from. Whoever sends one gets answers that only its like gets,
@@ -148,6 +149,30 @@ fn name_of(parameter: &str) -> &str {
     parameter.split_once('=').map_or(parameter, |(name, _)| name)
 }
 
+/// The URL of which a key is, without its scheme: `shop.example/products?page=1`, with the part of the query that counts. Without the host
+/// if the key has none. Behind the mode of its rule's section.
+pub(super) fn url(key: &[u8]) -> String {
+    let mut rest = key.get(1..).unwrap_or_default();
+    let mut next = || {
+        let (length, behind) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
+        let (text, behind) = behind.split_at_checked(u32::from_be_bytes(*length) as usize).unwrap_or_default();
+        rest = behind;
+        String::from_utf8_lossy(text).into_owned()
+    };
+    let (_rule, scheme) = (next(), next());
+    let mut url = if scheme.is_empty() { String::new() } else { host(&scheme, &next()) };
+    url.push_str(&next());
+    let query = rest.strip_prefix(&[1]).and_then(|query| {
+        let (length, query) = query.split_first_chunk()?;
+        query.get(..u32::from_be_bytes(*length) as usize)
+    });
+    if let Some(query) = query {
+        url.push('?');
+        url.push_str(&String::from_utf8_lossy(query));
+    }
+    url
+}
+
 fn text(out: &mut Vec<u8>, text: &[u8]) {
     let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&length.to_be_bytes());
@@ -267,6 +292,26 @@ mod tests {
         for name in TELLING {
             assert_ne!(key(&plan, "/", &[(name.as_str(), "evil.example")]), key(&plan, "/", &[]), "{name}");
         }
+    }
+
+    #[test]
+    fn urls_are_read_from_keys() {
+        for (section, target, expected) in [
+            ("{}", "/a", "a.example:8080/a"),
+            ("{}", "/a?b=1&utm_x=2", "a.example:8080/a?b=1&utm_x=2"),
+            (
+                r#"{"query": {"ignore": ["utm_*"], "order": "Sort"}, "headers": ["x-a"]}"#,
+                "/a?c&utm_x=2&b",
+                "a.example:8080/a?b&c",
+            ),
+            (r#"{"host": "Ignore"}"#, "/a?b", "/a?b"),
+        ] {
+            let mut whole = vec![0];
+            whole.extend(key(&plan(section), target, &[]));
+            assert_eq!(url(&whole), expected);
+        }
+        assert_eq!(url(&[]), "");
+        assert_eq!(url(&[0, 255, 255, 255, 255, 1]), "");
     }
 
     #[test]

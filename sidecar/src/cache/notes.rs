@@ -1,17 +1,28 @@
 //! What the cache itself notes of a stored answer, as bytes beside its head.
 
 use super::{
+    purge::{Name, Stamp},
     semantics::meta::{Flags, Meta},
     store::Object,
 };
 
-/// Bytes of the notes.
-const LEN: usize = 64;
+/// Bytes that judge its age.
+const META: usize = 64;
+/// And with the purges that were known when its fetch began. Behind them stand the names by which it may be purged.
+const LEN: usize = META + 12;
 
 /// Writes notes.
-pub(super) fn write(meta: &Meta) -> [u8; LEN] {
+pub(super) fn write(meta: &Meta, stamp: Stamp, names: &[Name]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(LEN + 8 * names.len());
+    bytes.extend_from_slice(&of_meta(meta));
+    bytes.extend_from_slice(&stamp.bytes());
+    names.iter().for_each(|name| bytes.extend_from_slice(&name.bytes()));
+    bytes
+}
+
+fn of_meta(meta: &Meta) -> [u8; META] {
     let Meta { initial_age, since, wall, lifetime, while_revalidate, if_error, keep, date, status, flags } = *meta;
-    let mut bytes = [0; LEN];
+    let mut bytes = [0; META];
     let longs = [initial_age, since, wall.cast_unsigned(), lifetime, while_revalidate, if_error, keep];
     for (place, long) in bytes.chunks_exact_mut(8).zip(longs) {
         place.copy_from_slice(&long.to_le_bytes());
@@ -24,7 +35,7 @@ pub(super) fn write(meta: &Meta) -> [u8; LEN] {
 
 /// Reads the notes of an object. None if they are none of ours.
 pub(super) fn read(object: &Object) -> Option<Meta> {
-    let bytes: &[u8; LEN] = object.meta().try_into().ok()?;
+    let bytes: &[u8; META] = object.meta().get(..LEN)?.first_chunk()?;
     let (longs, _) = bytes.as_chunks::<8>();
     let long = |place: usize| u64::from_le_bytes(longs[place]);
     Some(Meta {
@@ -39,6 +50,18 @@ pub(super) fn read(object: &Object) -> Option<Meta> {
         status: u16::from_le_bytes([bytes[60], bytes[61]]),
         flags: Flags::from_bits(u16::from_le_bytes([bytes[62], bytes[63]])),
     })
+}
+
+/// The purges that were known when its fetch began; of what has no notes, none.
+pub(super) fn stamp(object: &Object) -> Stamp {
+    let bytes = object.meta().get(META..).and_then(<[u8]>::first_chunk);
+    bytes.map_or_else(Stamp::default, |bytes| Stamp::from_bytes(*bytes))
+}
+
+/// The names by which it may be purged.
+pub(super) fn names(object: &Object) -> Vec<Name> {
+    let (names, _) = object.meta().get(LEN..).unwrap_or_default().as_chunks();
+    names.iter().map(|name| Name::from_bytes(*name)).collect()
 }
 
 #[cfg(test)]
@@ -67,12 +90,17 @@ mod tests {
             status: 404,
             flags: Flags::NO_CACHE.and(Flags::VALIDATOR),
         };
-        assert_eq!(read(&object(&write(&meta))), Some(meta));
+        let purges = crate::PodPurges::new();
+        purges.purge(&serde_json::from_str(r#"{"all": true}"#).unwrap(), "pod").unwrap();
+        let names = [purges.naming().tag("a"), purges.naming().policy("b")];
+        let object = object(&write(&meta, purges.stamp(), &names));
+        assert_eq!((read(&object), stamp(&object)), (Some(meta), purges.stamp()));
+        assert_eq!(super::names(&object), names);
     }
 
     #[test]
     fn notes_of_another_length_are_none() {
-        assert_eq!(read(&object(&[0; 63])), None);
+        assert_eq!(read(&object(&[0; 75])), None);
         assert_eq!(read(&object(&[])), None);
     }
 }

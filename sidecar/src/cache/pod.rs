@@ -13,6 +13,7 @@ use super::{
     clock::Clock,
     fill::{Budget, Fills, Limits as FillLimits},
     metrics::Metrics,
+    purge::PodPurges,
     semantics::clock::Now,
     store::{self, Limits, Store},
 };
@@ -29,6 +30,7 @@ pub(crate) struct Cache {
     pub(super) fills: Arc<Fills>,
     pub(super) budget: Arc<Budget>,
     pub(super) metrics: Metrics,
+    pub(super) purges: PodPurges,
     clock: Clock,
     /// Bytes that the store may hold, unless memory is short.
     size: AtomicU64,
@@ -36,7 +38,7 @@ pub(crate) struct Cache {
 
 impl Cache {
     /// An empty cache.
-    pub(crate) fn new(settings: &CacheMemory) -> Arc<Self> {
+    pub(crate) fn new(settings: &CacheMemory, purges: PodPurges) -> Arc<Self> {
         let size = settings.size.0;
         let budget = Arc::new(Budget::new(size / FILLS));
         // A policy bounds what is kept; here counts only what a fill may hold at all.
@@ -46,6 +48,7 @@ impl Cache {
             fills: Fills::new(limits, Arc::clone(&budget)),
             budget,
             metrics: Metrics::default(),
+            purges,
             clock: Clock::new(),
             size: AtomicU64::new(size),
         })

@@ -41,6 +41,7 @@
 mod completion;
 mod follow;
 mod index;
+mod local;
 mod log;
 mod member;
 #[cfg(test)]
@@ -50,11 +51,14 @@ mod redis;
 #[cfg(test)]
 mod server;
 
+pub use self::local::{Acknowledged, PodPurges, PurgeAnswer, PurgeRequest};
 pub(crate) use self::{
     completion::{Purge, Report},
     index::{Index, Stamp, Verdict},
+    local::host,
     log::{Generation, Position},
     member::Member,
+    name::{Name, Naming},
 };
 
 use std::time::Duration;

@@ -37,6 +37,11 @@ pub(crate) struct Caching {
 }
 
 impl Caching {
+    /// `namespace/policy`.
+    pub(crate) fn policy(&self) -> &str {
+        self.label.rsplit_once('/').map_or(&self.label, |(policy, _)| policy)
+    }
+
     /// Compiles a section. The error says what is wrong.
     pub(crate) fn build(label: &Arc<str>, section: &Cache) -> Result<Self, String> {
         let condition = |source: &Option<String>| source.as_deref().map(Condition::compile).transpose();

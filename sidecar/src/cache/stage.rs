@@ -10,15 +10,17 @@ use super::{
     Cache, Caching, Fetch, answer,
     fetch::Kept,
     fill::{Filler, NoHead, Reader, Turn},
-    notes,
+    key, notes,
+    purge::{Stamp, Verdict as Purged},
     semantics::{
         clock::Now,
+        meta::Flags,
         request::{Asks, Control, Has, Kind},
         serve::{Decision, Origin, Verdict, decide},
         status::{Forward, Forwarded, Handled, Status},
         vary,
     },
-    store::{Found, Object},
+    store::{Found, Gone, Object},
 };
 use crate::{
     exchange::Exchange,
@@ -46,6 +48,8 @@ struct Look<'a> {
     caching: &'a Arc<Caching>,
     asks: Asks,
     control: Control,
+    /// Which purges were known when the request was looked at.
+    stamp: Stamp,
     /// The key of the rule, and behind it the values of the fields that select a variant, as far as these are known.
     key: Vec<u8>,
     /// Where the second begins.
@@ -67,7 +71,7 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
     let cache = &ex.connection.worker.cache;
     let asks = Asks::of(&parts.method, &parts.headers, content);
     let control = asks.heeded(&caching.settings);
-    let mut look = Look { ex, parts, cache, caching, asks, control, key: Vec::new(), variant: 0 };
+    let mut look = Look { ex, parts, cache, caching, asks, control, stamp: cache.purges.stamp(), key: Vec::new(), variant: 0 };
     if let Some((forward, reason)) = look.bypass() {
         cache.metrics.bypassed(reason);
         return look.goes(Status { detail: Some(reason), ..Status::forwarded(forward) }, None, None);
@@ -129,14 +133,32 @@ impl Look<'_> {
 
     fn kept(&self, object: Object, now: Now, otherwise: Forward) -> Stored {
         match notes::read(&object) {
-            Some(meta) if !meta.is_dead(now) => Stored::Kept(Kept { object, meta }),
+            Some(meta) if !meta.is_dead(now) => self.unless_purged(Kept { object, meta }, now, otherwise),
             _ => Stored::Nothing(otherwise),
         }
+    }
+
+    /// What purges have left of it.
+    fn unless_purged(&self, mut kept: Kept, now: Now, otherwise: Forward) -> Stored {
+        let of = || (key::url(kept.object.primary()), notes::names(&kept.object));
+        match self.cache.purges.verdict(notes::stamp(&kept.object), of) {
+            Purged::Fresh => {}
+            // As if its lifetime had ended now.
+            Purged::Soft => kept.meta.lifetime = kept.meta.lifetime.min(kept.meta.age(now)),
+            Purged::Unknown => kept.meta.flags = kept.meta.flags.with(Flags::INVALID, true),
+            Purged::Hard => {
+                self.cache.store().discard(&kept.object, Gone::Removed);
+                return Stored::Nothing(otherwise);
+            }
+        }
+        Stored::Kept(kept)
     }
 
     async fn answer(mut self) -> Looked {
         let forced = self.meets(self.caching.refresh.as_ref());
         for waits in [true, false] {
+            // Before anything is found: what is found then has outlived all purges up to here.
+            self.stamp = self.cache.purges.stamp();
             let now = self.cache.now();
             let (status, stale) = match self.find(now) {
                 Stored::Unselectable => return self.goes(Status::forwarded(Forward::VaryMiss), None, None),
@@ -156,7 +178,7 @@ impl Look<'_> {
             if !self.may_be_stored() {
                 return self.goes(status, stale, None);
             }
-            match self.cache.fills.turn(&self.fill_key(forced), 0, Instant::now()) {
+            match self.cache.fills.turn(&self.fill_key(forced), self.stamp.at(), Instant::now()) {
                 Turn::Lead(filler) => return self.goes(status, stale, Some(filler)),
                 Turn::Alone(_) => return self.goes(status, stale, None),
                 Turn::Join(reader) => match self.join(reader, status).await {
@@ -231,7 +253,7 @@ impl Look<'_> {
     /// A stale answer, for which one request asks the origin anew.
     fn stale(self, kept: Kept, decision: &Decision) -> Looked {
         let response = self.hit(&kept, decision);
-        match self.cache.fills.turn(&self.fill_key(false), 0, Instant::now()) {
+        match self.cache.fills.turn(&self.fill_key(false), self.stamp.at(), Instant::now()) {
             Turn::Lead(filler) if self.asks.kind == Kind::Get => {
                 Looked::Stale(response, Box::new(self.fetch(Status::unusable(decision), Some(kept), Some(filler))))
             }
@@ -276,6 +298,7 @@ impl Look<'_> {
             caching: Arc::clone(self.caching),
             asks: self.asks,
             control: self.control,
+            stamp: self.stamp,
             key,
             status,
             stale,

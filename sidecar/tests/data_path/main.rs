@@ -23,6 +23,7 @@ mod paths;
 mod pki;
 mod pool;
 mod proxy_protocol;
+mod purge;
 mod question;
 mod services;
 mod strict;

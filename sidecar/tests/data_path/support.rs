@@ -18,6 +18,7 @@ use crds::{
     scalar,
 };
 use sidecar::{
+    PodPurges,
     config::{Config, PlanSource, Planned, Shared},
     drain,
     limit::Limiter,
@@ -43,6 +44,7 @@ pub(crate) struct Proxy {
     pub(crate) drain: drain::Handle,
     pub(crate) settings: FetchrProxySpec,
     pub(crate) server: Server,
+    pub(crate) purges: PodPurges,
 }
 
 impl Proxy {
@@ -110,6 +112,7 @@ impl Proxy {
         change(&mut settings);
         let config = Shared::new(config(&settings, Vec::new()));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
+        let purges = PodPurges::new();
         let setup = Setup {
             workers,
             interception: None,
@@ -121,12 +124,13 @@ impl Proxy {
             name_servers,
             sockets: Default::default(),
             memory,
+            purges: purges.clone(),
             strict: true,
         };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
-        Self { address, config, metrics, drain, settings, server }
+        Self { address, config, metrics, drain, settings, server, purges }
     }
 
     /// Puts rules in force for the requests of the listener.

@@ -142,6 +142,11 @@ impl Index {
         self.eras.back().map_or_else(Stamp::default, |era| Stamp::new(era.number, era.head))
     }
 
+    /// The generation that the pod lives in.
+    pub(super) fn generation(&self) -> Option<Generation> {
+        self.eras.back().map(|era| era.generation)
+    }
+
     /// How many purges were folded away since the start.
     pub(crate) fn folded(&self) -> u64 {
         self.folded
@@ -350,7 +355,29 @@ impl Stamp {
         Self { era, high: (at >> 32) as u32, low: at as u32 }
     }
 
-    fn at(self) -> u64 {
+    /// In the first generation that a pod lives in.
+    pub(super) fn of_first(at: u64) -> Self {
+        Self::new(1, at)
+    }
+
+    /// As it stands beside an object.
+    pub(crate) fn bytes(self) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        for (place, part) in bytes.chunks_exact_mut(4).zip([self.era, self.high, self.low]) {
+            place.copy_from_slice(&part.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// From what [`Stamp::bytes`] made.
+    pub(crate) fn from_bytes(bytes: [u8; 12]) -> Self {
+        let (parts, _) = bytes.as_chunks::<4>();
+        let part = |place: usize| u32::from_le_bytes(parts[place]);
+        Self { era: part(0), high: part(1), low: part(2) }
+    }
+
+    /// The place alone.
+    pub(crate) fn at(self) -> u64 {
         u64::from(self.high) << 32 | u64::from(self.low)
     }
 }

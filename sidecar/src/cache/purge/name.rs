@@ -38,6 +38,18 @@ pub(super) struct Walk<'a> {
     point: u64,
 }
 
+impl Name {
+    /// As it stands beside an object.
+    pub(crate) fn bytes(self) -> [u8; 8] {
+        self.0.to_le_bytes()
+    }
+
+    /// From what [`Name::bytes`] made.
+    pub(crate) fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(u64::from_le_bytes(bytes))
+    }
+}
+
 impl Naming {
     /// A new secret.
     pub(crate) fn random() -> Self {
