@@ -5,7 +5,7 @@ use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand, builder::FalseyValueParser};
 
 use crate::{
-    command::{check, completion, explain, inject, man, run, status, upgrade, validate, version},
+    command::{cache, check, completion, explain, inject, man, run, status, upgrade, validate, version},
     failure::Failure,
     output::{Color, Format},
 };
@@ -58,6 +58,9 @@ pub(crate) enum Command {
     /// Tell which sections apply to a request, and why the others do not
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::Args),
+    /// Work on the cache of a proxy on this machine
+    #[command(after_help = cache::EXAMPLES)]
+    Cache(cache::Args),
     /// Print workloads with the sidecar injected
     #[command(after_help = inject::EXAMPLES)]
     Inject(inject::Args),

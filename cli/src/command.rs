@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod cache;
 pub(crate) mod check;
 pub(crate) mod completion;
 pub(crate) mod explain;
@@ -30,6 +31,7 @@ pub(crate) fn execute(cli: Cli, name: ProgramName) -> Result<Exit, Failure> {
         Command::Check(args) => block_on(check::execute(args, color)),
         Command::Status(args) => block_on(status::execute(args, color)),
         Command::Version(args) => block_on(version::execute(args)),
+        Command::Cache(args) => cache::execute(&args, color),
         Command::Completion(args) => completion::execute(&args, name),
         Command::Man(args) => man::execute(&args, name),
     }

@@ -1,6 +1,7 @@
 //! The real program: what it prints, and its exit codes.
 #![allow(clippy::panic, clippy::unwrap_used)] // in tests they say what failed; clippy.toml reaches only #[test] functions
 
+mod cache;
 mod cluster;
 mod explain;
 mod help;

@@ -111,7 +111,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    fn start(policy: &str) -> Self {
+    /// Before an origin that says hello.
+    pub(crate) fn start(policy: &str) -> Self {
         let origin = Origin::start();
         let mut proxy = Self::start_as(Path::new(FETCHR), policy, origin.port, DRAIN);
         proxy.origin = Some(origin);

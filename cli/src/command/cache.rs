@@ -1,0 +1,39 @@
+//! `fetchr cache`: the cache of a proxy on this machine. One file for each subcommand.
+
+mod admin;
+mod purge;
+
+use clap::Subcommand;
+
+use crate::{
+    failure::{Exit, Failure},
+    output::Color,
+};
+
+/// Shown below the help.
+pub(crate) const EXAMPLES: &str = "Examples:
+  # answers with a tag are gone when this ends
+  $ fetchr cache purge --tag news
+  # these are asked for anew, and may answer meanwhile where their policy permits it
+  $ fetchr cache purge --prefix http://localhost/products/ --soft";
+
+/// The flags.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Take answers out before their time
+    #[command(after_help = purge::EXAMPLES)]
+    Purge(purge::Args),
+}
+
+/// Does what the subcommand says.
+pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
+    match &args.command {
+        Command::Purge(args) => purge::execute(args, color),
+    }
+}
