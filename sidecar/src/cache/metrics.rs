@@ -51,6 +51,11 @@ struct ResultLabels {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct StrengthLabels {
+    strength: &'static str,
+}
+
 impl Metrics {
     /// Counts a request of a rule: `hit`, `stale`, `revalidated`, `collapsed`, `miss`, `bypass` or `error`.
     pub(super) fn request(&self, route: &Arc<str>, result: &'static str) {
@@ -119,6 +124,11 @@ impl Collector for Held {
         for why in Gone::ALL {
             let labels = ReasonLabels { reason: why.as_str() };
             ConstCounter::new(stats.gone(why)).encode(family.encode_family(&labels)?)?;
+        }
+        let help = "Purges of the cache, by whether what they named was gone or stale";
+        let mut family = encoder.encode_descriptor("fetchr_cache_purges", help, None, left.metric_type())?;
+        for (strength, count) in self.0.purges.counts() {
+            ConstCounter::new(count).encode(family.encode_family(&StrengthLabels { strength })?)?;
         }
         Ok(())
     }

@@ -124,6 +124,9 @@ async fn soft_purge_has_the_origin_asked_and_hard_one_has_it_answer_anew() {
     assert_eq!(site.requests.load(Ordering::SeqCst), 2);
     site.purge(r#"{"tag": "news"}"#).await;
     assert_eq!(site.get("/").await, "answer 3");
+    for strength in ["hard", "soft"] {
+        assert_eq!(site.proxy.metric(&format!(r#"fetchr_cache_purges_total{{strength="{strength}"}}"#)), 1.0);
+    }
 }
 
 #[tokio::test]

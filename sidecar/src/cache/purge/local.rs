@@ -29,6 +29,8 @@ struct Inner {
     /// Place of the newest purge. It is written after the index, so who reads it finds the purge there.
     last: AtomicU64,
     index: RwLock<Index>,
+    /// Purges so far: hard, soft.
+    counts: [AtomicU64; 2],
 }
 
 /// What is asked of `POST /cache/purge`: one of the five, and how.
@@ -82,12 +84,19 @@ impl PodPurges {
     pub fn new() -> Self {
         let mut index = Index::new(CutOff::Serve, CAPACITY);
         index.begin(Generation(u128::from(random()) << 64 | u128::from(random())), true);
-        Self(Arc::new(Inner { naming: index.naming(), last: AtomicU64::new(0), index: RwLock::new(index) }))
+        let (naming, last, counts) = (index.naming(), AtomicU64::new(0), Default::default());
+        Self(Arc::new(Inner { naming, last, index: RwLock::new(index), counts }))
     }
 
     /// What a fetch or fill that begins now carries.
     pub(crate) fn stamp(&self) -> Stamp {
         Stamp::of_first(self.0.last.load(Ordering::Acquire))
+    }
+
+    /// Purges so far, by how: for metrics.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 2] {
+        let [hard, soft] = &self.0.counts;
+        [("hard", hard.load(Ordering::Relaxed)), ("soft", soft.load(Ordering::Relaxed))]
     }
 
     /// Makes the names that objects carry.
@@ -124,6 +133,7 @@ impl PodPurges {
         }
         self.0.last.store(at, Ordering::Release);
         drop(index);
+        self.0.counts[usize::from(request.soft)].fetch_add(1, Ordering::Relaxed);
         let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         let acknowledged = vec![Acknowledged { member: member.to_owned(), lag_micros: took }];
         let (lease_ran_out, pending) = (Vec::new(), Vec::new());
