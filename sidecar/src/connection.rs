@@ -170,9 +170,6 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, arrival: Arriva
 }
 
 async fn detect_and_serve(connection: Rc<Connection>, stream: TcpStream, ahead: BytesMut, tls: Option<Arc<Terminator>>) {
-    if stream.set_nodelay(true).is_err() {
-        return; // it is closed already
-    }
     let detecting = connection.worker.connection_gauge(connection.direction, "detecting");
     let opening = async {
         match tls {

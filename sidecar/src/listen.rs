@@ -2,7 +2,8 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use crds::{policy::Direction, proxy::UpstreamTls};
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{net, runtime::Handle, time::sleep};
 
 use crate::{
     connection::{Arrival, Entry, Preamble},
@@ -140,12 +141,19 @@ pub(crate) struct Acceptor {
     pub(crate) workers: Workers,
     cap: Cap,
     told: Cap,
+    /// Where those are told that there is no room for.
+    aside: Handle,
 }
 
 impl Acceptor {
-    /// For so many connections of each direction.
+    /// For so many connections of each direction. Clients that find no room are told so on the runtime of now.
     pub(crate) fn new(pod: Pod, workers: Workers, max_connections: usize) -> Self {
-        Self { pod, workers, cap: Cap::new(max_connections), told: Cap::new(TOLD) }
+        Self { pod, workers, cap: Cap::new(max_connections), told: Cap::new(TOLD), aside: Handle::current() }
+    }
+
+    /// Where to accept: on the worker if there is but one, which saves waking it for each connection.
+    pub(crate) fn home(&self) -> &Handle {
+        self.workers.only().unwrap_or(&self.aside)
     }
 
     /// Accepts until the drain closes the direction; then the kernel refuses. If this is dropped before that, the socket is let go of.
@@ -161,9 +169,13 @@ impl Acceptor {
     }
 
     async fn accept_all(&self, socket: &Socket, direction: Direction, mode: &Mode, preamble: &Preamble) {
+        let accepting = match socket.accepting() {
+            Ok(accepting) => accepting,
+            Err(error) => return tracing::error!(%error, ?direction, "A listening socket can't be accepted from."),
+        };
         let mut complained: Option<std::time::Instant> = None;
         loop {
-            match socket.accept().await {
+            match accepting.accept().await {
                 Ok((stream, peer)) => self.admit(stream, peer, direction, mode, preamble),
                 Err(error) if is_exhausted(&error) => {
                     self.pod.metrics.drop_counted(direction, "no_descriptors");
@@ -194,12 +206,8 @@ impl Acceptor {
             Err(reason) => return refuse(&self.pod.metrics, &stream, direction, reason),
         };
         let held = (self.pod.drain.track(direction), counted);
-        match stream.into_std() {
-            Ok(stream) => self
-                .workers
-                .serve(worker::Socket::Tcp(stream), Arrival { peer, direction, entry, preamble: preamble.clone(), held }),
-            Err(error) => tracing::warn!(%error, "A socket could not be handed over."),
-        }
+        let arrival = Arrival { peer, direction, entry, preamble: preamble.clone(), held };
+        self.workers.serve(worker::Socket::Tcp(stream), arrival);
     }
 
     /// Tells a client that there is no room, as far as that costs little. It is not for the workers, which have enough to do then.
@@ -209,8 +217,10 @@ impl Acceptor {
         let told = if preamble.tls.is_some() { None } else { self.told.enter(direction) };
         let Some(told) = told else { return reset(&stream) };
         let begins_with_header = preamble.proxy_protocol;
-        tokio::spawn(async move {
-            refusal::tell(stream, begins_with_header, why).await;
+        self.aside.spawn(async move {
+            if let Ok(stream) = net::TcpStream::from_std(stream) {
+                refusal::tell(stream, begins_with_header, why).await;
+            }
             drop(told);
         });
     }
@@ -237,7 +247,7 @@ fn refuse(metrics: &Metrics, stream: &TcpStream, direction: Direction, reason: &
 }
 
 /// Has a reset close a connection, so that nothing is kept for a client that gets nothing.
-fn reset(stream: &TcpStream) {
+fn reset(stream: &impl AsFd) {
     // It is closed either way.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

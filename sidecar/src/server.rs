@@ -207,13 +207,13 @@ fn intercept(acceptor: &Acceptor, sockets: &Sockets, ports: Interception) -> any
     for (port, listening) in all {
         let listening = listening.with_context(|| format!("could not listen on port {port}"))?;
         acceptor.pod.own.add(listening.address()?);
-        tokio::spawn(acceptor.clone().accept(listening));
+        acceptor.home().spawn(acceptor.clone().accept(listening));
     }
     // Where the pod has IPv6, redirected connections of the application arrive on its loopback address.
     let v6 = SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), ports.outbound);
     if let Ok(listening) = Listening::outbound(sockets, v6) {
         acceptor.pod.own.add(v6);
-        tokio::spawn(acceptor.clone().accept(listening));
+        acceptor.home().spawn(acceptor.clone().accept(listening));
     }
     Ok(())
 }

@@ -4,11 +4,16 @@
 use std::{
     io, net,
     net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::TcpListener,
+};
 
 use crate::supervisor::{Teller, close, listens};
 
@@ -85,7 +90,7 @@ impl Sockets {
         }
         let label = label(role, address);
         let listener = match self.take(&label) {
-            Some(listener) => TcpListener::from_std(listener)?,
+            Some(listener) => listener,
             None => {
                 let listener = bind(address)?;
                 if let Some(supervisor) = &self.0.supervisor {
@@ -166,33 +171,35 @@ fn label(role: Role, address: SocketAddr) -> String {
     format!("{role} {address}")
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr) -> io::Result<net::TcpListener> {
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?; // what is accepted inherits it, which saves a call for each
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// A socket that listens. When it is dropped it is let go of, and listens until somebody takes or closes it.
 #[derive(Debug)]
 pub(crate) struct Socket {
     /// Always there until it is dropped.
-    listener: Option<TcpListener>,
+    listener: Option<net::TcpListener>,
     label: String,
     sockets: Sockets,
 }
 
 impl Socket {
-    pub(crate) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        match &self.listener {
-            Some(listener) => listener.accept().await,
-            None => std::future::pending().await,
-        }
+    /// To accept from it on the runtime of now.
+    pub(crate) fn accepting(&self) -> io::Result<Accepting<'_>> {
+        let listener = self.listener.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        // SAFETY: what is borrowed stays open, and is the same socket, for as long as it is borrowed: longer than this lives.
+        let registered = unsafe { AsyncFd::register_with_interest(listener.as_fd(), Interest::READABLE) };
+        Ok(Accepting(registered?))
     }
 
     /// Where it listens.
@@ -207,14 +214,28 @@ impl Socket {
 
     /// The bare socket, which this process closes for itself alone.
     pub(crate) fn into_listener(mut self) -> io::Result<TcpListener> {
-        self.listener.take().ok_or_else(|| io::ErrorKind::NotConnected.into())
+        let listener = self.listener.take().ok_or(io::ErrorKind::NotConnected)?;
+        TcpListener::from_std(listener)
     }
 
     fn end(&mut self, unwanted: bool) {
-        let listener = self.listener.take().and_then(|listener| listener.into_std().ok());
-        if let Some(listener) = listener {
+        if let Some(listener) = self.listener.take() {
             self.sockets.let_go(std::mem::take(&mut self.label), listener, unwanted);
         }
+    }
+}
+
+/// Accepts connections.
+pub(crate) struct Accepting<'a>(AsyncFd<BorrowedFd<'a>>);
+
+impl Accepting<'_> {
+    /// The next one, which is known to no runtime yet: it is to be served by another thread, maybe.
+    pub(crate) async fn accept(&self) -> io::Result<(net::TcpStream, SocketAddr)> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let accept = |socket: &BorrowedFd<'_>| Ok(acceptfrom_with(socket, flags)?);
+        let (stream, peer) = self.0.async_io(Interest::READABLE, accept).await?;
+        let peer = peer.and_then(|peer| peer.try_into().ok()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok((stream.into(), peer))
     }
 }
 
@@ -243,7 +264,7 @@ mod tests {
         sockets.close_others(&[kept]);
         net::TcpStream::connect(gone).unwrap_err();
         let again = sockets.open(Role::Listener, kept).unwrap();
-        again.accept().await.expect("who came meanwhile was kept waiting");
+        again.accepting().unwrap().accept().await.expect("who came meanwhile was kept waiting");
         again.close();
         net::TcpStream::connect(kept).unwrap_err();
         sockets.open(Role::Listener, kept).expect("the address is free");

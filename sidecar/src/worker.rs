@@ -133,6 +133,7 @@ pub(crate) struct Workers {
 struct Seat {
     open: Arc<AtomicUsize>,
     arrivals: mpsc::UnboundedSender<(Socket, Arrival, Busy)>,
+    runtime: Handle,
 }
 
 /// What a client came by.
@@ -159,6 +160,12 @@ impl Workers {
         Ok(Self { workers: seats?.into() })
     }
 
+    /// The runtime of the worker, if there is but one.
+    pub(crate) fn only(&self) -> Option<&Handle> {
+        let [seat] = &*self.workers else { return None };
+        Some(&seat.runtime)
+    }
+
     /// Hands a socket over. The queue needs no bound of its own: the listeners bound the connections of the pod.
     pub(crate) fn serve(&self, socket: Socket, arrival: Arrival) {
         let least = self.workers.iter().min_by_key(|seat| seat.open.load(Ordering::Relaxed));
@@ -172,8 +179,10 @@ impl Workers {
 impl Seat {
     fn start(number: usize, pod: Pod) -> io::Result<Self> {
         let (arrivals, incoming) = mpsc::unbounded_channel();
-        let runtime = |pod| -> io::Result<()> {
+        let (started, handle) = std::sync::mpsc::sync_channel(1);
+        let runtime = move |pod| -> io::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+            let _ = started.send(runtime.handle().clone()); // who started it waits
             runtime.block_on(work(pod, incoming));
             Ok(())
         };
@@ -183,7 +192,8 @@ impl Seat {
                 std::process::exit(1);
             }
         })?;
-        Ok(Self { open: Arc::new(AtomicUsize::new(0)), arrivals })
+        let runtime = handle.recv().map_err(|_| io::Error::other("its runtime did not start"))?;
+        Ok(Self { open: Arc::new(AtomicUsize::new(0)), arrivals, runtime })
     }
 }
 

@@ -56,7 +56,7 @@ enum After {
     Next,
     /// It is closed, so that the client gets all of the answer.
     Close,
-    /// It has failed, or its client has left.
+    /// It has failed, its client has left, or it has got all that it wanted.
     Gone,
     /// It speaks another protocol.
     Switched(oneshot::Sender<ReadAhead<Stream>>),
@@ -242,7 +242,7 @@ impl Client {
         asked: Asked,
         patience: Patience,
     ) -> Result<After, Cut> {
-        let status = response.status();
+        let (status, is_last) = (response.status(), !asked.persists);
         let left_waiting = self.socket.borrow_mut().refuse_continue();
         if status == StatusCode::SWITCHING_PROTOCOLS || (asked.method == Method::CONNECT && status.is_success()) {
             let Some(switch) = asked.switch else { return Ok(After::Gone) };
@@ -272,7 +272,12 @@ impl Client {
         } else {
             self.write_body(body, framing, patience).await?;
         }
-        Ok(if closes { After::Close } else { After::Next })
+        Ok(match closes {
+            false => After::Next,
+            // Nothing of this client is on its way that would have the kernel reset the connection.
+            true if is_last && self.socket.borrow().has_had_all() => After::Gone,
+            true => After::Close,
+        })
     }
 
     fn write_head(

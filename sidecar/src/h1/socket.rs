@@ -227,6 +227,11 @@ impl Socket {
         matches!(self.rest, Rest::Ended)
     }
 
+    /// Whether all was read that a client sends which announced its last request. One that speaks TLS has a farewell yet to send.
+    pub(super) fn has_had_all(&self) -> bool {
+        self.has_body_ended() && self.is_idle() && matches!(self.stream, Stream::Plain(_))
+    }
+
     /// What is known about the length of what is left of the body.
     pub(super) fn body_left(&self) -> Option<u64> {
         match &self.rest {

@@ -289,7 +289,7 @@ impl Explicit {
         pod.own.add(address);
         tracing::info!(listener = spec.name, %address, tls = tls.is_some(), "Listening.");
         let (accepting, ended) = (self.acceptor.clone().accept(listening), self.ended());
-        let task = tokio::spawn(async move {
+        let task = self.acceptor.home().spawn(async move {
             accepting.await;
             ended.notify_one();
         });
