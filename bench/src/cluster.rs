@@ -115,8 +115,10 @@ impl Cluster {
         let folder = self.folder.path();
         let defaults = folder.join("default-proxy.yaml");
         fs::write(&defaults, "{}\n")?;
-        let ports = (0..4).map(|_| Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)).collect::<Result<Vec<_>>>()?;
-        let ports = ports.iter().map(|port| Ok(port.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
+        // All are open at once, so that they differ, and closed before they are taken.
+        let free: Vec<_> = (0..4).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
+        let ports = free.iter().map(|port| Ok(port.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
+        drop(free);
         let mut command = vec!["env".to_owned(), format!("KUBECONFIG={}", self.server.kubeconfig().display())];
         command.push(binaries.join("fetchr-operator").display().to_string());
         command.extend(["run", "--log-level", "warn", "--pod-name", "bench", "--sidecar-image", "none"].map(str::to_owned));

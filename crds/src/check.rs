@@ -11,15 +11,15 @@ mod resources;
 use std::time;
 
 pub(crate) use address::{
-    CIDR_PATTERN, HOST_PATTERN, UPSTREAM_PATTERN, check_address, check_cidrs, check_host_pattern, check_host_patterns,
-    check_upstream,
+    CIDR_PATTERN, ENDPOINT_PATTERN, HOST_PATTERN, UPSTREAM_PATTERN, check_address, check_cidrs, check_endpoint,
+    check_host_pattern, check_host_patterns, check_upstream,
 };
 pub(crate) use field::{check_editable, check_field_name, check_field_value};
 pub(crate) use known::Known;
 pub(crate) use path::{check_path, check_template};
 pub(crate) use resources::{QUANTITY_PATTERN, check_resources};
 pub use {
-    address::{UpstreamAddress, UpstreamScheme, parse_upstream},
+    address::{UpstreamAddress, UpstreamScheme, parse_endpoint, parse_upstream},
     expression::compile_expression,
     path::{Segment, parse_template},
     pattern::compile_pattern,

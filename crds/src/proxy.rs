@@ -2,6 +2,7 @@
 
 mod cache;
 mod http;
+mod redis;
 mod tls;
 
 use std::{
@@ -17,8 +18,9 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::cache::{CacheMemory, CacheStore, Eviction};
+pub use self::cache::{CacheMemory, CachePurge, CacheStore, Eviction, WhenCutOff};
 pub use self::http::{DotSegments, EncodedSlashes, Http, HttpLimits, HttpPath, PathForward, Slashes, Trace};
+pub use self::redis::{Redis, RedisCredentials, RedisMode};
 pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};
 use crate::{
     check::{
@@ -111,6 +113,9 @@ pub struct FetchrProxySpec {
     /// How requests are read before a policy looks at them.
     #[serde(default)]
     pub http: Http,
+    /// Through what the pods share what they must agree upon. None: each is for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Redis>,
     /// Where answers are kept that policies let the cache keep.
     #[serde(default)]
     pub cache: CacheStore,
@@ -141,6 +146,7 @@ impl Default for FetchrProxySpec {
             resources: default_resources(),
             upstream: Upstream::default(),
             http: Http::default(),
+            redis: None,
             cache: CacheStore::default(),
             client_address: ClientAddress::default(),
             telemetry: Telemetry::default(),
@@ -516,6 +522,12 @@ pub struct PodCounts {
 }
 
 impl FetchrProxySpec {
+    /// The Secrets that it names, and which of their keys are read: what has to be mounted into the sidecar.
+    pub fn secrets(&self) -> BTreeSet<(&SecretRef, SecretKeys)> {
+        let listeners = self.interception.listeners.iter().flat_map(Listener::secrets);
+        listeners.chain(self.redis.iter().filter_map(Redis::secret)).collect()
+    }
+
     /// What is wrong with the proxy beyond what types and patterns of the schema say. The webhook refuses a proxy with these words.
     pub fn check(&self) -> Problems {
         let mut problems = Problems::default();
@@ -525,6 +537,9 @@ impl FetchrProxySpec {
         check_resources(&self.resources, &at.field("resources"), &mut problems);
         self.upstream.check(&at.field("upstream"), &mut problems);
         self.http.limits.check(&at.field("http").field("limits"), &mut problems);
+        if let Some(redis) = &self.redis {
+            redis.check(&at.field("redis"), &mut problems);
+        }
         self.cache.check(&at.field("cache"), &mut problems);
         check_cidrs(&self.client_address.trusted_cidrs, &at.field("clientAddress").field("trustedCIDRs"), &mut problems);
         self.check_metrics_port(&at.field("telemetry").field("metricsPort"), &mut problems);
@@ -552,11 +567,6 @@ impl FetchrProxySpec {
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 impl Interception {
-    /// The Secrets that listeners name, and which of their keys are read: what has to be mounted into the sidecar.
-    pub fn secrets(&self) -> BTreeSet<(&SecretRef, SecretKeys)> {
-        self.listeners.iter().flat_map(Listener::secrets).collect()
-    }
-
     fn check(&self, at: &FieldPath, problems: &mut Problems) {
         let Self { mode, inbound, outbound, listeners } = self;
         LISTENERS_OF_MODE.check(listeners.is_empty() != (*mode == InterceptionMode::Explicit), at, problems);

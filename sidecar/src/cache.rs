@@ -10,7 +10,7 @@ mod key;
 mod metrics;
 mod notes;
 mod pod;
-#[allow(dead_code, unused_imports, reason = "nobody follows a log in Redis yet")]
+#[allow(dead_code, unused_imports, reason = "there is no tier that other processes read yet")]
 pub(crate) mod purge;
 mod rules;
 #[allow(dead_code, unused_imports, reason = "parts of answers are not kept yet")]
@@ -19,12 +19,13 @@ mod stage;
 #[allow(dead_code, unused_imports, reason = "there is no tier beyond memory yet, and nobody lists it")]
 pub(crate) mod store;
 
-pub use self::purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeRequest};
+pub use self::purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest};
 pub(crate) use self::{
     fetch::Fetch,
     fill::{Failure, Reader},
     invalidation::invalidate,
     pod::Cache,
+    purge::PurgeLog,
     rules::Caching,
     semantics::uri::Target,
     stage::{Looked, look},

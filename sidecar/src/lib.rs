@@ -53,4 +53,4 @@ mod watch;
 mod websocket;
 mod worker;
 
-pub use cache::{Acknowledged, PodPurges, PurgeAnswer, PurgeRequest};
+pub use cache::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest};

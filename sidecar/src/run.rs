@@ -164,7 +164,10 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     };
     before.go_on(&drain, &shared); // with the settings of the plan
     let token = before.admin_token(&state).context("could not write the admin token")?;
-    let purges = PodPurges::new();
+    let purges = PodPurges::new(&match &options.configuration {
+        Configuration::Files(_) => std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned()),
+        Configuration::Pod(pod) => pod.name.clone(),
+    });
     let own = Own {
         metrics: Arc::clone(&metrics),
         health: health.clone(),
@@ -174,7 +177,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         stop: stop.clone(),
     };
     let addresses = own.serve(&options, &shared, &drain)?;
-    let setup = Setup { purges, ..setup(&options, &shared, addresses, descriptors, sockets) };
+    let setup = setup(&options, &shared, addresses, descriptors, sockets, purges.clone());
     let interception = setup.interception;
     let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
     health.listening();
@@ -196,6 +199,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     tokio::spawn(footprint::drop_startup_code());
     tokio::spawn(logging::follow(shared.clone(), options.set_level));
     Last { drain, in_pod, shared, stop: stop.clone() }.end(orders).await;
+    purges.leave().await;
     stop.cancel();
     Ok(())
 }
@@ -222,7 +226,14 @@ async fn give_up(shared: Shared, limit: Duration, on_no_config: OnNoConfig) {
     }
 }
 
-fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: u64, sockets: Sockets) -> Setup {
+fn setup(
+    options: &Options,
+    shared: &Shared,
+    own: Vec<SocketAddr>,
+    descriptors: u64,
+    sockets: Sockets,
+    purges: PodPurges,
+) -> Setup {
     let settings = shared.load();
     let workers = settings.settings().workers.and_then(|workers| usize::try_from(workers).ok());
     // There are two directions, and each connection of a client needs one to its upstream.
@@ -242,7 +253,7 @@ fn setup(options: &Options, shared: &Shared, own: Vec<SocketAddr>, descriptors: 
         name_servers: NameServers::System,
         sockets,
         memory: Group::own(),
-        purges: PodPurges::new(),
+        purges,
         strict: matches!(options.configuration, Configuration::Files(_)),
     }
 }

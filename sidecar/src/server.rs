@@ -20,7 +20,7 @@ use wire::speaker::Speakers as Declared;
 
 use crate::{
     PodPurges,
-    cache::Cache,
+    cache::{Cache, PurgeLog},
     config::{self, Config, Shared},
     connection::Speakers,
     drain,
@@ -141,7 +141,10 @@ impl Server {
             return Err(failed.swap_remove(lost).into());
         }
         close_spare(&config, &lock(&explicit));
-        tokio::spawn(follow(config, changes, Arc::clone(&explicit), cache, failed));
+        let secrets = Secrets(setup.secrets.clone());
+        let following = Following { config, explicit: Arc::clone(&explicit), cache, purges: setup.purges.clone(), secrets };
+        following.share_purges();
+        tokio::spawn(following.run(changes, failed));
         Ok(Self { explicit })
     }
 
@@ -225,38 +228,64 @@ fn listeners(settings: &FetchrProxySpec) -> &[Listener] {
     }
 }
 
-/// Keeps the listeners as the configuration and its files say.
-async fn follow(
+/// What is kept as the configuration says.
+struct Following {
     config: Shared,
-    mut changes: watch::Receiver<u64>,
     explicit: Arc<Mutex<Explicit>>,
     cache: Arc<Cache>,
-    failed: Vec<ListenError>,
-) {
-    let (mut files, ended) = (Files::default(), lock(&explicit).ended());
-    let (mut refused, mut told) = (failed.iter().any(ListenError::may_pass), tell(&failed, &[]));
-    loop {
-        files.watch(lock(&explicit).files());
-        let again = if refused { BIND_AGAIN } else { files.recheck() };
-        tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
-            () = files.changed() => {}
-            () = ended.notified() => {}
-            () = sleep(again) => {}
+    purges: PodPurges,
+    secrets: Secrets,
+}
+
+impl Following {
+    /// Keeps cache, purges and listeners as the configuration and its files say.
+    async fn run(self, mut changes: watch::Receiver<u64>, failed: Vec<ListenError>) {
+        let (mut files, ended) = (Files::default(), lock(&self.explicit).ended());
+        let (mut refused, mut told) = (failed.iter().any(ListenError::may_pass), tell(&failed, &[]));
+        loop {
+            files.watch(lock(&self.explicit).files());
+            let again = if refused { BIND_AGAIN } else { files.recheck() };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = files.changed() => {}
+                () = ended.notified() => {}
+                () = sleep(again) => {}
+            }
+            self.resize_cache();
+            self.share_purges();
+            let failed = self.listen().await;
+            refused = failed.iter().any(ListenError::may_pass);
+            told = tell(&failed, &told);
         }
-        let (cache, memory) = (Arc::clone(&cache), config.load().settings().cache.memory);
+    }
+
+    fn resize_cache(&self) {
+        let (cache, memory) = (Arc::clone(&self.cache), self.config.load().settings().cache.memory);
         // Nobody waits for it: what is too much goes bit by bit.
         drop(tokio::task::spawn_blocking(move || cache.apply(&memory)));
-        let closed = lock(&explicit).close_others(listeners(config.load().settings()));
+    }
+
+    /// Takes the log of purges that the configuration names. One that can't be had leaves the pod with its own.
+    fn share_purges(&self) {
+        let config = self.config.load();
+        let Some(planned) = &config.planned else { return };
+        let log = PurgeLog::of(config.settings(), &self.secrets, &planned.plan.proxy, &config.identity);
+        self.purges.follow(log.unwrap_or_else(|why| {
+            tracing::error!(why, "No log of purges can be shared: purges are of this pod alone.");
+            None
+        }));
+    }
+
+    /// Opens what is missing, and closes what is not named any more.
+    async fn listen(&self) -> Vec<ListenError> {
+        let closed = lock(&self.explicit).close_others(listeners(self.config.load().settings()));
         for task in closed {
             // It was aborted; its socket is spare once it has ended.
             let _ = task.await;
         }
         // Before others are opened, whose addresses may be the same in part.
-        close_spare(&config, &lock(&explicit));
-        let failed = open(&explicit, &config.load());
-        refused = failed.iter().any(ListenError::may_pass);
-        told = tell(&failed, &told);
+        close_spare(&self.config, &lock(&self.explicit));
+        open(&self.explicit, &self.config.load())
     }
 }
 

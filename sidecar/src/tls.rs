@@ -43,7 +43,7 @@ pub(crate) const HTTP1: &[u8] = b"http/1.1";
 pub(crate) struct Secrets(pub(crate) Option<PathBuf>);
 
 impl Secrets {
-    fn file(&self, secret: &str, key: &str) -> Result<PathBuf, TlsError> {
+    pub(crate) fn file(&self, secret: &str, key: &str) -> Result<PathBuf, TlsError> {
         match &self.0 {
             Some(folder) => Ok(folder.join(secret).join(key)),
             None => Err(TlsError::NoSecrets(secret.to_owned())),

@@ -57,8 +57,8 @@ pub(crate) fn documents(folder: &Path, ports: Ports, workers: usize, host: &str,
     };
     let tls = format!(", tls: {{certificates: [{{certificateFile: {pem}, keyFile: {pem}}}]}}");
     let mut text = format!(
-        "apiVersion: fetchr.sh/v1alpha1\nkind: FetchrProxy\nmetadata: {{name: bench}}\nspec:\n  workers: {workers}\n  interception:\n    \
-         mode: Explicit\n    listeners:\n{}{}{}",
+        "apiVersion: fetchr.sh/v1alpha1\nkind: FetchrProxy\nmetadata: {{name: bench}}\nspec:\n  workers: {workers}\n  drain: {{delay: 0s}}\n  \
+         interception:\n    mode: Explicit\n    listeners:\n{}{}{}",
         listener("web", ports.0, ""),
         listener("http2", ports.http2(), ""),
         listener("tls", ports.tls(), &tls)

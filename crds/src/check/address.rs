@@ -17,6 +17,9 @@ pub(crate) const CIDR_PATTERN: &str = "^[0-9a-fA-F:.]+/[0-9]{1,3}$";
 pub(crate) const UPSTREAM_PATTERN: &str =
     r"^(http|h2c|https)://([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?/?$";
 
+/// Pattern of a server's address.
+pub(crate) const ENDPOINT_PATTERN: &str = r"^([a-zA-Z0-9]([-.a-zA-Z0-9]*[a-zA-Z0-9])?|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$";
+
 /// How an upstream is spoken to.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum UpstreamScheme {
@@ -66,6 +69,23 @@ pub fn parse_upstream(upstream: &str) -> Result<UpstreamAddress, String> {
         return Err(wrong());
     }
     Ok(UpstreamAddress { scheme, host: host.to_owned(), port })
+}
+
+/// Reads a server's address, such as `redis.shop.svc:6379` or `[2001:db8::1]`; IPv6 is returned without brackets.
+pub fn parse_endpoint(endpoint: &str, default_port: u16) -> Result<(String, u16), String> {
+    let (host, port) = split_port(endpoint)
+        .filter(|(host, _)| !host.is_empty())
+        .ok_or_else(|| format!("{endpoint:?} is not an address: write HOST:PORT"))?;
+    let port = match port {
+        Some(port) => port.parse().ok().filter(|port| *port != 0),
+        None => Some(default_port),
+    };
+    let port = port.ok_or_else(|| format!("{endpoint:?} has no port: write 1 to 65535"))?;
+    Ok((host.to_owned(), port))
+}
+
+pub(crate) fn check_endpoint(endpoint: &str, at: &FieldPath, problems: &mut Problems) {
+    note(parse_endpoint(endpoint, 1), at, problems);
 }
 
 /// Host and port of `host:port`, `[v6]:port`, `host` or `[v6]`.

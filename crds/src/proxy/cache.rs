@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     problems::{FieldPath, Problems},
-    scalar::Size,
+    scalar::{Duration, Size},
 };
 
 /// The store of a pod's cached answers.
@@ -15,6 +15,32 @@ pub struct CacheStore {
     /// What is kept in the sidecar's memory.
     #[serde(default)]
     pub memory: CacheMemory,
+    /// What purges over all pods promise. Without `redis`, a purge is of one pod.
+    #[serde(default)]
+    pub purge: CachePurge,
+}
+
+/// What purges over all pods promise.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CachePurge {
+    /// How long a pod that Redis has lost sight of counts as answering from what was purged, at most: a purge waits so long for
+    /// it. 100ms to 1h. Default 10s.
+    #[serde(default = "default_max_lag")]
+    pub max_lag: Duration,
+    /// What a pod does that has not heard from Redis for that long.
+    #[serde(default)]
+    pub when_cut_off: WhenCutOff,
+}
+
+/// What a pod does with its answers while it can't know what was purged.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum WhenCutOff {
+    /// It goes on: an outage of Redis changes nothing for clients, and purges promise nothing for pods that are cut off.
+    #[default]
+    Serve,
+    /// It asks the origin whether an answer is right before it gives it: no answer comes after a hard purge that took it.
+    Revalidate,
 }
 
 /// Answers in memory. Where memory is short (`resources.limits.memory`), they are the first to go.
@@ -40,6 +66,16 @@ pub enum Eviction {
     SIEVE,
 }
 
+fn default_max_lag() -> Duration {
+    Duration::from_secs(10)
+}
+
+impl Default for CachePurge {
+    fn default() -> Self {
+        Self { max_lag: default_max_lag(), when_cut_off: WhenCutOff::default() }
+    }
+}
+
 fn default_size() -> Size {
     Size::kib(64 << 10)
 }
@@ -55,6 +91,11 @@ impl CacheStore {
         let most = Size::kib(64 << 20);
         if self.memory.size > most {
             problems.add(&at.field("memory").field("size"), format!("{} is too much: write {most} or less", self.memory.size));
+        }
+        let (least, most) = (Duration::from_millis(100), Duration::from_secs(3600));
+        if !(least..=most).contains(&self.purge.max_lag) {
+            let message = format!("{} is no lag to keep: write {least} to {most}", self.purge.max_lag);
+            problems.add(&at.field("purge").field("maxLag"), message);
         }
     }
 }

@@ -16,7 +16,7 @@ const FILES_OR_SECRET: Rule = Rule::new(
 const FILE_OR_SECRET: Rule = Rule::new("has(self.secretRef) != has(self.file)", "a CA comes from secretRef or from file");
 
 /// Pattern of the path of a file.
-const FILE: &str = "^[^\\x00-\\x1f]+$";
+pub(super) const FILE: &str = "^[^\\x00-\\x1f]+$";
 
 /// Pattern of the name of a Secret.
 const SECRET_NAME: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
@@ -149,6 +149,8 @@ pub enum SecretKeys {
     Certificate,
     /// `ca.crt`.
     Ca,
+    /// `password`.
+    Password,
 }
 
 impl SecretKeys {
@@ -157,6 +159,7 @@ impl SecretKeys {
         match self {
             Self::Certificate => &["tls.crt", "tls.key"],
             Self::Ca => &["ca.crt"],
+            Self::Password => &["password"],
         }
     }
 }

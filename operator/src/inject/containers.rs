@@ -8,7 +8,7 @@ use std::{
 use crds::{
     FetchrProxy,
     plan::ObjectRef,
-    proxy::{Interception, InterceptionMode, OnNoConfig},
+    proxy::{FetchrProxySpec, InterceptionMode, OnNoConfig},
 };
 use k8s_openapi::{
     api::core::v1::{
@@ -70,7 +70,7 @@ pub(super) struct Sidecar<'a> {
 pub fn settings_digest(proxy: &FetchrProxy, injector: &Injector, required: bool) -> String {
     let spec = &proxy.spec;
     let interception = &spec.interception;
-    let secrets: Vec<_> = interception.secrets().into_iter().map(|(secret, keys)| (&secret.name, keys.names())).collect();
+    let secrets: Vec<_> = spec.secrets().into_iter().map(|(secret, keys)| (&secret.name, keys.names())).collect();
     let inputs = json!({
         "proxy": proxy_ref(proxy),
         "image": injector.image,
@@ -108,7 +108,7 @@ impl Sidecar<'_> {
         let volumes = spec.volumes.get_or_insert_default();
         volumes.extend([state_volume(), plan_volume(&proxy_ref(self.proxy)), token_volume()]);
         volumes.extend(init_mode.then(run_volume));
-        volumes.extend(self.has_secrets().then(|| secrets_volume(&self.proxy.spec.interception)));
+        volumes.extend(self.has_secrets().then(|| secrets_volume(&self.proxy.spec)));
     }
 
     fn init_container(&self) -> Container {
@@ -200,7 +200,7 @@ impl Sidecar<'_> {
     }
 
     fn has_secrets(&self) -> bool {
-        !self.proxy.spec.interception.secrets().is_empty()
+        !self.proxy.spec.secrets().is_empty()
     }
 
     fn container(&self) -> Container {
@@ -363,10 +363,10 @@ fn plan_volume(proxy: &ObjectRef) -> Volume {
     Volume { name: PLAN_VOLUME.to_owned(), config_map: Some(source), ..Default::default() }
 }
 
-/// The Secrets that listeners name, one folder each. Not optional: a pod whose certificate is missing does not start, and its events
+/// The Secrets that the proxy names, one folder each. Not optional: a pod whose certificate is missing does not start, and its events
 /// name the Secret. The kubelet goes on writing what changes.
-fn secrets_volume(interception: &Interception) -> Volume {
-    let sources = interception.secrets().into_iter().map(|(secret, keys)| {
+fn secrets_volume(spec: &FetchrProxySpec) -> Volume {
+    let sources = spec.secrets().into_iter().map(|(secret, keys)| {
         let item = |key: &&str| KeyToPath { key: (*key).to_owned(), path: format!("{}/{key}", secret.name), mode: None };
         let items = Some(keys.names().iter().map(item).collect());
         let projection = SecretProjection { name: secret.name.clone(), items, optional: Some(false) };

@@ -98,13 +98,15 @@ fn pod_in_mode_explicit() {
 }
 
 #[test]
-fn secrets_of_listeners_are_mounted_into_the_sidecar_only() {
+fn secrets_that_the_proxy_names_are_mounted_into_the_sidecar_only() {
     let listener = |certificate: &str| {
         let ca = json!({"secretRef": {"name": "clients"}});
         json!([{"name": "web", "port": 8443, "upstream": "http://127.0.0.1:9000",
             "tls": {"certificates": [{"secretRef": {"name": certificate}}], "clientCA": ca}}])
     };
-    let spec = |certificate| proxy(json!({"interception": {"mode": "Explicit", "listeners": listener(certificate)}}));
+    let redis = json!({"endpoints": ["redis:6379"], "credentials": {"secretRef": {"name": "redis"}}});
+    let spec =
+        |certificate| proxy(json!({"interception": {"mode": "Explicit", "listeners": listener(certificate)}, "redis": redis}));
     let app = pod(json!({"containers": [{"name": "app", "image": "app"}]}));
     let patched = json!(injected(&app, &spec("web-tls")));
     let volumes = patched["spec"]["volumes"].as_array().unwrap();
@@ -113,6 +115,7 @@ fn secrets_of_listeners_are_mounted_into_the_sidecar_only() {
         secrets["projected"]["sources"],
         json!([
             {"secret": {"name": "clients", "optional": false, "items": [{"key": "ca.crt", "path": "clients/ca.crt"}]}},
+            {"secret": {"name": "redis", "optional": false, "items": [{"key": "password", "path": "redis/password"}]}},
             {"secret": {"name": "web-tls", "optional": false, "items": [
                 {"key": "tls.crt", "path": "web-tls/tls.crt"}, {"key": "tls.key", "path": "web-tls/tls.key"}]}},
         ])

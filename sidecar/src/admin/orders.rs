@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::guard::{Token, guard};
 use crate::{
-    PodPurges, PurgeAnswer, PurgeRequest,
+    PodPurges, PurgeAnswer, PurgeError, PurgeRequest,
     ask::{self, ExplainRequest},
     config::Shared,
     drain,
@@ -94,10 +94,16 @@ async fn log_level(State(admin): State<Admin>, filter: String) -> Result<String,
     Ok(format!("{filter}\n"))
 }
 
-/// `{"tag": "news", "soft": true}`: see [`PurgeRequest`]. Answered when no later request gets what went.
+/// `{"tag": "news", "soft": true}`: see [`PurgeRequest`]. Answered when no later request gets what went, or when that takes too long.
 async fn purge(State(admin): State<Admin>, request: String) -> Result<Json<PurgeAnswer>, Wrong> {
-    let wrong = |message: String| (StatusCode::BAD_REQUEST, format!("{message}\n"));
-    let request: PurgeRequest = serde_json::from_str(&request).map_err(|error| wrong(error.to_string()))?;
-    let member = std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned());
-    admin.purges.purge(&request, &member).map(Json).map_err(wrong)
+    let request: PurgeRequest =
+        serde_json::from_str(&request).map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")))?;
+    let answer = admin.purges.purge(&request).await;
+    answer.map(Json).map_err(|error| {
+        let status = match error {
+            PurgeError::Wrong(_) => StatusCode::BAD_REQUEST,
+            PurgeError::Unreachable(_) | PurgeError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        (status, format!("{error}\n"))
+    })
 }

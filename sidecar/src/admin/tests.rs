@@ -119,7 +119,7 @@ impl Orders {
                 Ok(())
             }
         });
-        let state = Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level, purges: PodPurges::new() };
+        let state = Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level, purges: PodPurges::new("pod") };
         Self { served: Served::start(admin(state, TOKEN)).await, drain, levels }
     }
 

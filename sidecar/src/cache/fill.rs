@@ -104,7 +104,7 @@ pub(crate) enum Failure {
 /// What driver and readers share.
 struct Fill {
     key: Arc<[u8]>,
-    epoch: u64,
+    epoch: u128,
     started: Instant,
     shared: Arc<Shared>,
     state: Mutex<State>,

@@ -93,6 +93,16 @@ impl Metrics {
     }
 }
 
+/// Whether purges of other pods are known of.
+fn gauge_of_purges(encoder: &mut DescriptorEncoder<'_>, cache: &Cache) -> Result<(), fmt::Error> {
+    let cut_off = ConstGauge::new(i64::from(cache.purges.is_cut_off() == Some(true)));
+    let help = "Whether purges over all pods may be complete that this one does not know of";
+    cut_off.encode(encoder.encode_descriptor("fetchr_cache_cut_off", help, None, cut_off.metric_type())?)?;
+    let failures = ConstCounter::new(cache.purges.failures());
+    let help = "Times that the log of purges in Redis could not be asked";
+    failures.encode(encoder.encode_descriptor("fetchr_cache_purge_log_failures", help, None, failures.metric_type())?)
+}
+
 /// What the store holds, and what has left it; read when the page is asked for.
 pub(super) struct Held(pub(super) Arc<Cache>);
 
@@ -125,6 +135,7 @@ impl Collector for Held {
             let labels = ReasonLabels { reason: why.as_str() };
             ConstCounter::new(stats.gone(why)).encode(family.encode_family(&labels)?)?;
         }
+        gauge_of_purges(&mut encoder, &self.0)?;
         let help = "Purges of the cache, by whether what they named was gone or stale";
         let mut family = encoder.encode_descriptor("fetchr_cache_purges", help, None, left.metric_type())?;
         for (strength, count) in self.0.purges.counts() {

@@ -76,8 +76,8 @@ mod tests {
         Object::head(parts, []).unwrap()
     }
 
-    #[test]
-    fn what_is_written_is_read_again() {
+    #[tokio::test]
+    async fn what_is_written_is_read_again() {
         let meta = Meta {
             initial_age: 1,
             since: 2,
@@ -90,8 +90,8 @@ mod tests {
             status: 404,
             flags: Flags::NO_CACHE.and(Flags::VALIDATOR),
         };
-        let purges = crate::PodPurges::new();
-        purges.purge(&serde_json::from_str(r#"{"all": true}"#).unwrap(), "pod").unwrap();
+        let purges = crate::PodPurges::new("pod");
+        purges.purge(&serde_json::from_str(r#"{"all": true}"#).unwrap()).await.unwrap();
         let names = [purges.naming().tag("a"), purges.naming().policy("b")];
         let object = object(&write(&meta, purges.stamp(), &names));
         assert_eq!((read(&object), stamp(&object)), (Some(meta), purges.stamp()));

@@ -38,27 +38,35 @@
 //! itself can't keep that promise while two primaries are up; [`Rules::replicas`] does, by granting leases only for beats
 //! that so many replicas have.
 
+mod alone;
 mod completion;
 mod follow;
 mod index;
-mod local;
+mod link;
 mod log;
 mod member;
 #[cfg(test)]
 mod model;
 mod name;
+mod pod;
 mod redis;
+mod request;
 #[cfg(test)]
 mod server;
+mod shared;
 
-pub use self::local::{Acknowledged, PodPurges, PurgeAnswer, PurgeRequest};
 pub(crate) use self::{
     completion::{Purge, Report},
     index::{Index, Stamp, Verdict},
-    local::host,
     log::{Generation, Position},
     member::Member,
     name::{Name, Naming},
+    request::host,
+    shared::Log as PurgeLog,
+};
+pub use self::{
+    pod::PodPurges,
+    request::{Acknowledged, PurgeAnswer, PurgeError, PurgeRequest},
 };
 
 use std::time::Duration;

@@ -178,7 +178,7 @@ impl Look<'_> {
             if !self.may_be_stored() {
                 return self.goes(status, stale, None);
             }
-            match self.cache.fills.turn(&self.fill_key(forced), self.stamp.at(), Instant::now()) {
+            match self.cache.fills.turn(&self.fill_key(forced), self.stamp.order(), Instant::now()) {
                 Turn::Lead(filler) => return self.goes(status, stale, Some(filler)),
                 Turn::Alone(_) => return self.goes(status, stale, None),
                 Turn::Join(reader) => match self.join(reader, status).await {
@@ -253,7 +253,7 @@ impl Look<'_> {
     /// A stale answer, for which one request asks the origin anew.
     fn stale(self, kept: Kept, decision: &Decision) -> Looked {
         let response = self.hit(&kept, decision);
-        match self.cache.fills.turn(&self.fill_key(false), self.stamp.at(), Instant::now()) {
+        match self.cache.fills.turn(&self.fill_key(false), self.stamp.order(), Instant::now()) {
             Turn::Lead(filler) if self.asks.kind == Kind::Get => {
                 Looked::Stale(response, Box::new(self.fetch(Status::unusable(decision), Some(kept), Some(filler))))
             }

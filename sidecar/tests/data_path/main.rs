@@ -24,7 +24,11 @@ mod pki;
 mod pool;
 mod proxy_protocol;
 mod purge;
+mod purge_shared;
 mod question;
+#[path = "../../src/cache/purge/server.rs"]
+#[allow(dead_code, reason = "the tests of the purge log do more with it")]
+mod redis_server;
 mod services;
 mod strict;
 mod support;

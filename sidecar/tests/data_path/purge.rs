@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use crds::proxy::FetchrProxySpec;
 use sidecar::admin::{self, Admin};
 use tokio::{
     io::AsyncWriteExt,
@@ -18,9 +19,9 @@ use crate::support::{Client, Origin, Proxy, Response, read_head, until};
 const ALL: &str = r#"[{"name": "all", "cache": {"tags": {"header": "xkey"}, "key": {"query": {"ignore": ["utm_*"]}}}}]"#;
 
 /// A proxy with its admin port, before an origin that numbers its answers.
-struct Site {
-    proxy: Proxy,
-    requests: Arc<AtomicUsize>,
+pub(crate) struct Site {
+    pub(crate) proxy: Proxy,
+    pub(crate) requests: Arc<AtomicUsize>,
     admin: std::net::SocketAddr,
     stop: CancellationToken,
 }
@@ -34,6 +35,16 @@ impl Drop for Site {
 impl Site {
     /// With these fields in the answers; each waits for `gate` if there is one.
     async fn start(rules: &str, fields: &'static str, gate: Option<Arc<Notify>>) -> Self {
+        Self::with(rules, fields, gate, |_| {}).await
+    }
+
+    /// The same with other settings.
+    pub(crate) async fn with(
+        rules: &str,
+        fields: &'static str,
+        gate: Option<Arc<Notify>>,
+        change: impl FnOnce(&mut FetchrProxySpec),
+    ) -> Self {
         let requests = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&requests);
         let origin = Origin::scripted(move |mut stream, _| {
@@ -55,7 +66,7 @@ impl Site {
             }
         })
         .await;
-        let proxy = Proxy::before(origin.address);
+        let proxy = Proxy::with(&format!("http://{}", origin.address), change);
         proxy.apply(rules);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (admin, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
@@ -69,11 +80,11 @@ impl Site {
         Self { proxy, requests, admin, stop }
     }
 
-    async fn get(&self, path: &str) -> String {
+    pub(crate) async fn get(&self, path: &str) -> String {
         self.proxy.ask(&format!("GET {path} HTTP/1.1\r\nhost: a.example\r\n\r\n")).await.text().to_owned()
     }
 
-    async fn order(&self, token: &str, body: &str) -> Response {
+    pub(crate) async fn order(&self, token: &str, body: &str) -> Response {
         let mut client = Client(TcpStream::connect(self.admin).await.unwrap());
         let length = body.len();
         let head = format!(

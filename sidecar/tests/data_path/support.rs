@@ -112,7 +112,7 @@ impl Proxy {
         change(&mut settings);
         let config = Shared::new(config(&settings, Vec::new()));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
-        let purges = PodPurges::new();
+        let purges = PodPurges::new("pod");
         let setup = Setup {
             workers,
             interception: None,

@@ -9,13 +9,13 @@ use std::{
 
 use crate::{args::StateArgs, failure::Failure};
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a connection may take.
+const CONNECTING: Duration = Duration::from_secs(30);
 /// Bytes of an answer.
 const LONGEST: u64 = 16 << 20;
 
-/// Sends an order, and returns what it was answered.
-pub(super) fn ask(state: &StateArgs, method: &str, target: &str, body: &str) -> Result<String, Failure> {
+/// Sends an order, and returns what it was answered within some time.
+pub(super) fn ask(state: &StateArgs, method: &str, target: &str, body: &str, patience: Duration) -> Result<String, Failure> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, state.admin_port));
     let nobody = |why: String| Failure::unreachable("no proxy answers on its admin port").at(address).hint(why);
     let file = state.dir()?.join("admin-token");
@@ -26,9 +26,9 @@ pub(super) fn ask(state: &StateArgs, method: &str, target: &str, body: &str) -> 
         token.trim()
     );
     let mut answer = Vec::new();
-    let exchanged = TcpStream::connect_timeout(&address, PATIENCE).and_then(|mut stream| {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+    let exchanged = TcpStream::connect_timeout(&address, CONNECTING).and_then(|mut stream| {
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(CONNECTING))?;
         stream.write_all(request.as_bytes())?;
         stream.take(LONGEST).read_to_end(&mut answer)
     });

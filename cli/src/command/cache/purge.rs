@@ -1,5 +1,7 @@
 //! `fetchr cache purge`: takes answers out before their time, and says who has done so.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::admin::ask;
@@ -19,6 +21,9 @@ pub(super) const EXAMPLES: &str = "Examples:
   $ fetchr cache purge --policy shop/catalogue -o json
 
 It ends with 0 when no later request gets what went, also not from a fetch that was under way.";
+
+/// More than the longest lease that a purge waits for.
+const PATIENCE: Duration = Duration::from_secs(3700);
 
 /// The flags.
 #[derive(clap::Args)]
@@ -52,7 +57,7 @@ pub(super) struct Args {
 pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     let Args { url, prefix, tag, policy, all, soft, .. } = args;
     let request = json!({"url": url, "prefix": prefix, "tag": tag, "policy": policy, "all": all, "soft": soft});
-    let answer = ask(&args.state, "POST", "/cache/purge", &request.to_string())?;
+    let answer = ask(&args.state, "POST", "/cache/purge", &request.to_string(), PATIENCE)?;
     let answer: Value = serde_json::from_str(&answer).map_err(|e| Failure::new(format!("the proxy's answer is none: {e}")))?;
     let complete = answer["complete"].as_bool() == Some(true);
     output::print(args.format.output, &answer, |_| {
@@ -60,8 +65,8 @@ pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
         let names = |field: &str| answer[field].as_array().map(Vec::len).unwrap_or_default();
         let state = if complete { paint.good("purged") } else { paint.bad("not complete") };
         let took = answer["tookMicros"].as_u64().unwrap_or_default();
-        let (acknowledged, pending) = (names("acknowledged"), names("pending"));
-        format!("{state}: {acknowledged} acknowledged, {pending} pending, {took} us\n")
+        let (acknowledged, cut_off, pending) = (names("acknowledged"), names("leaseRanOut"), names("pending"));
+        format!("{state}: {acknowledged} acknowledged, {cut_off} cut off, {pending} pending, {took} us\n")
     })?;
     Ok(if complete { Exit::Ok } else { Exit::Failed })
 }

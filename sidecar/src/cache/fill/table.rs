@@ -115,13 +115,13 @@ impl Fills {
 
     /// Decides what a miss of `key` does. `epoch` is the purge position that the caller read before: it never joins a fill that began
     /// at an earlier one.
-    pub(crate) fn turn(self: &Arc<Self>, key: &[u8], epoch: u64, now: Instant) -> Turn {
+    pub(crate) fn turn(self: &Arc<Self>, key: &[u8], epoch: u128, now: Instant) -> Turn {
         let (turn, counter) = self.decide(key, epoch, now);
         self.shared.count(counter, 1);
         turn
     }
 
-    fn decide(self: &Arc<Self>, key: &[u8], epoch: u64, now: Instant) -> (Turn, Counter) {
+    fn decide(self: &Arc<Self>, key: &[u8], epoch: u128, now: Instant) -> (Turn, Counter) {
         let hash = self.random.hash_one(key);
         let mut table = self.lock(hash);
         if table.is_marked(hash, now) {

@@ -102,6 +102,16 @@ impl Purge {
         &self.entry
     }
 
+    /// Whether a log has it, as far as is known.
+    pub(crate) fn is_appended(&self) -> bool {
+        self.appended.is_some()
+    }
+
+    /// Since it was asked for.
+    pub(crate) fn age(&self, now: Uptime) -> Duration {
+        now.saturating_sub(self.asked)
+    }
+
     /// What to do now. What an earlier step asked for and didn't get is asked for again.
     pub(crate) fn step(&mut self) -> Step {
         match &self.appended {
@@ -178,7 +188,7 @@ impl Purge {
             settles_in: if self.complete { Duration::ZERO } else { settled.saturating_sub(now) },
             replicas: self.appended.as_ref().map_or(0, |appended| appended.replicas),
             connected: self.appended.as_ref().map_or(0, |appended| appended.connected),
-            took: now.saturating_sub(self.asked),
+            took: self.age(now),
         }
     }
 }

@@ -13,15 +13,20 @@ use super::{
     Index, Member, Position, Purge, Report, Rules, Stamp, Uptime, Verdict,
     completion::Step,
     index::Object,
+    link::Endpoint,
     log::{Entry, MemberId, PurgeId, Strength, What},
     member::Next,
-    name::Naming,
+    name::{Name, Naming},
     redis::{Log, LogError, random},
 };
 
 /// Between two tries to reach Redis, at first and at most.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Between two tries of a purge, at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a purge is tried to be appended.
+const APPENDING: Duration = Duration::from_secs(5);
 /// Without a message, after which a subscription is asked whether it is still there.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -42,8 +47,8 @@ struct State {
 
 impl Purges {
     /// Of a pod that has read nothing yet.
-    pub(crate) fn new(rules: Rules, capacity: usize) -> Self {
-        let state = State { member: Member::new(rules), index: Index::new(rules.cut_off, capacity) };
+    pub(crate) fn new(rules: Rules, index: Index) -> Self {
+        let state = State { member: Member::new(rules), index };
         Self { rules, state: RwLock::new(state), news: Notify::new() }
     }
 
@@ -62,6 +67,22 @@ impl Purges {
         let now = uptime();
         let state = self.read();
         state.member.verdict(&state.index, object, now)
+    }
+
+    /// The same. The object's URL and names are asked for only if there was a purge since its fetch began.
+    pub(crate) fn verdict_of(&self, stamp: Stamp, of: impl FnOnce() -> (String, Vec<Name>)) -> Verdict {
+        let now = uptime();
+        let state = self.read();
+        if state.index.is_newest(stamp) {
+            return state.member.unless_cut_off(Verdict::Fresh, now);
+        }
+        let (url, names) = of();
+        state.member.verdict(&state.index, &Object { stamp, url: &url, names: &names }, now)
+    }
+
+    /// Generations so far.
+    pub(crate) fn eras(&self) -> u32 {
+        self.read().index.eras()
     }
 
     /// For an object that is stored where other processes find it.
@@ -85,7 +106,7 @@ impl Purges {
     }
 
     /// Follows the log, for ever.
-    pub(crate) async fn follow<C: ConnectionLike>(&self, log: &mut Log<C>, id: &MemberId, failed: impl Fn(&LogError)) {
+    pub(crate) async fn follow<C: ConnectionLike>(&self, log: &mut Log<C>, id: &MemberId, mut failed: impl FnMut(&LogError)) {
         loop {
             match self.beat(log, id).await {
                 Ok(Next::Now) => continue,
@@ -111,7 +132,7 @@ impl Purges {
         log.leave(id).await
     }
 
-    /// Purges, and waits until that is complete or the time is over. The error is why the log couldn't be asked, the last time.
+    /// Purges, and waits until that is complete or the time is over; 5 s if the log can't be asked. The error is why the log couldn't be asked, the last time.
     pub(crate) async fn purge<C: ConnectionLike>(
         &self,
         log: &mut Log<C>,
@@ -153,8 +174,11 @@ impl Purges {
                 Ok(()) => (*failed, retry) = (None, FIRST_RETRY),
                 Err(error) => {
                     *failed = Some(error);
+                    if !purge.is_appended() && purge.age(uptime()) >= APPENDING {
+                        return;
+                    }
                     time::sleep(jittered(retry)).await;
-                    retry = (retry * 2).min(LAST_RETRY);
+                    retry = (retry * 2).min(LONGEST_PAUSE);
                 }
             }
         }
@@ -170,10 +194,11 @@ impl Purges {
 }
 
 /// Hears of what is appended, for ever. Without it a pod learns of it by its next beat.
-pub(crate) async fn listen(client: &redis::Client, channel: &str, patience: Duration, purges: &Purges) {
+pub(crate) async fn listen(endpoint: &Endpoint, channel: &str, patience: Duration, purges: &Purges) {
     let mut retry = FIRST_RETRY;
     loop {
-        if let Ok(Ok(subscription)) = time::timeout(patience, client.get_async_pubsub()).await {
+        let subscribe = async { endpoint.client().await?.get_async_pubsub().await };
+        if let Ok(Ok(subscription)) = time::timeout(patience, subscribe).await {
             let (mut sink, mut messages) = subscription.split();
             if let Ok(Ok(())) = time::timeout(patience, sink.subscribe(channel)).await {
                 retry = FIRST_RETRY;

@@ -97,6 +97,8 @@ pub(crate) struct Index {
     naming: Naming,
     cut_off: CutOff,
     capacity: usize,
+    /// Before the first era: what was fetched then is of unknown standing as soon as there is one.
+    base: u32,
     eras: VecDeque<Era>,
     named: HashMap<Name, Purged, BuildHasherDefault<Spread>>,
     everything: Purged,
@@ -116,10 +118,20 @@ pub(crate) struct Index {
 impl Index {
     /// One that holds up to `capacity` names.
     pub(crate) fn new(cut_off: CutOff, capacity: usize) -> Self {
+        Self::begun(cut_off, capacity, Naming::random(), 0)
+    }
+
+    /// One for a pod that had another one before, with so many eras: what was fetched in these is of unknown standing.
+    pub(super) fn after(cut_off: CutOff, capacity: usize, naming: Naming, eras: u32) -> Self {
+        Self::begun(cut_off, capacity, naming, eras.saturating_add(1))
+    }
+
+    fn begun(cut_off: CutOff, capacity: usize, naming: Naming, base: u32) -> Self {
         Self {
-            naming: Naming::random(),
+            naming,
             cut_off,
             capacity: capacity.max(1),
+            base,
             eras: VecDeque::new(),
             named: HashMap::default(),
             everything: Purged::default(),
@@ -127,7 +139,7 @@ impl Index {
             lengths: Vec::new(),
             applied: VecDeque::new(),
             floor: Stamp::default(),
-            gap: Stamp::default(),
+            gap: Stamp::new(base, 0),
             folded: 0,
         }
     }
@@ -139,12 +151,17 @@ impl Index {
 
     /// What a fetch or fill that begins now carries.
     pub(crate) fn stamp(&self) -> Stamp {
-        self.eras.back().map_or_else(Stamp::default, |era| Stamp::new(era.number, era.head))
+        self.eras.back().map_or(Stamp::new(self.base, 0), |era| Stamp::new(era.number, era.head))
     }
 
-    /// The generation that the pod lives in.
-    pub(super) fn generation(&self) -> Option<Generation> {
-        self.eras.back().map(|era| era.generation)
+    /// Whether nothing was fetched before it.
+    pub(super) fn is_new(&self) -> bool {
+        self.base == 0 && self.eras.is_empty()
+    }
+
+    /// Whether nothing that was read can be about an object with this stamp.
+    pub(super) fn is_newest(&self, stamp: Stamp) -> bool {
+        stamp >= self.stamp().max(self.floor).max(self.gap)
     }
 
     /// How many purges were folded away since the start.
@@ -154,7 +171,7 @@ impl Index {
 
     /// Generations that were lived in.
     pub(crate) fn eras(&self) -> u32 {
-        self.eras.back().map_or(0, |era| era.number)
+        self.eras.back().map_or(self.base, |era| era.number)
     }
 
     /// Names that are held.
@@ -223,7 +240,7 @@ impl Index {
 
     /// Goes on in another generation. What was lost with the last one is unknown, unless the pod can't have lacked it.
     pub(super) fn begin(&mut self, generation: Generation, lacks_nothing: bool) {
-        let number = self.eras.back().map_or(1, |era| era.number.saturating_add(1));
+        let number = self.eras().saturating_add(1);
         if self.eras.len() == ERAS {
             // Stamps of it stay in order; positions of it can't be understood any more.
             self.eras.pop_front();
@@ -275,8 +292,8 @@ impl Index {
             What::Everything => self.purge_everything(stamp, strength),
             What::Policy(value) => self.purge_name(stamp, Kind::Policy, value.as_str(), strength),
             What::Tag(value) => self.purge_name(stamp, Kind::Tag, value.as_str(), strength),
-            What::Prefix(value) => self.purge_name(stamp, Kind::Prefix, value.as_str(), strength),
-            What::Url(value) => self.purge_name(stamp, Kind::Url, value.as_str(), strength),
+            What::Prefix(value) => self.purge_located(stamp, Kind::Prefix, value.as_str(), strength),
+            What::Url(value) => self.purge_located(stamp, Kind::Url, value.as_str(), strength),
         }
         if of_now {
             self.advance(position.at);
@@ -291,6 +308,14 @@ impl Index {
             self.applied.clear();
             self.lengths.clear();
             self.newest = [Stamp::default(); 4];
+        }
+    }
+
+    /// By where it is: with its host, and without, as keys may leave it out.
+    fn purge_located(&mut self, stamp: Stamp, kind: Kind, url: &str, strength: Strength) {
+        self.purge_name(stamp, kind, url, strength);
+        if let Some(host) = url.find('/').filter(|host| *host > 0) {
+            self.purge_name(stamp, kind, &url[host..], strength);
         }
     }
 
@@ -355,9 +380,14 @@ impl Stamp {
         Self { era, high: (at >> 32) as u32, low: at as u32 }
     }
 
-    /// In the first generation that a pod lives in.
-    pub(super) fn of_first(at: u64) -> Self {
-        Self::new(1, at)
+    /// Of the same era, at a place that is no earlier.
+    pub(super) fn later(self, at: u64) -> Self {
+        Self::new(self.era, at.max(self.at()))
+    }
+
+    /// Larger for later ones.
+    pub(crate) fn order(self) -> u128 {
+        u128::from(self.era) << 64 | u128::from(self.at())
     }
 
     /// As it stands beside an object.

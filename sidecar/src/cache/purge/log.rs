@@ -210,6 +210,11 @@ impl MemberId {
         Ok(Self { pod: pod.into(), incarnation })
     }
 
+    /// A process whose pod has no name that could be written.
+    pub(crate) fn unnamed(incarnation: u64) -> Self {
+        Self { pod: "unnamed".into(), incarnation }
+    }
+
     /// Its pod.
     pub(crate) fn pod(&self) -> &str {
         &self.pod

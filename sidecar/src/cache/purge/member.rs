@@ -124,7 +124,11 @@ impl Member {
 
     /// What may be done with an object, at a time read before this is asked.
     pub(crate) fn verdict(&self, index: &Index, object: &Object<'_>, now: Uptime) -> Verdict {
-        let verdict = index.verdict(object);
+        self.unless_cut_off(index.verdict(object), now)
+    }
+
+    /// The verdict of an index that may not know of all purges, at a time read before it was asked.
+    pub(crate) fn unless_cut_off(&self, verdict: Verdict, now: Uptime) -> Verdict {
         match self.rules.cut_off {
             CutOff::Revalidate if self.is_cut_off(now) => verdict.max(Verdict::Unknown),
             _ => verdict,

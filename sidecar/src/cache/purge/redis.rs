@@ -190,6 +190,14 @@ fn is_unknown_script(answer: &RedisResult<Value>) -> bool {
     answer.as_ref().is_err_and(|error| error.kind() == ServerErrorKind::NoScript.into())
 }
 
+impl LogError {
+    /// What happened, and why.
+    pub(crate) fn chain(&self) -> String {
+        let why = std::error::Error::source(self).map(|why| format!(": {why}"));
+        format!("{self}{}", why.unwrap_or_default())
+    }
+}
+
 impl From<RedisError> for LogError {
     fn from(error: RedisError) -> Self {
         if error.code() == Some("FULL") { Self::Full } else { Self::Redis(error) }

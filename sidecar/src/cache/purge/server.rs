@@ -10,7 +10,7 @@ use redis::{AsyncConnectionConfig, Client, Value, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
 /// Killed when it is dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     port: u16,
     folder: TempDir,
@@ -19,7 +19,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts one that keeps nothing, unless the arguments say otherwise.
-    pub(super) async fn start(arguments: &[&str]) -> Self {
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         // A port that was free may be taken before it is bound again.
         for _ in 0..5 {
@@ -33,7 +33,7 @@ impl Server {
     }
 
     /// One that follows it, and has caught up.
-    pub(super) async fn replica(&self) -> Self {
+    pub(crate) async fn replica(&self) -> Self {
         self.run(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await;
         let replica = Self::start(&["--replicaof", "127.0.0.1", &self.port.to_string()]).await;
         self.is_followed().await;
@@ -41,7 +41,7 @@ impl Server {
     }
 
     /// Waits until a replica has what is written now.
-    pub(super) async fn is_followed(&self) {
+    pub(crate) async fn is_followed(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut connection = self.connect().await;
         loop {
@@ -58,43 +58,48 @@ impl Server {
     }
 
     /// Kills it and starts it again with what it kept.
-    pub(super) async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.kill();
         self.child = spawn(self.port, &self.folder, &self.arguments);
         assert!(self.is_ready().await, "redis-server did not start again");
     }
 
     /// Kills it.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// It hangs, with its port open. A signal takes effect later than it is sent, so that is waited for.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
         self.signal(rustix::process::Signal::STOP);
         waitid(WaitId::Pid(Pid::from_child(&self.child)), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT).unwrap();
     }
 
     /// It goes on.
-    pub(super) fn go_on(&self) {
+    pub(crate) fn go_on(&self) {
         self.signal(rustix::process::Signal::CONT);
     }
 
-    pub(super) fn client(&self) -> Client {
+    /// Host and port.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn client(&self) -> Client {
         Client::open(format!("redis://127.0.0.1:{}/", self.port)).unwrap()
     }
 
     /// A connection that waits for as long as who asks does: of itself it would for half a second, which is too short for a busy
     /// machine.
-    pub(super) async fn connect(&self) -> MultiplexedConnection {
+    pub(crate) async fn connect(&self) -> MultiplexedConnection {
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         self.client().get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }
 
     /// Runs a command that must succeed.
-    pub(super) async fn run(&self, command: &[&str]) -> Value {
+    pub(crate) async fn run(&self, command: &[&str]) -> Value {
         let mut connection = self.connect().await;
         redis::cmd(command[0]).arg(&command[1..]).query_async(&mut connection).await.unwrap()
     }

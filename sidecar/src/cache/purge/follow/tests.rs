@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    super::{CutOff, log::Scope, server::Server},
+    super::{CutOff, link::Link, log::Scope, server::Server},
     *,
 };
+use crate::tls::Secrets;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -24,13 +25,13 @@ impl Drop for Pod {
 
 impl Pod {
     async fn start(server: &Server, number: u64, rules: Rules) -> Self {
-        let purges = Arc::new(Purges::new(rules, 1000));
-        let (mut log, id) = (log(server, rules).await, MemberId::new("web", number).unwrap());
-        let (client, channel) = (server.client(), log.news().to_owned());
+        let purges = Arc::new(Purges::new(rules, Index::new(rules.cut_off, 1000)));
+        let (mut log, id) = (log(server, rules), MemberId::new("web", number).unwrap());
+        let (endpoint, channel) = (endpoint(server), log.news().to_owned());
         let (following, listening, me) = (Arc::clone(&purges), Arc::clone(&purges), id.clone());
         let tasks = vec![
             tokio::spawn(async move { following.follow(&mut log, &me, |_| {}).await }),
-            tokio::spawn(async move { listen(&client, &channel, PATIENCE, &listening).await }),
+            tokio::spawn(async move { listen(&endpoint, &channel, PATIENCE, &listening).await }),
         ];
         Self { purges, id, tasks }
     }
@@ -50,13 +51,17 @@ fn rules(lag: Duration) -> Rules {
     Rules { lag, cut_off: CutOff::Revalidate, replicas: 0 }
 }
 
-async fn log(server: &Server, rules: Rules) -> Log<redis::aio::ConnectionManager> {
-    let config = redis::aio::ConnectionManagerConfig::new()
-        .set_response_timeout(None)
-        .set_min_delay(Duration::from_millis(10))
-        .set_max_delay(Duration::from_millis(100));
-    let connection = server.client().get_connection_manager_with_config(config).await.unwrap();
-    Log::new(connection, &Scope::new("shop", "Deployment/web").unwrap(), &rules, PATIENCE)
+fn endpoint(server: &Server) -> Endpoint {
+    let settings = serde_json::json!({"endpoints": [server.address()]});
+    Endpoint::new(&serde_json::from_value(settings).unwrap(), &Secrets(None)).unwrap()
+}
+
+fn log(server: &Server, rules: Rules) -> Log<Link> {
+    log_within(server, rules, PATIENCE)
+}
+
+fn log_within(server: &Server, rules: Rules, patience: Duration) -> Log<Link> {
+    Log::new(Link::new(endpoint(server)), &Scope::new("shop", "Deployment/web").unwrap(), &rules, patience)
 }
 
 async fn until(what: &str, is_so: impl Fn() -> bool) {
@@ -94,7 +99,7 @@ async fn a_purge_is_complete_when_all_pods_have_it() {
     let pods = pods(&server, 5, rules).await;
     trusted(rules).await;
     let stamps: Vec<Stamp> = pods.iter().map(|pod| pod.purges.stamp()).collect();
-    let mut purger = log(&server, rules).await;
+    let mut purger = log(&server, rules);
     let (report, failed) = pods[0].purges.purge(&mut purger, news(), Strength::Hard, PATIENCE).await;
     assert!(report.complete && failed.is_none(), "{report:?} {failed:?}");
     assert_eq!((report.acknowledged.len(), report.ran_out.len(), report.replicas), (5, 0, 0));
@@ -112,7 +117,7 @@ async fn a_silent_pod_costs_one_purge_its_lease_and_then_nothing() {
     let mut pods = pods(&server, 3, rules).await;
     trusted(rules).await;
     pods[2].stop();
-    let mut purger = log(&server, rules).await;
+    let mut purger = log(&server, rules);
     let (hasty, _) = pods[0].purges.purge(&mut purger, news(), Strength::Hard, Duration::from_millis(200)).await;
     assert_eq!((hasty.complete, &hasty.pending[..], hasty.acknowledged.len()), (false, &[pods[2].id.clone()][..], 2));
     assert!(hasty.settles_in <= rules.outlived());
@@ -133,7 +138,7 @@ async fn without_redis_pods_are_cut_off_and_come_back_by_themselves() {
     until("cut off", || pods.iter().all(|pod| pod.purges.is_cut_off())).await;
     assert_eq!(pods[1].verdict(stamp), Verdict::Unknown);
     let purge = async {
-        let mut purger = log_later(&server, rules);
+        let mut purger = log_within(&server, rules, Duration::from_millis(100));
         pods[0].purges.purge(&mut purger, news(), Strength::Hard, Duration::from_millis(300)).await
     };
     let (report, failed) = purge.await;
@@ -141,16 +146,9 @@ async fn without_redis_pods_are_cut_off_and_come_back_by_themselves() {
     server.restart().await;
     until("a lease", || pods.iter().all(|pod| !pod.purges.is_cut_off())).await;
     assert_eq!(pods[1].verdict(stamp), Verdict::Unknown, "the log was lost, and the lease before");
-    let mut purger = log(&server, rules).await;
+    let mut purger = log(&server, rules);
     let (report, _) = pods[0].purges.purge(&mut purger, news(), Strength::Hard, PATIENCE).await;
     assert!(report.complete, "{report:?}");
-}
-
-/// One whose server isn't there.
-fn log_later(server: &Server, rules: Rules) -> Log<redis::aio::ConnectionManager> {
-    let config = redis::aio::ConnectionManagerConfig::new();
-    let connection = redis::aio::ConnectionManager::new_lazy_with_config(server.client(), config).unwrap();
-    Log::new(connection, &Scope::new("shop", "Deployment/web").unwrap(), &rules, Duration::from_millis(100))
 }
 
 #[tokio::test]
@@ -160,7 +158,7 @@ async fn a_purge_that_is_lost_while_it_waits_is_made_again() {
     let mut pods = pods(&server, 2, rules).await;
     trusted(rules).await;
     pods[1].stop();
-    let mut purger = log(&server, rules).await;
+    let mut purger = log(&server, rules);
     let lose = async {
         time::sleep(Duration::from_millis(300)).await;
         server.run(&["FLUSHALL"]).await
@@ -179,7 +177,7 @@ async fn pods_that_hear_no_news_learn_by_their_next_beat() {
     if let Some(listening) = pods[1].tasks.pop() {
         listening.abort();
     }
-    let mut purger = log(&server, rules).await;
+    let mut purger = log(&server, rules);
     let (report, _) = pods[0].purges.purge(&mut purger, news(), Strength::Hard, PATIENCE).await;
     assert!(report.complete && report.took < rules.lag, "{report:?}");
 }
@@ -192,7 +190,7 @@ async fn forty_pods_acknowledge_in_time() {
     let rules = rules(Duration::from_secs(2));
     let pods = pods(&server, 40, rules).await;
     trusted(rules).await;
-    let mut purger = log(&server, rules).await;
+    let mut purger = log(&server, rules);
     let (mut took, mut slowest) = (Vec::new(), Vec::new());
     for _ in 0..300 {
         let (report, _) = pods[0].purges.purge(&mut purger, news(), Strength::Hard, PATIENCE).await;

@@ -1,0 +1,204 @@
+//! The purges that a pod knows of: of its own alone, or of all pods that share a log in Redis.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+
+use super::{
+    CutOff, Index, Stamp, Verdict,
+    alone::Alone,
+    index::CAPACITY,
+    name::{Name, Naming},
+    request::{PurgeAnswer, PurgeError, PurgeRequest},
+    shared::{Log, Shared},
+};
+
+/// The purges of a pod. Clones are the same.
+#[derive(Clone)]
+pub struct PodPurges(Arc<Inner>);
+
+struct Inner {
+    /// The pod's name.
+    member: Box<str>,
+    naming: Naming,
+    kept: ArcSwap<Kept>,
+    /// Held while another log is taken.
+    taking: Mutex<()>,
+    /// Purges so far: hard, soft.
+    counts: [AtomicU64; 2],
+}
+
+/// Where purges are kept.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, behind a pointer")]
+enum Kept {
+    Alone(Alone),
+    Shared(Shared),
+}
+
+impl PodPurges {
+    /// Of a pod of this name. Nothing was purged yet, and the log is its own.
+    pub fn new(member: &str) -> Self {
+        let index = Index::new(CutOff::Serve, CAPACITY);
+        let naming = index.naming();
+        let kept = ArcSwap::from_pointee(Kept::Alone(Alone::new(index)));
+        Self(Arc::new(Inner { member: member.into(), naming, kept, taking: Mutex::new(()), counts: Default::default() }))
+    }
+
+    /// Takes the log that the configuration names, if it is another one: that of all pods, or none, for this pod alone. What was
+    /// fetched before is then of unknown standing. Runs on in tasks of this runtime.
+    pub(crate) fn follow(&self, log: Option<Log>) {
+        let _taking = self.0.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.0.kept.load_full();
+        let (eras, same) = match (&*before, &log) {
+            (Kept::Alone(alone), log) => (alone.eras(), log.is_none()),
+            (Kept::Shared(shared), log) => (shared.eras(), log.as_ref() == Some(shared.log())),
+        };
+        if same {
+            return;
+        }
+        let cut_off = log.as_ref().map_or(CutOff::Serve, |log| log.rules.cut_off);
+        let index = Index::after(cut_off, CAPACITY, self.0.naming, eras);
+        let next = match log {
+            None => Kept::Alone(Alone::new(index)),
+            Some(log) => Kept::Shared(Shared::start(log, &self.0.member, index)),
+        };
+        self.0.kept.store(Arc::new(next));
+        if let Kept::Shared(shared) = &*before {
+            tokio::spawn(shared.leave());
+        }
+    }
+
+    /// Leaves the list of members: the pod answers nothing any more, and no purge has to wait for it.
+    pub(crate) async fn leave(&self) {
+        let kept = self.0.kept.load_full();
+        if let Kept::Shared(shared) = &*kept {
+            shared.leave().await;
+        }
+    }
+
+    /// What a fetch or fill that begins now carries.
+    pub(crate) fn stamp(&self) -> Stamp {
+        match &**self.0.kept.load() {
+            Kept::Alone(alone) => alone.stamp(),
+            Kept::Shared(shared) => shared.purges.stamp(),
+        }
+    }
+
+    /// Purges that were asked for here, by how: for metrics.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 2] {
+        let [hard, soft] = &self.0.counts;
+        [("hard", hard.load(Ordering::Relaxed)), ("soft", soft.load(Ordering::Relaxed))]
+    }
+
+    /// Whether purges may be complete that this pod does not know of; None without a log that is shared.
+    pub(crate) fn is_cut_off(&self) -> Option<bool> {
+        match &**self.0.kept.load() {
+            Kept::Alone(_) => None,
+            Kept::Shared(shared) => Some(shared.purges.is_cut_off()),
+        }
+    }
+
+    /// How often the log could not be asked since it is shared.
+    pub(crate) fn failures(&self) -> u64 {
+        match &**self.0.kept.load() {
+            Kept::Alone(_) => 0,
+            Kept::Shared(shared) => shared.failures(),
+        }
+    }
+
+    /// Makes the names that objects carry.
+    pub(crate) fn naming(&self) -> Naming {
+        self.0.naming
+    }
+
+    /// What may be done with an object. Its URL and names are asked for only if there was a purge since its fetch began.
+    pub(crate) fn verdict(&self, stamp: Stamp, of: impl FnOnce() -> (String, Vec<Name>)) -> Verdict {
+        match &**self.0.kept.load() {
+            Kept::Alone(alone) => alone.verdict(stamp, of),
+            Kept::Shared(shared) => shared.purges.verdict_of(stamp, of),
+        }
+    }
+
+    /// Purges, and returns when no request that comes later is answered from what went, or when that can't be awaited.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or why the log could not be asked.
+    pub async fn purge(&self, request: &PurgeRequest) -> Result<PurgeAnswer, PurgeError> {
+        let (what, strength) = (request.what()?, request.strength());
+        let kept = self.0.kept.load_full();
+        let answer = match &*kept {
+            Kept::Alone(alone) => alone.purge(what, strength, &self.0.member),
+            Kept::Shared(shared) => shared.purge(what, strength).await?,
+        };
+        self.0.counts[usize::from(request.soft)].fetch_add(1, Ordering::Relaxed);
+        Ok(answer)
+    }
+}
+
+impl fmt::Debug for PodPurges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodPurges").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn purge(log: &PodPurges, request: &str) -> Result<PurgeAnswer, PurgeError> {
+        log.purge(&serde_json::from_str(request).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn what_began_before_a_purge_is_gone_and_what_begins_after_stays() {
+        let log = PodPurges::new("pod");
+        let before = log.stamp();
+        let of = || ("shop.example/a?b".to_owned(), vec![log.naming().tag("news"), log.naming().policy("shop/web")]);
+        assert_eq!(log.verdict(before, of), Verdict::Fresh);
+        for (request, expected) in [
+            (r#"{"tag": "olds"}"#, Verdict::Fresh),
+            (r#"{"url": "http://other.example/a?b"}"#, Verdict::Fresh),
+            (r#"{"url": "http://shop.example/a"}"#, Verdict::Fresh),
+            (r#"{"url": "https://SHOP.example:443/a?b"}"#, Verdict::Hard),
+            (r#"{"prefix": "http://shop.example:80/", "soft": true}"#, Verdict::Soft),
+            (r#"{"tag": "news"}"#, Verdict::Hard),
+            (r#"{"policy": "shop/web", "soft": true}"#, Verdict::Soft),
+            (r#"{"all": true}"#, Verdict::Hard),
+        ] {
+            let before = log.stamp();
+            assert!(purge(&log, request).await.unwrap().complete);
+            assert_eq!(log.verdict(before, of), expected, "{request}");
+            assert_eq!(log.verdict(log.stamp(), of), Verdict::Fresh, "{request}");
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_whose_key_has_no_host_go_with_any() {
+        let log = PodPurges::new("pod");
+        for (request, url, expected) in [
+            (r#"{"prefix": "http://shop.example/a/"}"#, "/a/b", Verdict::Hard),
+            (r#"{"prefix": "http://shop.example/a/"}"#, "/b", Verdict::Fresh),
+            (r#"{"prefix": "http://shop.example"}"#, "/b", Verdict::Hard),
+            (r#"{"url": "http://shop.example/a/b?c"}"#, "/a/b?c", Verdict::Hard),
+            (r#"{"url": "http://shop.example/a/b?c"}"#, "/a/b", Verdict::Fresh),
+        ] {
+            let before = log.stamp();
+            purge(&log, request).await.unwrap();
+            assert_eq!(log.verdict(before, || (url.to_owned(), Vec::new())), expected, "{request}: {url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_wrong_purges_nothing() {
+        let log = PodPurges::new("pod");
+        let before = log.stamp();
+        assert!(matches!(purge(&log, "{}").await, Err(PurgeError::Wrong(_))));
+        assert_eq!((log.stamp(), log.counts()), (before, [("hard", 0), ("soft", 0)]));
+    }
+}
