@@ -18,7 +18,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::cache::{CacheMemory, CachePurge, CacheStore, Eviction, WhenCutOff};
+pub use self::cache::{CacheMemory, CachePurge, CacheShared, CacheStore, Eviction, WhenCutOff};
 pub use self::http::{DotSegments, EncodedSlashes, Http, HttpLimits, HttpPath, PathForward, Slashes, Trace};
 pub use self::redis::{Redis, RedisCredentials, RedisMode};
 pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};
@@ -34,6 +34,11 @@ use crate::{
     schema::{check_selector, conditions_schema, resources_schema, selector_schema},
 };
 
+const SHARED_THROUGH_REDIS: Rule = Rule::new(
+    "!has(self.cache) || !has(self.cache.shared) || has(self.redis)",
+    "cache.shared is kept in Redis: say where it is in redis, or leave it out",
+)
+.at(".cache");
 const SHORT_NAME: Rule = Rule::new("self.metadata.name.size() <= 63", "the name of a FetchrProxy has at most 63 characters");
 const LISTENERS_OF_MODE: Rule =
     Rule::new("has(self.listeners) == (self.mode == 'Explicit')", "mode Explicit needs listeners, and mode Init has none")
@@ -87,6 +92,7 @@ const METRICS_PORT: i32 = 4621;
     printcolumn = r#"{"name":"Programmed","type":"integer","jsonPath":".status.pods.programmed"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
+#[schemars(extend("x-kubernetes-validations" = [SHARED_THROUGH_REDIS]))]
 #[serde(rename_all = "camelCase")]
 pub struct FetchrProxySpec {
     /// Pods that this proxy is for. Empty: every opted-in pod of the namespace that no other proxy selects.
@@ -541,6 +547,7 @@ impl FetchrProxySpec {
             redis.check(&at.field("redis"), &mut problems);
         }
         self.cache.check(&at.field("cache"), &mut problems);
+        SHARED_THROUGH_REDIS.check(self.cache.shared.is_none() || self.redis.is_some(), &at, &mut problems);
         check_cidrs(&self.client_address.trusted_cidrs, &at.field("clientAddress").field("trustedCIDRs"), &mut problems);
         self.check_metrics_port(&at.field("telemetry").field("metricsPort"), &mut problems);
         let drain = at.field("drain");

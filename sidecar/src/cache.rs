@@ -7,17 +7,18 @@ mod fetch;
 mod fill;
 mod invalidation;
 mod key;
+mod link;
 mod metrics;
 mod notes;
 mod pod;
-#[allow(dead_code, unused_imports, reason = "there is no tier that other processes read yet")]
 pub(crate) mod purge;
 mod rules;
 #[allow(dead_code, unused_imports, reason = "parts of answers are not kept yet")]
 mod semantics;
 mod stage;
-#[allow(dead_code, unused_imports, reason = "there is no tier beyond memory yet, and nobody lists it")]
+#[allow(dead_code, unused_imports, reason = "nobody lists it yet")]
 pub(crate) mod store;
+mod tier;
 
 pub use self::purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest};
 pub(crate) use self::{
@@ -25,8 +26,9 @@ pub(crate) use self::{
     fill::{Failure, Reader},
     invalidation::invalidate,
     pod::Cache,
-    purge::PurgeLog,
+    purge::{PurgeLog, Scope},
     rules::Caching,
     semantics::uri::Target,
     stage::{Looked, look},
+    tier::Settings as TierSettings,
 };

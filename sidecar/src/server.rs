@@ -20,7 +20,7 @@ use wire::speaker::Speakers as Declared;
 
 use crate::{
     PodPurges,
-    cache::{Cache, PurgeLog},
+    cache::{Cache, PurgeLog, Scope, TierSettings},
     config::{self, Config, Shared},
     connection::Speakers,
     drain,
@@ -143,7 +143,7 @@ impl Server {
         close_spare(&config, &lock(&explicit));
         let secrets = Secrets(setup.secrets.clone());
         let following = Following { config, explicit: Arc::clone(&explicit), cache, purges: setup.purges.clone(), secrets };
-        following.share_purges();
+        following.share();
         tokio::spawn(following.run(changes, failed));
         Ok(Self { explicit })
     }
@@ -252,7 +252,7 @@ impl Following {
                 () = sleep(again) => {}
             }
             self.resize_cache();
-            self.share_purges();
+            self.share();
             let failed = self.listen().await;
             refused = failed.iter().any(ListenError::may_pass);
             told = tell(&failed, &told);
@@ -265,15 +265,21 @@ impl Following {
         drop(tokio::task::spawn_blocking(move || cache.apply(&memory)));
     }
 
-    /// Takes the log of purges that the configuration names. One that can't be had leaves the pod with its own.
-    fn share_purges(&self) {
+    /// Shares purges and answers with other pods as the configuration says. If that can't be, the pod is for itself.
+    fn share(&self) {
         let config = self.config.load();
         let Some(planned) = &config.planned else { return };
-        let log = PurgeLog::of(config.settings(), &self.secrets, &planned.plan.proxy, &config.identity);
-        self.purges.follow(log.unwrap_or_else(|why| {
-            tracing::error!(why, "No log of purges can be shared: purges are of this pod alone.");
-            None
-        }));
+        let shared = Scope::of(&planned.plan.proxy, &config.identity).and_then(|scope| {
+            let log = PurgeLog::of(config.settings(), &self.secrets, &scope)?;
+            Ok((log, TierSettings::of(config.settings(), &self.secrets, &scope)?))
+        });
+        let (log, tier) = shared.unwrap_or_else(|why| {
+            tracing::error!(why, "Nothing can be shared through Redis: purges and answers are of this pod alone.");
+            (None, None)
+        });
+        // In this order, for what other pods stored is judged by the log.
+        self.purges.follow(log);
+        self.cache.share(tier);
     }
 
     /// Opens what is missing, and closes what is not named any more.

@@ -248,6 +248,8 @@ pub enum CollapseScope {
     /// The requests of a pod.
     #[default]
     Pod,
+    /// Those of all pods of a workload, where the FetchrProxy has `redis` and `cache.shared`; elsewhere those of a pod.
+    Cluster,
 }
 
 /// Who is told by `Cache-Status` what the cache did.

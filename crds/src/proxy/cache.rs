@@ -15,9 +15,21 @@ pub struct CacheStore {
     /// What is kept in the sidecar's memory.
     #[serde(default)]
     pub memory: CacheMemory,
+    /// What pods share through `redis`. None: each has what it fetched itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<CacheShared>,
     /// What purges over all pods promise. Without `redis`, a purge is of one pod.
     #[serde(default)]
     pub purge: CachePurge,
+}
+
+/// Answers in Redis, which a pod looks at before it asks the origin.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheShared {
+    /// The longest body that is kept there, at most 16Mi. Default 256Ki.
+    #[serde(default = "default_max_object")]
+    pub max_object: Size,
 }
 
 /// What purges over all pods promise.
@@ -66,6 +78,10 @@ pub enum Eviction {
     SIEVE,
 }
 
+fn default_max_object() -> Size {
+    Size::kib(256)
+}
+
 fn default_max_lag() -> Duration {
     Duration::from_secs(10)
 }
@@ -91,6 +107,11 @@ impl CacheStore {
         let most = Size::kib(64 << 20);
         if self.memory.size > most {
             problems.add(&at.field("memory").field("size"), format!("{} is too much: write {most} or less", self.memory.size));
+        }
+        let most = Size::kib(16 << 10);
+        if let Some(shared) = self.shared.filter(|shared| shared.max_object > most) {
+            let message = format!("{} is too much: write {most} or less", shared.max_object);
+            problems.add(&at.field("shared").field("maxObject"), message);
         }
         let (least, most) = (Duration::from_millis(100), Duration::from_secs(3600));
         if !(least..=most).contains(&self.purge.max_lag) {

@@ -8,6 +8,7 @@ use crate::{
     check::{ENDPOINT_PATTERN, check_endpoint},
     problems::{FieldPath, Problems},
     rule::Rule,
+    scalar::Duration,
 };
 
 const SECRET_OR_FILE: Rule = Rule::new(
@@ -29,6 +30,9 @@ pub struct Redis {
         extend("x-kubernetes-list-type" = "set")
     )]
     pub endpoints: Vec<String>,
+    /// How long a command may take for which a request waits; then the request goes on without Redis. 1ms to 10s. Default 20ms.
+    #[serde(default = "default_command_timeout")]
+    pub command_timeout: Duration,
     /// What it asks for. None: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<RedisCredentials>,
@@ -61,10 +65,19 @@ pub struct RedisCredentials {
     pub password_file: Option<String>,
 }
 
+fn default_command_timeout() -> Duration {
+    Duration::from_millis(20)
+}
+
 impl Redis {
     pub(super) fn check(&self, at: &FieldPath, problems: &mut Problems) {
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             check_endpoint(endpoint, &at.field("endpoints").index(index), problems);
+        }
+        let (least, most) = (Duration::from_millis(1), Duration::from_secs(10));
+        if !(least..=most).contains(&self.command_timeout) {
+            let message = format!("{} is no time for a command: write {least} to {most}", self.command_timeout);
+            problems.add(&at.field("commandTimeout"), message);
         }
         if let Some(credentials) = &self.credentials {
             let holds = credentials.secret_ref.is_some() != credentials.password_file.is_some();

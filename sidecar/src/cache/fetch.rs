@@ -4,14 +4,14 @@ use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use crds::policy::Mode;
-use http::{HeaderMap, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 use tokio::time::Instant;
 
 use super::{
     Cache, Caching, answer,
     fill::{Failure, Filler},
-    notes,
-    purge::{Name, Stamp},
+    notes::{self, Names},
+    purge::Stamp,
     semantics::{
         clock::Now,
         meta::Meta,
@@ -25,6 +25,7 @@ use super::{
         vary,
     },
     store::{Object, Parts, Vary},
+    tier::{Answer as Shared, Lease},
 };
 use crate::{error::ForwardError, flow::Flow};
 
@@ -53,6 +54,8 @@ pub(crate) struct Fetch {
     pub(super) stale: Option<Kept>,
     /// For whom it fetches too. None: for itself alone, and nothing is stored.
     pub(super) filler: Option<Filler>,
+    /// For whom of other pods.
+    pub(super) lease: Option<Lease>,
     /// The client's fields.
     pub(super) request: HeaderMap,
     /// When it was sent.
@@ -177,7 +180,10 @@ impl Fetch {
         let refreshed = kept.object.refreshed(&notes::write(&meta, self.stamp, &names), kept.object.status(), &updated.head);
         let object = refreshed.unwrap_or_else(|_| kept.object.clone());
         match updated.storable {
-            Ok(_) => drop(self.cache.store().replace(&kept.object, object.clone())),
+            Ok(_) => {
+                let _ = self.cache.store().replace(&kept.object, object.clone());
+                share(&self.cache, &object, vary_of(&object), self.lease.take());
+            }
             Err(reason) => {
                 self.cache.metrics.not_stored(reason.as_str());
                 if reason.is_of_response() {
@@ -201,19 +207,21 @@ impl Fetch {
         let Some(mut filler) = self.filler.take() else { return response };
         let length = response.body().exact_length();
         let Some((head, vary)) = self.head(storable, &response) else {
-            filler.uncacheable(Instant::now() + MARK);
+            self.not_for_others(filler);
             return self.untouched(response, NotStored::Vary);
         };
         let fits = length.is_none_or(|length| length <= self.caching.settings.max_object);
         if !fits || !filler.begin(head.clone(), length) {
-            filler.uncacheable(Instant::now() + MARK);
+            self.not_for_others(filler);
             return self.untouched(response, NotStored::TooLarge);
         }
         let mut response = *response;
         self.tell_stored(&mut response);
         let reader = filler.reader();
         let (mut parts, body) = response.into_parts();
-        let drive = drive(body, filler, Arc::clone(&self.cache), vary, self.caching.settings.max_object);
+        let most = self.caching.settings.max_object;
+        let keeper = Keeper { cache: Arc::clone(&self.cache), vary, most, lease: self.lease.take() };
+        let drive = drive(body, filler, keeper);
         start(drive);
         let mut wants_body = true;
         if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) {
@@ -250,15 +258,12 @@ impl Fetch {
     }
 
     /// By what an answer may be purged, besides its URL: its policy, and the tags that it lists.
-    fn names(&self, headers: &HeaderMap) -> Vec<Name> {
-        let naming = self.cache.purges.naming();
-        let mut names = vec![naming.policy(self.caching.policy())];
-        for line in self.caching.tags.iter().flat_map(|tags| headers.get_all(tags)) {
-            let line = String::from_utf8_lossy(line.as_bytes());
-            let tags = line.split(|c: char| c == ',' || c.is_ascii_whitespace()).filter(|tag| !tag.is_empty());
-            names.extend(tags.map(|tag| naming.tag(tag)));
-        }
-        names
+    fn names(&self, headers: &HeaderMap) -> Names {
+        let lines = self.caching.tags.iter().flat_map(|tags| headers.get_all(tags)).map(HeaderValue::as_bytes);
+        let tags = lines.collect::<Vec<_>>().join(&b' ');
+        let names = self.caching.names(self.cache.purges.naming(), &tags);
+        // They take memory, and only other processes ask for them.
+        Names { names, tags: if self.cache.tier().is_some() { tags } else { Vec::new() } }
     }
 
     /// In Shadow: keeps what a hit would be known by.
@@ -279,9 +284,17 @@ impl Fetch {
         self.cache.metrics.not_stored(reason.as_str());
         let Some(filler) = self.filler.take() else { return };
         if reason.is_of_response() {
-            filler.uncacheable(Instant::now() + MARK);
+            self.not_for_others(filler);
         } else {
             filler.fail(Failure::Abandoned);
+        }
+    }
+
+    /// Has others ask by themselves, here and elsewhere, for a while.
+    fn not_for_others(&mut self, filler: Filler) {
+        filler.uncacheable(Instant::now() + MARK);
+        if let Some(lease) = self.lease.take() {
+            lease.uncacheable();
         }
     }
 
@@ -322,8 +335,43 @@ fn start(drive: impl Future<Output = ()> + 'static) {
     }
 }
 
+/// What becomes of an answer that has come whole.
+struct Keeper {
+    cache: Arc<Cache>,
+    vary: Option<Vary>,
+    /// Bytes of the longest body that is kept.
+    most: u64,
+    lease: Option<Lease>,
+}
+
+impl Keeper {
+    fn keep(self, object: &Object) {
+        // Too little room is counted there.
+        let _ = self.cache.store().insert(object.clone(), self.vary.as_ref());
+        share(&self.cache, object, self.vary, self.lease);
+    }
+}
+
+/// The names of the fields that select it among variants.
+fn vary_of(object: &Object) -> Option<Vary> {
+    if object.variant().is_empty() {
+        return None;
+    }
+    let names = vary::selecting(&object.headers(0)).ok()?;
+    Vary::new(names.iter().map(http::HeaderName::as_str))
+}
+
+/// Has other pods find what is stored here, if they share answers.
+fn share(cache: &Cache, object: &Object, vary: Option<Vary>, lease: Option<Lease>) {
+    let Some(tier) = cache.tier() else { return };
+    let (Some(meta), Some(position)) = (notes::read(object), cache.purges.position(notes::stamp(object))) else { return };
+    let now = cache.now();
+    let answer = Shared { object: object.clone(), meta: meta.departing(now), position, tags: notes::names(object).tags };
+    tier.put(answer, vary, now, lease);
+}
+
 /// Reads an answer to its end, for all who wait for it, and stores it. It goes on without any of them.
-async fn drive(mut body: Flow, mut filler: Filler, cache: Arc<Cache>, vary: Option<Vary>, most: u64) {
+async fn drive(mut body: Flow, mut filler: Filler, keeper: Keeper) {
     let mut length = 0;
     loop {
         if filler.ready().await.is_err() {
@@ -345,9 +393,8 @@ async fn drive(mut body: Flow, mut filler: Filler, cache: Arc<Cache>, vary: Opti
     }
     if let Ok(done) = filler.finish()
         && let Some(object) = &done.object
-        && length <= most
+        && length <= keeper.most
     {
-        // Too little room is counted there.
-        let _ = cache.store().insert(object.clone(), vary.as_ref());
+        keeper.keep(object);
     }
 }

@@ -32,5 +32,8 @@ pub(crate) fn invalidate(asking: Asking<'_>, method: &Method, target: Target<'_>
         caching.key.write(&facts, asking.authority, &mut key);
         let store = cache.store();
         store.remove(&store.key(&key), Gone::Removed);
+        if let Some(tier) = cache.tier() {
+            tier.remove(&key);
+        }
     }
 }

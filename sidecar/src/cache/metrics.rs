@@ -19,7 +19,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Cache, store::Gone};
+use super::{Cache, store::Gone, tier};
 use crate::metrics::OTHER;
 
 /// Routes that have series of their own, at most; what comes later is counted under [`OTHER`].
@@ -32,6 +32,7 @@ pub(crate) struct Metrics {
     bypassed: Family<ReasonLabels, Counter>,
     not_stored: Family<ReasonLabels, Counter>,
     bytes: Family<ResultLabels, Counter>,
+    pub(super) tier: tier::Metrics,
     series: AtomicUsize,
 }
 
@@ -89,15 +90,19 @@ impl Metrics {
         registry.register("fetchr_cache_requests", "Requests of rules with a cache, by what it did", self.requests.clone());
         registry.register("fetchr_cache_bypassed", "Requests that passed the cache by, by reason", self.bypassed.clone());
         registry.register("fetchr_cache_not_stored", "Answers that were not stored, by reason", self.not_stored.clone());
+        self.tier.register(registry);
         registry.register("fetchr_cache_served_bytes", "Bytes of bodies that the cache gave", self.bytes.clone());
     }
 }
 
-/// Whether purges of other pods are known of.
-fn gauge_of_purges(encoder: &mut DescriptorEncoder<'_>, cache: &Cache) -> Result<(), fmt::Error> {
+/// Whether purges of other pods are known of, and their answers.
+fn of_redis(encoder: &mut DescriptorEncoder<'_>, cache: &Cache) -> Result<(), fmt::Error> {
     let cut_off = ConstGauge::new(i64::from(cache.purges.is_cut_off() == Some(true)));
     let help = "Whether purges over all pods may be complete that this one does not know of";
     cut_off.encode(encoder.encode_descriptor("fetchr_cache_cut_off", help, None, cut_off.metric_type())?)?;
+    let connected = ConstGauge::new(i64::from(cache.tier().is_some_and(|tier| tier.is_connected())));
+    let help = "Whether the answers that pods share can be reached";
+    connected.encode(encoder.encode_descriptor("fetchr_cache_shared_connected", help, None, connected.metric_type())?)?;
     let failures = ConstCounter::new(cache.purges.failures());
     let help = "Times that the log of purges in Redis could not be asked";
     failures.encode(encoder.encode_descriptor("fetchr_cache_purge_log_failures", help, None, failures.metric_type())?)
@@ -135,7 +140,7 @@ impl Collector for Held {
             let labels = ReasonLabels { reason: why.as_str() };
             ConstCounter::new(stats.gone(why)).encode(family.encode_family(&labels)?)?;
         }
-        gauge_of_purges(&mut encoder, &self.0)?;
+        of_redis(&mut encoder, &self.0)?;
         let help = "Purges of the cache, by whether what they named was gone or stale";
         let mut family = encoder.encode_descriptor("fetchr_cache_purges", help, None, left.metric_type())?;
         for (strength, count) in self.0.purges.counts() {

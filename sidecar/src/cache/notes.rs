@@ -7,20 +7,38 @@ use super::{
 };
 
 /// Bytes that judge its age.
-const META: usize = 64;
-/// And with the purges that were known when its fetch began. Behind them stand the names by which it may be purged.
-const LEN: usize = META + 12;
+pub(super) const META: usize = 64;
+/// And with the purges that were known when its fetch began, and the number of names by which it may be purged. Behind them stand these names,
+/// and its tags as they came, if other processes are to know of them.
+const LEN: usize = META + 12 + 2;
+/// Bytes of a name.
+const NAME: usize = 8;
+/// Names that are kept; who has more tags is purged by the first of them.
+const NAMES: usize = 4096;
+
+/// By what an answer may be purged, besides its URL.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Names {
+    /// Of its policy and its tags, as this process names them.
+    pub(super) names: Vec<Name>,
+    /// The tags as they came, for other processes; empty if there are none.
+    pub(super) tags: Vec<u8>,
+}
 
 /// Writes notes.
-pub(super) fn write(meta: &Meta, stamp: Stamp, names: &[Name]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(LEN + 8 * names.len());
+pub(super) fn write(meta: &Meta, stamp: Stamp, Names { names, tags }: &Names) -> Vec<u8> {
+    let names = &names[..names.len().min(NAMES)];
+    let mut bytes = Vec::with_capacity(LEN + NAME * names.len() + tags.len());
     bytes.extend_from_slice(&of_meta(meta));
     bytes.extend_from_slice(&stamp.bytes());
+    bytes.extend_from_slice(&(names.len() as u16).to_le_bytes());
     names.iter().for_each(|name| bytes.extend_from_slice(&name.bytes()));
+    bytes.extend_from_slice(tags);
     bytes
 }
 
-fn of_meta(meta: &Meta) -> [u8; META] {
+/// What its age is judged by, as bytes.
+pub(super) fn of_meta(meta: &Meta) -> [u8; META] {
     let Meta { initial_age, since, wall, lifetime, while_revalidate, if_error, keep, date, status, flags } = *meta;
     let mut bytes = [0; META];
     let longs = [initial_age, since, wall.cast_unsigned(), lifetime, while_revalidate, if_error, keep];
@@ -35,10 +53,14 @@ fn of_meta(meta: &Meta) -> [u8; META] {
 
 /// Reads the notes of an object. None if they are none of ours.
 pub(super) fn read(object: &Object) -> Option<Meta> {
-    let bytes: &[u8; META] = object.meta().get(..LEN)?.first_chunk()?;
+    object.meta().get(..LEN)?.first_chunk().map(to_meta)
+}
+
+/// From what [`of_meta`] made.
+pub(super) fn to_meta(bytes: &[u8; META]) -> Meta {
     let (longs, _) = bytes.as_chunks::<8>();
     let long = |place: usize| u64::from_le_bytes(longs[place]);
-    Some(Meta {
+    Meta {
         initial_age: long(0),
         since: long(1),
         wall: long(2).cast_signed(),
@@ -49,7 +71,7 @@ pub(super) fn read(object: &Object) -> Option<Meta> {
         date: u32::from_le_bytes([bytes[56], bytes[57], bytes[58], bytes[59]]),
         status: u16::from_le_bytes([bytes[60], bytes[61]]),
         flags: Flags::from_bits(u16::from_le_bytes([bytes[62], bytes[63]])),
-    })
+    }
 }
 
 /// The purges that were known when its fetch began; of what has no notes, none.
@@ -58,10 +80,13 @@ pub(super) fn stamp(object: &Object) -> Stamp {
     bytes.map_or_else(Stamp::default, |bytes| Stamp::from_bytes(*bytes))
 }
 
-/// The names by which it may be purged.
-pub(super) fn names(object: &Object) -> Vec<Name> {
-    let (names, _) = object.meta().get(LEN..).unwrap_or_default().as_chunks();
-    names.iter().map(|name| Name::from_bytes(*name)).collect()
+/// By what it may be purged.
+pub(super) fn names(object: &Object) -> Names {
+    let Some((front, rest)) = object.meta().split_at_checked(LEN) else { return Names::default() };
+    let count = usize::from(u16::from_le_bytes([front[LEN - 2], front[LEN - 1]]));
+    let (names, tags) = rest.split_at_checked(count * NAME).unwrap_or_default();
+    let (names, _) = names.as_chunks();
+    Names { names: names.iter().map(|name| Name::from_bytes(*name)).collect(), tags: tags.to_vec() }
 }
 
 #[cfg(test)]
@@ -92,7 +117,8 @@ mod tests {
         };
         let purges = crate::PodPurges::new("pod");
         purges.purge(&serde_json::from_str(r#"{"all": true}"#).unwrap()).await.unwrap();
-        let names = [purges.naming().tag("a"), purges.naming().policy("b")];
+        let names = vec![purges.naming().tag("a"), purges.naming().policy("b")];
+        let names = Names { names, tags: b"a".to_vec() };
         let object = object(&write(&meta, purges.stamp(), &names));
         assert_eq!((read(&object), stamp(&object)), (Some(meta), purges.stamp()));
         assert_eq!(super::names(&object), names);
@@ -100,7 +126,7 @@ mod tests {
 
     #[test]
     fn notes_of_another_length_are_none() {
-        assert_eq!(read(&object(&[0; 75])), None);
+        assert_eq!(read(&object(&[0; 77])), None);
         assert_eq!(read(&object(&[])), None);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use crds::proxy::{CacheMemory, Eviction};
 use prometheus_client::registry::Registry;
 
@@ -16,6 +16,7 @@ use super::{
     purge::PodPurges,
     semantics::clock::Now,
     store::{self, Limits, Store},
+    tier::{self, Tier},
 };
 
 /// Variants of one answer: more of them would be copies for every whim of a client.
@@ -27,6 +28,8 @@ const FILLS: u64 = 4;
 /// The store, the answers that are on their way to it, and what is counted.
 pub(crate) struct Cache {
     store: ArcSwap<Store>,
+    /// What pods share.
+    tier: ArcSwapOption<Tier>,
     pub(super) fills: Arc<Fills>,
     pub(super) budget: Arc<Budget>,
     pub(super) metrics: Metrics,
@@ -45,6 +48,7 @@ impl Cache {
         let limits = FillLimits { object: u64::MAX, ..FillLimits::default() };
         Arc::new(Self {
             store: ArcSwap::from_pointee(Store::new(limits_of(settings))),
+            tier: ArcSwapOption::empty(),
             fills: Fills::new(limits, Arc::clone(&budget)),
             budget,
             metrics: Metrics::default(),
@@ -64,6 +68,19 @@ impl Cache {
         } else if before != limits.capacity {
             self.store().resize(limits.capacity);
         }
+    }
+
+    /// Shares answers with other pods as these settings say, or with none. Runs on in tasks of this runtime.
+    pub(crate) fn share(&self, settings: Option<tier::Settings>) {
+        let before = self.tier.load();
+        if before.as_ref().map(|tier| tier.settings()) != settings.as_ref() {
+            self.tier.store(settings.map(|settings| Tier::start(settings, self.metrics.tier.clone())));
+        }
+    }
+
+    /// The answers that pods share, if they do.
+    pub(super) fn tier(&self) -> Option<Arc<Tier>> {
+        self.tier.load_full()
     }
 
     /// The store of now.

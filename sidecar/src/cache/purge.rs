@@ -42,7 +42,6 @@ mod alone;
 mod completion;
 mod follow;
 mod index;
-mod link;
 mod log;
 mod member;
 #[cfg(test)]
@@ -58,7 +57,7 @@ mod shared;
 pub(crate) use self::{
     completion::{Purge, Report},
     index::{Index, Stamp, Verdict},
-    log::{Generation, Position},
+    log::{Generation, Position, Scope},
     member::Member,
     name::{Name, Naming},
     request::host,

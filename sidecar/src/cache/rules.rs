@@ -10,6 +10,7 @@ use http::HeaderName;
 
 use super::{
     key::KeyPlan,
+    purge::{Name, Naming},
     semantics::settings::{self, Settings, StatusTtl},
 };
 use crate::route::Condition;
@@ -32,6 +33,8 @@ pub(crate) struct Caching {
     pub(crate) refresh: Option<Condition>,
     /// How long a request waits for another one's answer; none if it asks by itself.
     pub(crate) collapse: Option<Duration>,
+    /// The same for those of other pods.
+    pub(crate) collapse_pods: Option<Duration>,
     /// Whether clients are told what the cache did.
     pub(crate) tells: bool,
 }
@@ -40,6 +43,13 @@ impl Caching {
     /// `namespace/policy`.
     pub(crate) fn policy(&self) -> &str {
         self.label.rsplit_once('/').map_or(&self.label, |(policy, _)| policy)
+    }
+
+    /// By what an answer with these tags may be purged, besides its URL. They stand between spaces or commas.
+    pub(super) fn names(&self, naming: Naming, tags: &[u8]) -> Vec<Name> {
+        let tags = String::from_utf8_lossy(tags);
+        let tags = tags.split(|c: char| c == ',' || c.is_ascii_whitespace()).filter(|tag| !tag.is_empty());
+        [naming.policy(self.policy())].into_iter().chain(tags.map(|tag| naming.tag(tag))).collect()
     }
 
     /// Compiles a section. The error says what is wrong.
@@ -56,7 +66,8 @@ impl Caching {
             tags: section.tags.as_ref().map(|tags| field(&tags.header)).transpose()?,
             bypass: condition(&section.bypass)?,
             refresh: condition(&section.refresh)?,
-            collapse: (section.collapse.scope == CollapseScope::Pod).then_some(section.collapse.wait.0),
+            collapse: (section.collapse.scope != CollapseScope::Disabled).then_some(section.collapse.wait.0),
+            collapse_pods: (section.collapse.scope == CollapseScope::Cluster).then_some(section.collapse.wait.0),
             tells: section.status_field == StatusField::Always,
         })
     }

@@ -1,6 +1,6 @@
 //! What the cache does with a request before its upstream is asked.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crds::policy::Mode;
 use http::{HeaderMap, Response, header, request::Parts};
@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use super::{
     Cache, Caching, Fetch, answer,
     fetch::Kept,
-    fill::{Filler, NoHead, Reader, Turn},
-    key, notes,
+    fill::{Failure, Filler, NoHead, Reader, Turn},
+    key,
+    notes::{self, Names},
     purge::{Stamp, Verdict as Purged},
     semantics::{
         clock::Now,
@@ -20,7 +21,8 @@ use super::{
         status::{Forward, Forwarded, Handled, Status},
         vary,
     },
-    store::{Found, Gone, Object},
+    store::{Found, Gone, Object, Vary},
+    tier::{Answer as Shared, Got, Lease},
 };
 use crate::{
     exchange::Exchange,
@@ -131,6 +133,33 @@ impl Look<'_> {
         }
     }
 
+    /// What other pods have stored for the request, if they share answers. With `waits`, of all pods one fetches, and this one waits for so long for
+    /// what another one fetches; with a lease, it is the one.
+    async fn find_shared(&self, waits: Option<Duration>) -> (Option<Kept>, Option<Lease>) {
+        let Some(tier) = self.cache.tier() else { return (None, None) };
+        let variant = |vary: &Vary| {
+            let mut values = Vec::new();
+            vary::variant(vary.names(), &self.parts.headers, &mut values).ok().map(|()| values)
+        };
+        match tier.get(&self.key[..self.variant], variant, waits).await {
+            Got::Answer(answer, vary) => (self.take_shared(*answer, vary.as_ref()), None),
+            Got::Nothing(lease) => (None, lease),
+        }
+    }
+
+    /// Takes what another pod stored, as if this one had. Memory keeps it, too.
+    fn take_shared(&self, Shared { object, meta, position, tags }: Shared, vary: Option<&Vary>) -> Option<Kept> {
+        let now = self.cache.now();
+        let purges = &self.cache.purges;
+        let names = Names { names: self.caching.names(purges.naming(), &tags), tags };
+        let notes = notes::write(&meta.revived(now), purges.stamp_at(position), &names);
+        let object = object.with_notes(&notes).ok()?;
+        let Stored::Kept(kept) = self.kept(object.clone(), now, Forward::Miss) else { return None };
+        // Too little room is counted there.
+        let _ = self.cache.store().insert(object, vary);
+        Some(kept)
+    }
+
     fn kept(&self, object: Object, now: Now, otherwise: Forward) -> Stored {
         match notes::read(&object) {
             Some(meta) if !meta.is_dead(now) => self.unless_purged(Kept { object, meta }, now, otherwise),
@@ -140,7 +169,7 @@ impl Look<'_> {
 
     /// What purges have left of it.
     fn unless_purged(&self, mut kept: Kept, now: Now, otherwise: Forward) -> Stored {
-        let of = || (key::url(kept.object.primary()), notes::names(&kept.object));
+        let of = || (key::url(kept.object.primary()), notes::names(&kept.object).names);
         match self.cache.purges.verdict(notes::stamp(&kept.object), of) {
             Purged::Fresh => {}
             // As if its lifetime had ended now.
@@ -159,26 +188,31 @@ impl Look<'_> {
         for waits in [true, false] {
             // Before anything is found: what is found then has outlived all purges up to here.
             self.stamp = self.cache.purges.stamp();
-            let now = self.cache.now();
-            let (status, stale) = match self.find(now) {
+            let (mut found, mut status) = match self.find(self.cache.now()) {
                 Stored::Unselectable => return self.goes(Status::forwarded(Forward::VaryMiss), None, None),
-                Stored::Nothing(_) if self.control.only_if_cached => return self.none(),
-                Stored::Nothing(why) => (Status::forwarded(why), None),
-                Stored::Kept(_) if forced => (Status { detail: Some("Policy"), ..Status::forwarded(Forward::Request) }, None),
-                Stored::Kept(kept) => {
-                    let decision = decide(&kept.meta, &self.control, now, Origin::Up);
-                    match decision.verdict {
-                        Verdict::Fresh | Verdict::Stale => return Looked::Answered(self.hit(&kept, &decision)),
-                        Verdict::StaleWhileRevalidate => return self.stale(kept, &decision),
-                        Verdict::GatewayTimeout => return self.none(),
-                        Verdict::Revalidate { .. } => (Status::unusable(&decision), Some(kept)),
+                Stored::Kept(_) if forced => (None, Status { detail: Some("Policy"), ..Status::forwarded(Forward::Request) }),
+                Stored::Kept(kept) => (Some(kept), Status::forwarded(Forward::Miss)),
+                Stored::Nothing(why) => (None, Status::forwarded(why)),
+            };
+            if found.is_none() && !forced && (!self.may_be_stored() || self.control.only_if_cached) {
+                found = self.find_shared(None).await.0;
+            }
+            let stale = match found {
+                None if self.control.only_if_cached => return self.none(),
+                None => None,
+                Some(kept) => match self.usable(&kept) {
+                    Ok(decision) => return self.answered(kept, &decision, None),
+                    Err(unusable) => {
+                        status = unusable;
+                        Some(kept)
                     }
-                }
+                },
             };
             if !self.may_be_stored() {
                 return self.goes(status, stale, None);
             }
             match self.cache.fills.turn(&self.fill_key(forced), self.stamp.order(), Instant::now()) {
+                Turn::Lead(filler) if stale.is_none() && !forced => return self.lead(status, filler).await,
                 Turn::Lead(filler) => return self.goes(status, stale, Some(filler)),
                 Turn::Alone(_) => return self.goes(status, stale, None),
                 Turn::Join(reader) => match self.join(reader, status).await {
@@ -190,6 +224,43 @@ impl Look<'_> {
             }
         }
         self.goes(Status::forwarded(Forward::Miss), None, None)
+    }
+
+    /// What may be done with what is stored, unless the origin has to be asked first.
+    fn usable(&self, kept: &Kept) -> Result<Decision, Status<'static>> {
+        let decision = decide(&kept.meta, &self.control, self.cache.now(), Origin::Up);
+        match decision.verdict {
+            Verdict::Revalidate { .. } => Err(Status::unusable(&decision)),
+            _ => Ok(decision),
+        }
+    }
+
+    /// Answers with what is stored. `filler` has those who wait for it.
+    fn answered(self, kept: Kept, decision: &Decision, filler: Option<Filler>) -> Looked {
+        match decision.verdict {
+            Verdict::GatewayTimeout => self.none(),
+            Verdict::StaleWhileRevalidate => self.stale(kept, decision, filler),
+            _ => {
+                // They find it in the store.
+                filler.into_iter().for_each(|filler| filler.fail(Failure::Abandoned));
+                Looked::Answered(self.hit(&kept, decision))
+            }
+        }
+    }
+
+    /// Fetches for all that miss the same, unless another pod has it.
+    async fn lead(self, status: Status<'static>, filler: Filler) -> Looked {
+        match self.find_shared(self.caching.collapse_pods).await {
+            (Some(kept), _) => match self.usable(&kept) {
+                Ok(decision) => self.answered(kept, &decision, Some(filler)),
+                Err(unusable) => self.goes(unusable, Some(kept), Some(filler)),
+            },
+            (None, lease) => {
+                let mut fetch = self.fetch(status, None, Some(filler));
+                fetch.lease = lease;
+                Looked::Goes(Box::new(fetch))
+            }
+        }
     }
 
     /// Whether what the request gets may be stored, as far as it depends on the request.
@@ -251,10 +322,14 @@ impl Look<'_> {
     }
 
     /// A stale answer, for which one request asks the origin anew.
-    fn stale(self, kept: Kept, decision: &Decision) -> Looked {
+    fn stale(self, kept: Kept, decision: &Decision, filler: Option<Filler>) -> Looked {
         let response = self.hit(&kept, decision);
-        match self.cache.fills.turn(&self.fill_key(false), self.stamp.order(), Instant::now()) {
-            Turn::Lead(filler) if self.asks.kind == Kind::Get => {
+        let turn = || match self.cache.fills.turn(&self.fill_key(false), self.stamp.order(), Instant::now()) {
+            Turn::Lead(filler) => Some(filler),
+            Turn::Join(_) | Turn::Alone(_) => None,
+        };
+        match filler.or_else(turn) {
+            Some(filler) if self.asks.kind == Kind::Get => {
                 Looked::Stale(response, Box::new(self.fetch(Status::unusable(decision), Some(kept), Some(filler))))
             }
             _ => Looked::Answered(response),
@@ -303,6 +378,7 @@ impl Look<'_> {
             status,
             stale,
             filler,
+            lease: None,
             request,
             sent: self.cache.now(),
         }

@@ -193,6 +193,7 @@ impl Purge {
     }
 }
 
+#[cfg(test)]
 impl Report {
     /// Who took longest to acknowledge, and how long.
     pub(crate) fn slowest(&self) -> Option<&(MemberId, Duration)> {

@@ -13,12 +13,12 @@ use super::{
     Index, Member, Position, Purge, Report, Rules, Stamp, Uptime, Verdict,
     completion::Step,
     index::Object,
-    link::Endpoint,
     log::{Entry, MemberId, PurgeId, Strength, What},
     member::Next,
-    name::{Name, Naming},
+    name::Name,
     redis::{Log, LogError, random},
 };
+use crate::cache::link::Endpoint;
 
 /// Between two tries to reach Redis, at first and at most.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -57,20 +57,8 @@ impl Purges {
         self.read().index.stamp()
     }
 
-    /// Makes the names that objects carry.
-    pub(crate) fn naming(&self) -> Naming {
-        self.read().index.naming()
-    }
-
-    /// What a request may do with an object that it found just now.
-    pub(crate) fn verdict(&self, object: &Object<'_>) -> Verdict {
-        let now = uptime();
-        let state = self.read();
-        state.member.verdict(&state.index, object, now)
-    }
-
-    /// The same. The object's URL and names are asked for only if there was a purge since its fetch began.
-    pub(crate) fn verdict_of(&self, stamp: Stamp, of: impl FnOnce() -> (String, Vec<Name>)) -> Verdict {
+    /// What a request may do with an object that it found just now. The object's URL and names are asked for only if there was a purge since its fetch began.
+    pub(crate) fn verdict(&self, stamp: Stamp, of: impl FnOnce() -> (String, Vec<Name>)) -> Verdict {
         let now = uptime();
         let state = self.read();
         if state.index.is_newest(stamp) {

@@ -165,6 +165,7 @@ impl Index {
     }
 
     /// How many purges were folded away since the start.
+    #[cfg(test)]
     pub(crate) fn folded(&self) -> u64 {
         self.folded
     }
@@ -175,6 +176,7 @@ impl Index {
     }
 
     /// Names that are held.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.named.len()
     }

@@ -5,6 +5,8 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use crds::plan::{Identity, ObjectRef};
+
 /// The last place of a generation; what follows must still be exact in the doubles of Lua.
 pub(crate) const LAST_PLACE: u64 = (1 << 53) - 2;
 /// Bytes of a URL or prefix.
@@ -197,6 +199,20 @@ impl Scope {
         Ok(Self { namespace: namespace.into(), workload: workload.into() })
     }
 
+    /// The pods of a workload, or the proxy that stands alone.
+    pub(crate) fn of(proxy: &ObjectRef, pod: &Identity) -> Result<Self, String> {
+        let workload = match pod.workload_name.is_empty() {
+            false => format!("{}/{}", pod.workload_kind, pod.workload_name),
+            true => format!("FetchrProxy/{}", proxy.name),
+        };
+        Self::new(&proxy.namespace, &workload).map_err(|why| format!("{}/{workload} {why}", proxy.namespace))
+    }
+
+    /// How names in Redis begin of things of a kind.
+    pub(crate) fn prefix(&self, kind: &str) -> String {
+        format!("fetchr:{}:{kind}:{}:", self.namespace, self.workload)
+    }
+
     /// A name for Redis. Those of one scope share a slot of a cluster.
     pub(crate) fn key(&self, name: &str) -> String {
         format!("fetchr:{}:{{purge:{}}}:{name}", self.namespace, self.workload)
@@ -222,6 +238,16 @@ impl MemberId {
 }
 
 impl Generation {
+    /// As it stands beside what is stored outside of this process.
+    pub(crate) fn bytes(self) -> [u8; 16] {
+        self.0.to_le_bytes()
+    }
+
+    /// From what [`Generation::bytes`] made.
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_le_bytes(bytes))
+    }
+
     /// From what a script answered.
     pub(crate) fn parse(text: &str) -> Result<Self, Malformed> {
         hex(text).map(Self)

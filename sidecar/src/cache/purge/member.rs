@@ -1,7 +1,7 @@
 //! One pod's part: it beats, applies what it reads, and knows until when that is enough.
 
 use super::{
-    CutOff, Generation, Index, Position, Rules, Uptime, Verdict,
+    CutOff, Index, Position, Rules, Uptime, Verdict,
     index::Object,
     log::{Content, Page, Record, Term},
 };
@@ -136,6 +136,7 @@ impl Member {
     }
 
     /// When the lease runs out.
+    #[cfg(test)]
     pub(crate) fn lease(&self) -> Option<Uptime> {
         self.lease
     }
@@ -146,7 +147,8 @@ impl Member {
     }
 
     /// The generation that is read.
-    pub(crate) fn generation(&self) -> Option<Generation> {
+    #[cfg(test)]
+    pub(crate) fn generation(&self) -> Option<super::Generation> {
         self.read.map(|read| read.generation)
     }
 }

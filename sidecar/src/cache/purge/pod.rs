@@ -11,7 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    CutOff, Index, Stamp, Verdict,
+    CutOff, Index, Position, Stamp, Verdict,
     alone::Alone,
     index::CAPACITY,
     name::{Name, Naming},
@@ -90,6 +90,22 @@ impl PodPurges {
         }
     }
 
+    /// For an object that is stored where other processes find it. None if they could not tell what was purged.
+    pub(crate) fn position(&self, stamp: Stamp) -> Option<Position> {
+        match &**self.0.kept.load() {
+            Kept::Alone(_) => None,
+            Kept::Shared(shared) => shared.purges.position(stamp),
+        }
+    }
+
+    /// For an object that another process stored.
+    pub(crate) fn stamp_at(&self, position: Position) -> Stamp {
+        match &**self.0.kept.load() {
+            Kept::Alone(_) => Stamp::default(),
+            Kept::Shared(shared) => shared.purges.stamp_at(position),
+        }
+    }
+
     /// Purges that were asked for here, by how: for metrics.
     pub(crate) fn counts(&self) -> [(&'static str, u64); 2] {
         let [hard, soft] = &self.0.counts;
@@ -121,7 +137,7 @@ impl PodPurges {
     pub(crate) fn verdict(&self, stamp: Stamp, of: impl FnOnce() -> (String, Vec<Name>)) -> Verdict {
         match &**self.0.kept.load() {
             Kept::Alone(alone) => alone.verdict(stamp, of),
-            Kept::Shared(shared) => shared.purges.verdict_of(stamp, of),
+            Kept::Shared(shared) => shared.purges.verdict(stamp, of),
         }
     }
 

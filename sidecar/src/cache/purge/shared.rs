@@ -10,22 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crds::{
-    plan::{Identity, ObjectRef},
-    proxy::{CachePurge, FetchrProxySpec, WhenCutOff},
-};
+use crds::proxy::{CachePurge, FetchrProxySpec, WhenCutOff};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CutOff, Index, Rules,
     follow::{Purges, listen},
-    link::{Endpoint, Link},
     log::{MemberId, Scope, Strength, What},
     redis::{self, LogError, random},
     request::{PurgeAnswer, PurgeError},
 };
-use crate::tls::Secrets;
+use crate::{
+    cache::link::{Endpoint, Link},
+    tls::Secrets,
+};
 
 /// How long an answer of Redis is waited for, at most.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -53,29 +52,19 @@ pub(super) struct Shared {
 }
 
 impl Log {
-    /// That of the pods of a workload, or of a proxy that stands alone. None without a Redis.
+    /// That of a scope. None without a Redis.
     ///
     /// # Errors
     /// Why there can't be one although there is a Redis.
-    pub(crate) fn of(
-        spec: &FetchrProxySpec,
-        secrets: &Secrets,
-        proxy: &ObjectRef,
-        pod: &Identity,
-    ) -> Result<Option<Self>, String> {
+    pub(crate) fn of(spec: &FetchrProxySpec, secrets: &Secrets, scope: &Scope) -> Result<Option<Self>, String> {
         let Some(redis) = &spec.redis else { return Ok(None) };
         let endpoint = Endpoint::new(redis, secrets)?;
-        let workload = match pod.workload_name.is_empty() {
-            false => format!("{}/{}", pod.workload_kind, pod.workload_name),
-            true => format!("FetchrProxy/{}", proxy.name),
-        };
-        let scope = Scope::new(&proxy.namespace, &workload).map_err(|why| format!("{}/{workload} {why}", proxy.namespace))?;
         let CachePurge { max_lag, when_cut_off } = spec.cache.purge;
         let cut_off = match when_cut_off {
             WhenCutOff::Serve => CutOff::Serve,
             WhenCutOff::Revalidate => CutOff::Revalidate,
         };
-        Ok(Some(Self { endpoint, scope, rules: Rules { lag: max_lag.0, cut_off, replicas: 0 } }))
+        Ok(Some(Self { endpoint, scope: scope.clone(), rules: Rules { lag: max_lag.0, cut_off, replicas: 0 } }))
     }
 }
 

@@ -121,6 +121,20 @@ impl Object {
         Self { flat: flat.into(), chunks: (!inline).then(|| Arc::new(right_sized(pieces, len))) }
     }
 
+    /// The same with other notes. A long body is shared.
+    ///
+    /// # Errors
+    /// When they are too long.
+    pub(crate) fn with_notes(&self, notes: &[u8]) -> Result<Self, Unfit> {
+        if notes.len() > SECTION {
+            return Err(Unfit::TooLong);
+        }
+        let (before, behind) = (&self.flat[..self.meta_at()], &self.flat[self.head_at()..]);
+        let mut flat = [before, notes, behind].concat();
+        flat[8..12].copy_from_slice(&(notes.len() as u32).to_le_bytes());
+        Ok(Self { flat: flat.into(), chunks: self.chunks.clone() })
+    }
+
     /// The same key and body under new notes, status and fields, as a 304 asks for (RFC 9111 section 4.3.4). A long body is shared.
     ///
     /// # Errors

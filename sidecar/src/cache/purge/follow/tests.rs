@@ -3,16 +3,20 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    super::{CutOff, link::Link, log::Scope, server::Server},
+    super::{CutOff, log::Scope, name::Naming, server::Server},
     *,
 };
-use crate::tls::Secrets;
+use crate::{
+    cache::link::{Endpoint, Link},
+    tls::Secrets,
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A pod that follows the log, until it is dropped.
 struct Pod {
     purges: Arc<Purges>,
+    naming: Naming,
     id: MemberId,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -25,7 +29,9 @@ impl Drop for Pod {
 
 impl Pod {
     async fn start(server: &Server, number: u64, rules: Rules) -> Self {
-        let purges = Arc::new(Purges::new(rules, Index::new(rules.cut_off, 1000)));
+        let index = Index::new(rules.cut_off, 1000);
+        let naming = index.naming();
+        let purges = Arc::new(Purges::new(rules, index));
         let (mut log, id) = (log(server, rules), MemberId::new("web", number).unwrap());
         let (endpoint, channel) = (endpoint(server), log.news().to_owned());
         let (following, listening, me) = (Arc::clone(&purges), Arc::clone(&purges), id.clone());
@@ -33,7 +39,7 @@ impl Pod {
             tokio::spawn(async move { following.follow(&mut log, &me, |_| {}).await }),
             tokio::spawn(async move { listen(&endpoint, &channel, PATIENCE, &listening).await }),
         ];
-        Self { purges, id, tasks }
+        Self { purges, naming, id, tasks }
     }
 
     /// As if it were killed.
@@ -42,8 +48,7 @@ impl Pod {
     }
 
     fn verdict(&self, stamp: Stamp) -> Verdict {
-        let names = [self.purges.naming().tag("news")];
-        self.purges.verdict(&Object { stamp, url: "shop.example/", names: &names })
+        self.purges.verdict(stamp, || ("shop.example/".to_owned(), vec![self.naming.tag("news")]))
     }
 }
 

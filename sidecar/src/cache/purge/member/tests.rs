@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::{
     super::{
-        Stamp,
+        Generation, Stamp,
         log::{Entry, PurgeId, Strength, What},
     },
     *,

@@ -100,7 +100,6 @@ impl Plan {
         let bounds = Bounds {
             page: if small { 2 } else { 100 },
             silence: if rng.bool() { LAG * 3 } else { LAG * 6 },
-            members: 100,
             records: if small { 4 } else { 1000 },
             kept: if small { 3 * SECOND } else { 3600 * SECOND },
         };

@@ -9,7 +9,6 @@ use super::super::log::{Census, Content, Entry, Generation, LAST_PLACE, MemberId
 pub(in super::super) struct Bounds {
     pub page: usize,
     pub silence: u64,
-    pub members: usize,
     pub records: usize,
     pub kept: u64,
 }

@@ -297,7 +297,7 @@ async fn the_model_tells_what_the_scripts_do() {
 async fn compare(server: &Server, rng: &mut Rng) {
     let mut log = log(server).await;
     log.bounds = Bounds { page: 3, records: 5, ..log.bounds };
-    let bounds = store::Bounds { page: 3, silence: u64::MAX, members: 100, records: 5, kept: u64::MAX };
+    let bounds = store::Bounds { page: 3, silence: u64::MAX, records: 5, kept: u64::MAX };
     let mut model = store::Server::new(store::State::default(), 1, bounds, false);
     let (mut real, mut told) = (Telling::new(), Telling::new());
     let mut now = 1_000_000;

@@ -1,0 +1,196 @@
+//! The second tier: answers in Redis, which all pods of a workload share.
+//!
+//! It is looked at where memory has nothing, by the one request that would go to the origin for all, and holds objects up to a size. Whatever is wrong with it, requests
+//! go on as if it were empty: a command has a time limit, and after some that failed nobody asks until it answers again.
+//! Purges hold for it as for memory: an answer carries the place in the log of purges that its fetch began at.
+//!
+//! With `collapse.scope: Cluster`, who finds nothing takes a [`Lease`] on the key: of all pods one goes to the origin, and the others look again
+//! until its answer is there, or for as long as the policy says.
+
+mod commands;
+mod keeper;
+mod lease;
+mod metrics;
+mod record;
+mod writer;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crds::proxy::FetchrProxySpec;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    commands::{Found, Key},
+    keeper::Connection,
+    record::Record,
+    writer::Write,
+};
+pub(super) use self::{lease::Lease, metrics::Metrics, record::Answer};
+use super::{link::Endpoint, purge::Scope, semantics::clock::Now, store::Vary};
+
+use crate::tls::Secrets;
+
+/// Writes that wait, at most.
+const WAITING: usize = 256;
+/// Bytes of answers that wait to be written, at most.
+const WAITING_BYTES: u64 = 16 << 20;
+/// Between two looks for what another pod fetches, at first and at most.
+const FIRST_LOOK: Duration = Duration::from_millis(4);
+const LONGEST_LOOK: Duration = Duration::from_millis(50);
+
+/// Where it is, and what it holds.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Settings {
+    pub(super) endpoint: Endpoint,
+    /// What all names begin with: `fetchr:<namespace>:cache:<workload>:`.
+    pub(super) prefix: String,
+    /// Bytes of the longest body.
+    pub(super) max_object: u64,
+    /// How long a command may take.
+    pub(super) patience: Duration,
+}
+
+impl Settings {
+    /// As a FetchrProxy says; None if nothing is shared.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn of(spec: &FetchrProxySpec, secrets: &Secrets, scope: &Scope) -> Result<Option<Self>, String> {
+        let (Some(redis), Some(shared)) = (&spec.redis, spec.cache.shared) else { return Ok(None) };
+        Ok(Some(Self {
+            endpoint: Endpoint::new(redis, secrets)?,
+            prefix: scope.prefix("cache"),
+            max_object: shared.max_object.0,
+            patience: redis.command_timeout.0,
+        }))
+    }
+}
+
+/// The answers that pods share.
+pub(super) struct Tier {
+    settings: Settings,
+    connection: Arc<Connection>,
+    writes: mpsc::Sender<Write>,
+    waiting: Arc<AtomicU64>,
+    metrics: Metrics,
+    stop: CancellationToken,
+}
+
+/// What is found for a request that memory has nothing for.
+pub(super) enum Got {
+    /// An answer, with the names of its `Vary`. Whether it may be used is not known yet.
+    Answer(Box<Answer>, Option<Vary>),
+    /// Nothing. With a lease, other pods wait for what the origin answers.
+    Nothing(Option<Lease>),
+}
+
+impl Tier {
+    /// Begins to connect, in tasks of this runtime that end when this is dropped.
+    pub(super) fn start(settings: Settings, metrics: Metrics) -> Arc<Self> {
+        let (writes, written) = mpsc::channel(WAITING);
+        let tier = Arc::new(Self {
+            connection: Connection::new(),
+            writes,
+            waiting: Arc::default(),
+            metrics,
+            stop: CancellationToken::new(),
+            settings,
+        });
+        keeper::spawn(&tier);
+        writer::spawn(&tier, written);
+        tier
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether it answers, as far as is known.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.get().is_some()
+    }
+
+    /// Looks for an answer under a primary key; `variant` makes the values that select one of those that `Vary` tells apart, and is None if it can't. With
+    /// `waits`, of all pods one goes to the origin, and the others wait for so long.
+    pub(super) async fn get(
+        self: &Arc<Self>,
+        primary: &[u8],
+        variant: impl Fn(&Vary) -> Option<Vec<u8>>,
+        waits: Option<Duration>,
+    ) -> Got {
+        let until = Instant::now() + waits.unwrap_or_default();
+        let (mut values, mut vary) = (Vec::new(), None);
+        let mut pause = FIRST_LOOK;
+        loop {
+            let key = Key::of(&self.settings.prefix, primary, &values);
+            match self.look(&key, primary, &values, waits).await {
+                Found::Record(Record::Answer(answer)) => {
+                    self.metrics.request("hit");
+                    return Got::Answer(answer, vary);
+                }
+                Found::Record(Record::Vary(names)) if vary.is_none() => {
+                    let Some(of_request) = variant(&names) else { return self.nothing(None) };
+                    (values, vary) = (of_request, Some(names));
+                }
+                Found::Taken if Instant::now() + pause < until => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_LOOK);
+                }
+                Found::Ours(lease) => return self.nothing(Some(lease)),
+                Found::Record(Record::Vary(_)) | Found::Taken | Found::Nothing => return self.nothing(None),
+                Found::Failed => return Got::Nothing(None),
+            }
+        }
+    }
+
+    fn nothing(&self, lease: Option<Lease>) -> Got {
+        self.metrics.request("miss");
+        Got::Nothing(lease)
+    }
+
+    /// Stores an answer, some time soon, if it is not too large; with the lease under which it was fetched.
+    pub(super) fn put(&self, answer: Answer, vary: Option<Vary>, now: Now, lease: Option<Lease>) {
+        let left = answer.meta.left(now);
+        if answer.object.body_len() > self.settings.max_object || left == 0 {
+            return; // and a lease is released
+        }
+        self.write(Write::Put { answer: Box::new(answer), vary, left, lease });
+    }
+
+    /// Takes out what a primary key leads to, with its variants: without their marker nobody finds them.
+    pub(super) fn remove(&self, primary: &[u8]) {
+        self.write(Write::Remove(Key::of(&self.settings.prefix, primary, &[])));
+    }
+
+    fn write(&self, write: Write) {
+        let bytes = write.bytes();
+        let waiting = self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        if waiting + bytes > WAITING_BYTES || self.writes.try_send(write).is_err() {
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+            self.metrics.written("dropped");
+        }
+    }
+}
+
+impl Drop for Tier {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl fmt::Debug for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tier").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,128 @@
+//! What Redis is asked.
+
+use std::{fmt::Write as _, time::Duration};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use redis::{RedisResult, Value};
+use tokio::time::timeout;
+
+use super::{
+    Tier,
+    lease::{Lease, UNCACHEABLE},
+    record::{self, Record},
+    writer::Write,
+};
+
+/// What an answer takes beside its body, at most.
+const OVERHEAD: u64 = 4 << 20;
+
+/// The names in Redis of what a key of the cache leads to. Different keys share a name by no chance that matters, and what is found is compared with the key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Key {
+    /// Of the record.
+    pub(super) record: String,
+    /// Of the lease on fetching it.
+    pub(super) fill: String,
+}
+
+/// What a look at a key finds.
+pub(super) enum Found {
+    Record(Record),
+    /// Nothing, and it is this pod's turn to fetch it.
+    Ours(Lease),
+    /// Nothing, but another pod fetches it.
+    Taken,
+    Nothing,
+    /// Nobody knows.
+    Failed,
+}
+
+impl Key {
+    /// Of a primary key and the values of the fields that select a variant.
+    pub(super) fn of(prefix: &str, primary: &[u8], values: &[u8]) -> Self {
+        let mut hash = Context::new(&SHA256);
+        hash.update(&(primary.len() as u64).to_le_bytes());
+        hash.update(primary);
+        hash.update(values);
+        let mut record = String::with_capacity(prefix.len() + 34);
+        record.push_str(prefix);
+        // In braces: a record and its lease share a slot of a cluster.
+        record.push('{');
+        hash.finish().as_ref()[..16].iter().for_each(|byte| write!(record, "{byte:02x}").unwrap_or_default());
+        record.push('}');
+        Self { fill: format!("{record}:fill"), record }
+    }
+}
+
+impl Tier {
+    /// Looks for a record, and with `waits` takes the lease on fetching it for so long if there is none.
+    pub(super) async fn look(&self, key: &Key, primary: &[u8], values: &[u8], waits: Option<Duration>) -> Found {
+        let Some(mut connection) = self.connection.get() else {
+            self.metrics.request("away");
+            return Found::Failed;
+        };
+        let lease = waits.map(|term| (Lease::new(key, self.writes.clone()), term));
+        let mut pipe = redis::pipe();
+        pipe.get(&key.record);
+        if let Some((lease, term)) = &lease {
+            let millis = u64::try_from(term.as_millis()).unwrap_or(u64::MAX).max(1);
+            pipe.cmd("SET").arg(&key.fill).arg(lease.token()).arg("NX").arg("PX").arg(millis).ignore();
+            pipe.get(&key.fill);
+        }
+        let answered: RedisResult<Vec<Value>> = match timeout(self.settings.patience, pipe.query_async(&mut connection)).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                self.connection.failed();
+                self.metrics.request("late");
+                return Found::Failed;
+            }
+        };
+        let Ok(values_of) = answered else {
+            self.connection.failed();
+            self.metrics.request("error");
+            return Found::Failed;
+        };
+        self.connection.worked();
+        self.found(key, (primary, values), &values_of, lease.map(|(lease, _)| lease))
+    }
+
+    fn found(&self, key: &Key, (primary, values): (&[u8], &[u8]), answered: &[Value], lease: Option<Lease>) -> Found {
+        if let Some(Value::BulkString(bytes)) = answered.first() {
+            let most = usize::try_from(self.settings.max_object.saturating_add(OVERHEAD)).unwrap_or(usize::MAX);
+            match record::read(bytes, most) {
+                Ok(Record::Answer(answer)) if !answer.object.is_for(primary, values) => {}
+                Ok(record) => return Found::Record(record),
+                Err(record::Corrupt) => {
+                    self.metrics.request("corrupt");
+                    self.write(Write::Remove(key.clone()));
+                }
+            }
+        }
+        match (lease, answered.get(1)) {
+            (Some(lease), Some(Value::BulkString(holder))) if *holder == lease.token().as_bytes() => Found::Ours(lease),
+            (Some(lease), Some(Value::BulkString(holder))) => {
+                lease.not_taken();
+                if holder == UNCACHEABLE.as_bytes() { Found::Nothing } else { Found::Taken }
+            }
+            _ => Found::Nothing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_apart_also_where_they_begin_alike() {
+        let key = |primary: &[u8], values: &[u8]| Key::of("p:", primary, values);
+        assert_eq!(key(b"a", b"b"), key(b"a", b"b"));
+        for (one, other) in
+            [(key(b"a", b"b"), key(b"ab", b"")), (key(b"", b"a"), key(b"a", b"")), (key(b"a", b""), key(b"b", b""))]
+        {
+            assert_ne!(one, other);
+        }
+        let Key { record, fill } = key(b"a", b"");
+        assert!(record.starts_with("p:{") && record.len() == 36 && fill == format!("{record}:fill"), "{record} {fill}");
+    }
+}

@@ -1,0 +1,147 @@
+//! What stands in Redis under a key.
+//!
+//! ```text
+//! offset  bytes
+//!      0  4  "FXS" and the version of the format, 1
+//!      4  1  what follows the checksum: 0 the names of `Vary`, 1 an answer, 2 a packed answer
+//!      5  8  XXH3-64 of all behind it, little endian
+//!     13     names, or an answer
+//!
+//! an answer: 16 generation and 8 place of the purges that were known when its fetch began, 64 what its age is judged by,
+//!            4 length of its tags, the tags, the object as `store::codec` writes it
+//! a packed answer: 4 length of an answer, that answer as one frame of zstd
+//! ```
+//!
+//! Numbers are little endian. Whoever can write to Redis can write what it likes: what is read is checked like bytes from a stranger.
+
+use twox_hash::XxHash3_64;
+
+use super::super::{
+    notes,
+    purge::{Generation, Position},
+    semantics::meta::Meta,
+    store::{Object, Vary},
+};
+
+const MAGIC: [u8; 4] = *b"FXS\x01";
+const VARY: u8 = 0;
+const ANSWER: u8 = 1;
+const PACKED: u8 = 2;
+/// Before the names or the answer.
+const PREFIX: usize = 13;
+/// Before the tags of an answer.
+const FIXED: usize = 16 + 8 + notes::META + 4;
+/// Shorter answers are not packed.
+const WORTH_PACKING: usize = 512;
+
+/// What a key leads to.
+#[derive(Debug)]
+pub(super) enum Record {
+    /// There are variants: look again with the values of these fields.
+    Vary(Vary),
+    Answer(Box<Answer>),
+}
+
+/// An answer that another process may have stored.
+#[derive(Debug)]
+pub(in crate::cache) struct Answer {
+    /// With the notes of whoever stored it, which mean nothing here.
+    pub(in crate::cache) object: Object,
+    pub(in crate::cache) meta: Meta,
+    /// The purges that were known when its fetch began.
+    pub(in crate::cache) position: Position,
+    /// Its tags, separated as they came.
+    pub(in crate::cache) tags: Vec<u8>,
+}
+
+/// Why bytes are no record: they were damaged, or are of another version.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("not a record of this version, or damaged")]
+pub(super) struct Corrupt;
+
+/// The names of a `Vary`.
+pub(super) fn of_vary(vary: &Vary) -> Vec<u8> {
+    let names: Vec<&str> = vary.names().collect();
+    sealed(VARY, names.join(",").as_bytes())
+}
+
+/// An answer, packed if that makes it shorter.
+pub(super) fn of_answer(answer: &Answer) -> Vec<u8> {
+    let Answer { object, meta, position, tags } = answer;
+    let object = object.encode();
+    let mut plain = Vec::with_capacity(FIXED + tags.len() + object.len());
+    plain.extend_from_slice(&position.generation.bytes());
+    plain.extend_from_slice(&position.at.to_le_bytes());
+    plain.extend_from_slice(&notes::of_meta(meta));
+    plain.extend_from_slice(&(tags.len() as u32).to_le_bytes());
+    plain.extend_from_slice(tags);
+    plain.extend_from_slice(&object);
+    match packed(&plain) {
+        Some(packed) => sealed(PACKED, &packed),
+        None => sealed(ANSWER, &plain),
+    }
+}
+
+/// Reads a record whose answer has at most so many bytes.
+pub(super) fn read(bytes: &[u8], most: usize) -> Result<Record, Corrupt> {
+    let (prefix, rest) = bytes.split_first_chunk::<PREFIX>().ok_or(Corrupt)?;
+    let [magic @ .., _, _, _, _, _, _, _, _, _] = prefix;
+    let sum: [u8; 8] = prefix[5..].try_into().map_err(|_| Corrupt)?;
+    if *magic != MAGIC || XxHash3_64::oneshot(rest) != u64::from_le_bytes(sum) {
+        return Err(Corrupt);
+    }
+    match prefix[4] {
+        VARY => {
+            let names = str::from_utf8(rest).map_err(|_| Corrupt)?;
+            Vary::new(names.split(',')).map(Record::Vary).ok_or(Corrupt)
+        }
+        ANSWER => answer(rest),
+        PACKED => answer(&unpacked(rest, most)?),
+        _ => Err(Corrupt),
+    }
+}
+
+fn answer(bytes: &[u8]) -> Result<Record, Corrupt> {
+    let (generation, rest) = bytes.split_first_chunk().ok_or(Corrupt)?;
+    let (at, rest) = rest.split_first_chunk().ok_or(Corrupt)?;
+    let (meta, rest) = rest.split_first_chunk().ok_or(Corrupt)?;
+    let (length, rest) = rest.split_first_chunk().ok_or(Corrupt)?;
+    let (tags, object) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(Corrupt)?;
+    Ok(Record::Answer(Box::new(Answer {
+        object: Object::decode(object).map_err(|_| Corrupt)?,
+        meta: notes::to_meta(meta),
+        position: Position { generation: Generation::from_bytes(*generation), at: u64::from_le_bytes(*at) },
+        tags: tags.to_vec(),
+    })))
+}
+
+fn sealed(kind: u8, content: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(PREFIX + content.len());
+    out.extend_from_slice(&MAGIC);
+    out.push(kind);
+    out.extend_from_slice(&XxHash3_64::oneshot(content).to_le_bytes());
+    out.extend_from_slice(content);
+    out
+}
+
+fn packed(plain: &[u8]) -> Option<Vec<u8>> {
+    if plain.len() < WORTH_PACKING {
+        return None;
+    }
+    let mut out = u32::try_from(plain.len()).ok()?.to_le_bytes().to_vec();
+    out.extend_from_slice(&zstd::bulk::compress(plain, 1).ok()?);
+    (out.len() < plain.len()).then_some(out)
+}
+
+fn unpacked(bytes: &[u8], most: usize) -> Result<Vec<u8>, Corrupt> {
+    let (length, frame) = bytes.split_first_chunk().ok_or(Corrupt)?;
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > most {
+        return Err(Corrupt);
+    }
+    let plain = zstd::bulk::decompress(frame, length).map_err(|_| Corrupt)?;
+    if plain.len() == length { Ok(plain) } else { Err(Corrupt) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Writes to Redis, beside the requests, one after the other.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{Pipeline, RedisError, Script};
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    Tier,
+    commands::Key,
+    keeper::Connection,
+    lease::{Lease, UNCACHEABLE},
+    metrics::Metrics,
+    record::{self, Answer},
+};
+use crate::cache::store::Vary;
+
+/// How long a write may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// For how long an answer is kept, at most, and the marker of its variants always.
+const LONGEST: u64 = 7 * 24 * 3600 * 1000;
+/// For how long nobody waits for a key whose answer was for one client alone.
+const MARK: Duration = Duration::from_secs(120);
+/// What a small write counts for in the queue, in bytes.
+const SMALL: u64 = 256;
+
+/// Unless another pod has begun to fetch since. KEYS: record, lease. ARGV: record, milliseconds, token.
+const PUT: &str = "local holder = redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[3] and holder ~= '-' then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if holder == ARGV[3] then redis.call('DEL', KEYS[2]) end
+return 1";
+/// KEYS: lease. ARGV: token.
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end return 0";
+/// KEYS: lease. ARGV: token, what stands in its place, milliseconds.
+const REPLACE: &str =
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end return 0";
+
+/// Something to be written.
+#[derive(Debug)]
+pub(super) enum Write {
+    /// An answer, with the names of its `Vary`, and how long it is of use, in milliseconds.
+    Put { answer: Box<Answer>, vary: Option<Vary>, left: u64, lease: Option<Lease> },
+    /// What a key leads to goes.
+    Remove(Key),
+    /// A lease is given back.
+    Release { fill: String, token: String },
+    /// Nobody needs to wait for this key.
+    Mark { fill: String, token: String },
+}
+
+impl Write {
+    /// What it counts for in the queue.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Put { answer, .. } => answer.object.encoded_len() + SMALL,
+            _ => SMALL,
+        }
+    }
+}
+
+/// Who writes.
+struct Writer {
+    prefix: String,
+    connection: Arc<Connection>,
+    waiting: Arc<AtomicU64>,
+    metrics: Metrics,
+    put: Script,
+    release: Script,
+    replace: Script,
+}
+
+/// Writes for a tier what comes, until that is dropped.
+pub(super) fn spawn(tier: &Tier, mut written: mpsc::Receiver<Write>) {
+    let writer = Writer {
+        prefix: tier.settings.prefix.clone(),
+        connection: Arc::clone(&tier.connection),
+        waiting: Arc::clone(&tier.waiting),
+        metrics: tier.metrics.clone(),
+        put: Script::new(PUT),
+        release: Script::new(RELEASE),
+        replace: Script::new(REPLACE),
+    };
+    let stop = tier.stop.clone();
+    tokio::spawn(async move {
+        let write_all = async {
+            while let Some(write) = written.recv().await {
+                let bytes = write.bytes();
+                writer.write(write).await;
+                // A lease that was given back while the queue was full was not counted, nor is its release.
+                let _ = writer.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| Some(all.saturating_sub(bytes)));
+            }
+        };
+        stop.run_until_cancelled(write_all).await
+    });
+}
+
+impl Writer {
+    async fn write(&self, write: Write) {
+        let is_put = matches!(write, Write::Put { .. });
+        let Some(mut connection) = self.connection.get() else {
+            if is_put {
+                self.metrics.written("dropped");
+            }
+            return; // a lease in it asks for its release, which comes here too
+        };
+        let pipe = self.commands(write);
+        let answered: Result<Result<(), RedisError>, _> = timeout(PATIENCE, pipe.exec_async(&mut connection)).await;
+        let worked = matches!(answered, Ok(Ok(())));
+        if worked {
+            self.connection.worked();
+        } else {
+            self.connection.failed();
+        }
+        if is_put {
+            self.metrics.written(if worked { "stored" } else { "failed" });
+        }
+    }
+
+    fn commands(&self, write: Write) -> Pipeline {
+        let mut pipe = redis::pipe();
+        match write {
+            Write::Put { answer, vary, left, lease } => {
+                let primary = answer.object.primary();
+                if let Some(vary) = &vary {
+                    let marker = Key::of(&self.prefix, primary, &[]);
+                    pipe.cmd("SET").arg(marker.record).arg(record::of_vary(vary)).arg("PX").arg(LONGEST).ignore();
+                }
+                let key = Key::of(&self.prefix, primary, answer.object.variant());
+                let (record, left) = (record::of_answer(&answer), left.clamp(1, LONGEST));
+                match lease.map(Lease::spend) {
+                    None => drop(pipe.cmd("SET").arg(key.record).arg(record).arg("PX").arg(left).ignore()),
+                    Some((fill, token)) => {
+                        let mut call = self.put.prepare_invoke();
+                        call.key(key.record).key(fill).arg(record).arg(left).arg(token);
+                        pipe.load_script(&self.put).ignore().invoke_script(&call).ignore();
+                    }
+                }
+            }
+            Write::Remove(key) => drop(pipe.cmd("UNLINK").arg(key.record).ignore()),
+            Write::Release { fill, token } => {
+                let mut call = self.release.prepare_invoke();
+                call.key(fill).arg(token);
+                pipe.load_script(&self.release).ignore().invoke_script(&call).ignore();
+            }
+            Write::Mark { fill, token } => {
+                let mut call = self.replace.prepare_invoke();
+                call.key(fill).arg(token).arg(UNCACHEABLE).arg(MARK.as_millis() as u64);
+                pipe.load_script(&self.replace).ignore().invoke_script(&call).ignore();
+            }
+        }
+        pipe
+    }
+}
