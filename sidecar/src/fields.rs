@@ -127,6 +127,22 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
     }
 }
 
+/// Removes what `Connection` names of a request that the cache is about to look at: the upstream won't get it, so its answer doesn't
+/// depend on it. What says how the request came stays.
+pub(crate) fn remove_named(headers: &mut HeaderMap, present: Present) {
+    if !present.any(Present::CONNECTION) {
+        return;
+    }
+    let named: Vec<HeaderName> = list(headers, header::CONNECTION)
+        .filter(|token| !matches!(token.as_bytes(), b"keep-alive" | b"close" | b"Upgrade" | b"upgrade"))
+        .filter_map(|token| token.parse().ok())
+        .filter(|name| {
+            !is_protected(name) && !matches!(*name, header::CONNECTION | header::TE | header::UPGRADE | header::EXPECT)
+        })
+        .collect();
+    named.into_iter().for_each(|name| drop(headers.remove(name)));
+}
+
 /// Removes `Connection` and what it names.
 fn remove_connection(headers: &mut HeaderMap) {
     let options = headers.get(header::CONNECTION).map(HeaderValue::as_bytes);
@@ -293,6 +309,21 @@ mod tests {
             ("via", "1.1 x"),
         ]);
         assert_eq!(left(request).len(), 6);
+    }
+
+    #[test]
+    fn fields_named_by_connection_go_before_the_cache_looks() {
+        let lines = [
+            ("connection", "Upgrade, te, accept-language, cookie"),
+            ("upgrade", "a"),
+            ("te", "b"),
+            ("accept-language", "de"),
+            ("cookie", "c"),
+        ];
+        let mut request = headers(&lines);
+        let present = Present::of(&request);
+        remove_named(&mut request, present);
+        assert_eq!(request, headers(&[lines[0], lines[1], lines[2], lines[4]]));
     }
 
     #[test]

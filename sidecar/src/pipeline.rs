@@ -133,10 +133,11 @@ async fn admit_and_forward(
 async fn past_the_cache(
     ex: &mut Exchange,
     target: Key,
-    (parts, present): (Box<Parts>, Present),
+    (mut parts, present): (Box<Parts>, Present),
     body: ClientBody,
     client: Client,
 ) -> Result<Forwarded, Stop> {
+    fields::remove_named(&mut parts.headers, present);
     let content = body.size_hint().upper() != Some(0);
     let fetch = match cache::look(ex, &parts, content).await {
         Looked::Answered(response) => return Ok(Forwarded::Response(response)),

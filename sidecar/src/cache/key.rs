@@ -8,27 +8,43 @@ use std::sync::Arc;
 
 use crds::policy::cache::{CacheKey, KeyHost, KeyQuery, QueryOrder};
 use http::{HeaderMap, HeaderName, header};
+use smallvec::SmallVec;
 
 use super::purge::host;
 use crate::{facts::Facts, route::decode};
 
+mod spelling;
+
+use spelling::{quoted_pieces, read_as};
+
 /// Fields that some applications take the target, the host or the method from. Whoever sends one gets answers that only its like gets,
-/// so that nobody can have an answer of its making stored for others.
-const TELLING: [HeaderName; 13] = [
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-prefix"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-scheme"),
-    HeaderName::from_static("x-forwarded-server"),
-    HeaderName::from_static("x-host"),
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-method-override"),
-    HeaderName::from_static("x-original-host"),
-    HeaderName::from_static("x-original-url"),
-    HeaderName::from_static("x-rewrite-url"),
+/// so that nobody can have an answer of its making stored for others. Sorted.
+const TELLING: [&str; 21] = [
+    "front-end-https",
+    "x-forwarded-host",
+    "x-forwarded-path",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-forwarded-uri",
+    "x-host",
+    "x-http-host-override",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-host",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-scheme",
+    "x-url-scheme",
 ];
+
+/// Stands where a field of [`TELLING`] has its place in that list.
+const FORWARDED: u8 = 255;
 
 /// Which parts of requests make the key, compiled from a policy.
 #[derive(Debug)]
@@ -53,6 +69,8 @@ enum Query {
 #[derive(Debug)]
 struct Pattern {
     text: Box<str>,
+    /// The same in the form of [`read_as`].
+    read: Box<str>,
     begins: bool,
 }
 
@@ -61,7 +79,7 @@ impl KeyPlan {
     pub(crate) fn build(rule: &Arc<str>, section: &CacheKey) -> Result<Self, String> {
         let name = |name: &String| HeaderName::try_from(name).map_err(|_| format!("{name:?} is not the name of a header field"));
         let mut headers = section.headers.iter().map(name).collect::<Result<Vec<_>, _>>()?;
-        headers.retain(|name| !TELLING.contains(name));
+        headers.retain(|name| telling(name).is_none());
         let cookies = section.cookies.iter().map(|name| name.as_bytes().into()).collect();
         let KeyQuery { allow, ignore, order } = &section.query;
         let patterns = |names: &Vec<String>| names.iter().map(|name| Pattern::build(name)).collect();
@@ -80,10 +98,9 @@ impl KeyPlan {
         match self.host {
             KeyHost::Include => {
                 text(out, facts.scheme.as_bytes());
-                // With its port, for what is on another port is another origin.
-                let at = out.len();
+                // With its port, for what is on another port is another origin, and in its letters, for the origin gets these: it may take
+                // `A.example` for no site of its own, and what it answers then is not for those who ask for `a.example`.
                 text(out, authority.as_bytes());
-                out[at..].make_ascii_lowercase();
             }
             KeyHost::Ignore => text(out, b""),
         }
@@ -95,12 +112,7 @@ impl KeyPlan {
         for name in &self.cookies {
             cookie(out, facts.headers, name);
         }
-        for (number, name) in (0u8..).zip(&TELLING) {
-            if facts.headers.contains_key(name) {
-                out.push(number);
-                values(out, facts.headers, name);
-            }
-        }
+        tellings(out, facts.headers);
     }
 
     fn write_query(&self, query: Option<&str>, out: &mut Vec<u8>) {
@@ -110,8 +122,9 @@ impl KeyPlan {
             return text(out, query.as_bytes());
         }
         let mut counted: Vec<&str> = query.split('&').filter(|parameter| self.query.counts(parameter)).collect();
-        if self.order == QueryOrder::Sort {
-            counted.sort_by_key(|parameter| name_of(parameter));
+        // Of parameters that some application reads as one, the order says which counts; so it stays.
+        if self.order == QueryOrder::Sort && !query.contains(';') {
+            counted.sort_by_cached_key(|parameter| read_as(name_of(parameter)));
         }
         text(out, counted.join("&").as_bytes());
     }
@@ -120,16 +133,15 @@ impl KeyPlan {
 impl Query {
     /// Whether a parameter is part of the key.
     fn counts(&self, parameter: &str) -> bool {
-        let named = |patterns: &[Pattern]| {
-            let name = decode(name_of(parameter));
-            patterns.iter().any(|pattern| pattern.matches(&name))
-        };
+        let named = |patterns: &[Pattern], name: &str| patterns.iter().any(|pattern| pattern.matches(name));
+        let name = name_of(parameter);
         match self {
             Self::All => true,
             // Some applications split at `;` too: to them `ignored=1;page=2` holds a parameter that counts.
             _ if parameter.contains(';') => true,
-            Self::Only(patterns) => named(patterns),
-            Self::Without(patterns) => !named(patterns),
+            // What an application may read as one of these counts too.
+            Self::Only(patterns) => named(patterns, &decode(name)) || patterns.iter().any(|pattern| pattern.may_be(name)),
+            Self::Without(patterns) => !named(patterns, &decode(name)),
         }
     }
 }
@@ -137,11 +149,18 @@ impl Query {
 impl Pattern {
     fn build(name: &str) -> Self {
         let begins = name.ends_with('*');
-        Self { text: name.strip_suffix('*').unwrap_or(name).into(), begins }
+        let text = name.strip_suffix('*').unwrap_or(name);
+        Self { text: text.into(), read: read_as(text).into(), begins }
     }
 
     fn matches(&self, name: &str) -> bool {
         if self.begins { name.starts_with(&*self.text) } else { name == &*self.text }
+    }
+
+    /// Whether some application reads a parameter, whose name is spelled so, as one that matches.
+    fn may_be(&self, name: &str) -> bool {
+        let name = read_as(name);
+        if self.begins { name.starts_with(&*self.read) } else { name == *self.read }
     }
 }
 
@@ -186,14 +205,42 @@ fn values(out: &mut Vec<u8>, headers: &HeaderMap, name: &HeaderName) {
     lines.iter().for_each(|line| text(out, line.as_bytes()));
 }
 
-/// The values of all cookies of a name.
+/// The place of a field in [`TELLING`].
+fn telling(name: &HeaderName) -> Option<u8> {
+    let name = name.as_str();
+    let place = if name.starts_with(['x', 'f']) { TELLING.binary_search(&name).ok() } else { None };
+    place.and_then(|place| u8::try_from(place).ok())
+}
+
+/// The fields that tell of another target, and what `Forwarded` tells of it: who the client is says nothing of the target.
+fn tellings(out: &mut Vec<u8>, headers: &HeaderMap) {
+    let mut found: SmallVec<[(u8, &HeaderName); 4]> =
+        headers.keys().filter_map(|name| telling(name).map(|place| (place, name))).collect();
+    found.sort_unstable_by_key(|(place, _)| *place);
+    for (place, name) in found {
+        out.push(place);
+        values(out, headers, name);
+    }
+    for line in headers.get_all(header::FORWARDED) {
+        let is_of_client = |piece: &[u8]| {
+            let name = piece.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+            piece.is_empty() || name.eq_ignore_ascii_case(b"for") || name.eq_ignore_ascii_case(b"by")
+        };
+        for piece in quoted_pieces(line.as_bytes()).map(<[u8]>::trim_ascii).filter(|piece| !is_of_client(piece)) {
+            out.push(FORWARDED);
+            text(out, piece);
+        }
+    }
+}
+
+/// The values of all cookies of a name, also of those that only some applications read so: there may be white space around it.
 fn cookie(out: &mut Vec<u8>, headers: &HeaderMap, name: &[u8]) {
     let pairs = headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
     for pair in pairs {
-        let pair = pair.trim_ascii();
-        if let Some(value) = pair.strip_prefix(name).and_then(|rest| rest.strip_prefix(b"=")) {
+        let Some(at) = pair.iter().position(|byte| *byte == b'=') else { continue };
+        if pair[..at].trim_ascii() == name {
             out.push(1);
-            text(out, value);
+            text(out, pair[at + 1..].trim_ascii());
         }
     }
     out.push(0);
@@ -257,6 +304,7 @@ mod tests {
             (only, "/?page=1", "/?page=2", false),
             (sort, "/?b=1&a=2", "/?a=2&b=1", true),
             (sort, "/?a=1&a=2", "/?a=2&a=1", false),
+            (sort, "/?b=1&a[]=2&a[]=3", "/?a[]=2&a[]=3&b=1", true),
         ] {
             assert_eq!(same(section, one, other), expected, "{section}: {one} {other}");
         }
@@ -270,10 +318,42 @@ mod tests {
     }
 
     #[test]
+    fn parameter_that_some_application_reads_as_another_counts_like_it() {
+        let allow = r#"{"query": {"allow": ["user_id", "f*"]}}"#;
+        for spelled in [
+            "user.id",
+            "user%2eid",
+            "user+id",
+            "user%20id",
+            "%20user_id",
+            "USER_ID",
+            "user_id[]",
+            "user_id[a]",
+            "F_1",
+            "user[id",
+            "user_id%00x",
+        ] {
+            assert!(!same(allow, &format!("/?{spelled}=evil"), "/?"), "{spelled}");
+        }
+        assert!(same(allow, "/?user=1&id=2", "/?"));
+        let sort = r#"{"query": {"order": "Sort"}}"#;
+        for (one, other) in [
+            ("/?page=1&p%61ge=2", "/?p%61ge=2&page=1"),
+            ("/?page=1&PAGE=2", "/?PAGE=2&page=1"),
+            ("/?a.b=1&a_b=2", "/?a_b=2&a.b=1"),
+            ("/?a=1&a[]=2", "/?a[]=2&a=1"),
+            ("/?b=1;a=2&a=3", "/?a=3&b=1;a=2"),
+        ] {
+            assert!(!same(sort, one, other), "{one} {other}");
+        }
+    }
+
+    #[test]
     fn fields_and_cookies_count_as_the_policy_says() {
         let plan = plan(r#"{"headers": ["X-Tenant"], "cookies": ["currency"]}"#);
         let of = |headers: &[(&str, &str)]| key(&plan, "/", headers);
         assert_eq!(of(&[("cookie", "a=1; currency=EUR")]), of(&[("cookie", "currency=EUR;b=2")]));
+        assert_eq!(of(&[("cookie", "currency = EUR")]), of(&[("cookie", "currency=EUR")]));
         for (one, other) in [
             (&[("x-tenant", "a")][..], &[("x-tenant", "b")][..]),
             (&[("x-tenant", "")], &[]),
@@ -290,8 +370,25 @@ mod tests {
     fn who_tells_of_another_target_gets_a_key_of_its_own() {
         let plan = plan(r#"{"host": "Ignore"}"#);
         for name in TELLING {
-            assert_ne!(key(&plan, "/", &[(name.as_str(), "evil.example")]), key(&plan, "/", &[]), "{name}");
+            assert_ne!(key(&plan, "/", &[(name, "evil.example")]), key(&plan, "/", &[]), "{name}");
         }
+        assert!(TELLING.is_sorted());
+        let both = [("x-host", "a"), ("x-original-url", "b")];
+        assert_eq!(key(&plan, "/", &both), key(&plan, "/", &[both[1], both[0]]), "in any order");
+    }
+
+    #[test]
+    fn forwarded_counts_where_it_tells_of_the_target() {
+        let plan = plan("{}");
+        let of = |value: &str| key(&plan, "/", &[("forwarded", value)]);
+        for client in ["for=192.0.2.1", "For=\"[2001:db8::1]:4711\";by=x", "for=1, for=2", "for=\"a;host=b\""] {
+            assert_eq!(of(client), key(&plan, "/", &[]), "{client}");
+        }
+        for target in ["host=evil.example", "for=1;Host=\"evil\"", "for=1, proto=https", "for=\"1", "nonsense"] {
+            let counts = of(target) != key(&plan, "/", &[]);
+            assert_eq!(counts, target != "for=\"1", "{target}");
+        }
+        assert_ne!(of("host=\"a;for=b\""), of("host=\"a;for=c\""));
     }
 
     #[test]
@@ -331,7 +428,7 @@ mod tests {
             plan(section).write(&facts, authority, &mut out);
             out
         };
-        assert_eq!(key("{}", "A.example"), key("{}", "a.example"));
+        assert_ne!(key("{}", "A.example"), key("{}", "a.example"), "the origin gets it as it is");
         assert_ne!(key("{}", "a.example:81"), key("{}", "a.example"));
         assert_eq!(key(r#"{"host": "Ignore"}"#, "a.example"), key(r#"{"host": "Ignore"}"#, "b.example"));
     }

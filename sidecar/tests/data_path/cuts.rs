@@ -41,7 +41,7 @@ async fn end(mut stream: TcpStream, cut: Cut) {
 }
 
 /// The connection is reset when it is dropped.
-fn reset(stream: &TcpStream) {
+pub(crate) fn reset(stream: &TcpStream) {
     socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
 }
 
@@ -119,7 +119,7 @@ async fn try_read_head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// The status and the body of an answer that is whole.
-fn whole(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
+pub(crate) fn whole(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
     let text = String::from_utf8(answer.to_vec()).unwrap();
     let (head, body) = text.split_once("\r\n\r\n")?;
     let head = format!("{head}\r\n");

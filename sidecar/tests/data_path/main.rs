@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails has failed its test")]
 
 mod cache;
+mod cache_hostile;
 mod cache_shared;
 mod cuts;
 mod dns;
