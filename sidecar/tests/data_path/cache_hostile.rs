@@ -2,6 +2,7 @@
 
 mod poison;
 mod private;
+mod validation;
 mod variants;
 
 use std::sync::{

@@ -11,14 +11,11 @@ use super::{
     settings::Settings,
     status_code,
     storable::{NotStored, Received, Storable, storable},
-    validators::{EntityTag, Validators, tags},
+    validators::Validators,
 };
 
-/// Entity tags of ours in a request, and of the client's.
+/// Entity tags in a request.
 const MOST_TAGS: usize = 16;
-
-/// Bytes of a client's tag that goes with ours.
-const MOST_BYTES: usize = 256;
 
 /// What the answer to a validation is (section 4.3.3).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,17 +41,10 @@ pub(crate) fn outcome(status: StatusCode) -> Outcome {
 /// origin may say that they are right.
 ///
 /// It asks for the whole representation, without the client's own conditions and ranges: its answer is judged against those by
-/// [`super::conditional::answer`]. Only the client's entity tags go along, since a copy of the client's may be newer than ours.
+/// [`super::conditional::answer`]. A 304 is about what is stored, then, and about nothing that a client says it has: from many an origin
+/// it has no `ETag`, and nobody could tell which of the two is right.
 pub(crate) fn make_conditional(request: &mut HeaderMap, stored: &[Validators<'_>]) {
-    let mut list: Vec<Vec<u8>> =
-        stored.iter().filter_map(|stored| stored.etag).map(|tag| trim(tag).to_vec()).take(MOST_TAGS).collect();
-    if !list.is_empty() {
-        // Ours alone would get us a whole response where the client needs none.
-        let theirs =
-            request.get_all(header::IF_NONE_MATCH).iter().flat_map(|line| tags(line.as_bytes())).filter_map(EntityTag::written);
-        list.extend(theirs.filter(|tag| tag.len() <= MOST_BYTES).take(MOST_TAGS));
-        list.dedup();
-    }
+    let list: Vec<&[u8]> = stored.iter().filter_map(|stored| stored.etag).map(trim).take(MOST_TAGS).collect();
     make_whole(request);
     if let Ok(value) = HeaderValue::from_bytes(&list.join(&b", "[..]))
         && !value.is_empty()
@@ -92,13 +82,6 @@ pub(crate) fn make_partial(request: &mut HeaderMap, missing: ByteRange, stored: 
     request.insert(header::IF_RANGE, validator);
     request.insert(header::RANGE, range);
     true
-}
-
-/// Whether a 304 is about a copy that only the client has: then it is the client's answer, and nothing of ours is changed.
-pub(crate) fn is_for_client(not_modified: &HeaderMap, request: &HeaderMap, stored: &[Validators<'_>]) -> bool {
-    let Some(tag) = Validators::of(not_modified).tag() else { return false };
-    let ours = stored.iter().filter_map(Validators::tag).any(|ours| ours.is_weakly(tag));
-    !ours && request.get_all(header::IF_NONE_MATCH).iter().any(|line| tags(line.as_bytes()).any(|theirs| theirs.is_weakly(tag)))
 }
 
 /// Which of the stored responses that match a request a 304 to it updates (section 4.3.4), by their places in `stored`.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cache::semantics::{
     range::ByteRange,
-    validate::{Outcome, is_for_client, make_conditional, make_partial, make_whole, outcome, selected},
+    validate::{Outcome, make_conditional, make_partial, make_whole, outcome, selected},
     validators::Validators,
 };
 
@@ -50,39 +50,12 @@ fn rfc9111_4_3_1_the_request_is_for_the_whole_and_keeps_its_other_fields() {
 }
 
 #[test]
-fn rfc9111_4_3_2_tags_of_the_client_go_along_with_ours() {
+fn rfc9111_4_3_2_tags_of_the_client_are_not_sent_for_a_304_may_not_say_whose_is_right() {
     let ours = [stored(&[("etag", "\"1\"")])];
-    let table = [
-        ("\"2\"", "if-none-match: \"1\", \"2\""),
-        ("W/\"2\", \"3\"", "if-none-match: \"1\", W/\"2\", \"3\""),
-        ("\"1\"", "if-none-match: \"1\""),
-        ("*", "if-none-match: \"1\""),
-        ("nonsense, \"4", "if-none-match: \"1\""),
-    ];
-    for (theirs, expected) in table {
-        assert_eq!(conditional(&[("if-none-match", theirs)], &ours), [expected], "{theirs}");
+    for theirs in ["\"2\"", "W/\"2\", \"3\"", "\"1\"", "*", "nonsense, \"4"] {
+        assert_eq!(conditional(&[("if-none-match", theirs)], &ours), ["if-none-match: \"1\""], "{theirs}");
     }
-    let many = (0..1000).map(|index| format!("\"t{index}\"")).collect::<Vec<_>>().join(",");
-    assert!(conditional(&[("if-none-match", &many)], &ours)[0].len() < 300, "no more than a few");
-    assert!(conditional(&[("if-none-match", "\"2\"")], &[stored(&[])]).is_empty(), "a 304 to theirs would be of no use to us");
-}
-
-#[test]
-fn rfc9111_4_3_2_a_304_about_a_copy_of_the_client_is_for_the_client() {
-    let ours = stored(&[("etag", "\"1\"")]);
-    let request = fields(&[("if-none-match", "\"2\", W/\"3\"")]);
-    let table = [("\"2\"", true), ("\"3\"", true), ("\"1\"", false), ("\"9\"", false)];
-    for (tag, expected) in table {
-        assert_eq!(is_for_client(&fields(&[("etag", tag)]), &request, &[Validators::of(&ours.response)]), expected, "{tag}");
-    }
-    assert!(!is_for_client(&fields(&[]), &request, &[Validators::of(&ours.response)]));
-    let two = stored(&[("etag", "\"5\"")]);
-    let both = [Validators::of(&ours.response), Validators::of(&two.response)];
-    let lines = fields(&[("if-none-match", "\"1\""), ("if-none-match", "\"2\"")]);
-    assert!(!is_for_client(&fields(&[("etag", "\"1\"")]), &lines, &both), "one of ours is enough");
-    assert!(is_for_client(&fields(&[("etag", "\"2\"")]), &lines, &both), "and one line of theirs");
-    let shared = fields(&[("if-none-match", "\"1\"")]);
-    assert!(!is_for_client(&fields(&[("etag", "\"1\"")]), &shared, &[Validators::of(&ours.response)]), "it is about ours too");
+    assert!(conditional(&[("if-none-match", "\"2\"")], &[stored(&[])]).is_empty());
 }
 
 #[test]
