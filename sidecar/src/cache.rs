@@ -1,6 +1,7 @@
 //! A shared HTTP cache before the upstream, of which policies say what it keeps.
 
 mod answer;
+mod changes;
 mod clock;
 mod fetch;
 #[allow(dead_code, unused_imports, reason = "not all of what it counts is shown yet")]
@@ -24,7 +25,7 @@ pub use self::purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeReq
 pub(crate) use self::{
     fetch::Fetch,
     fill::{Failure, Reader},
-    invalidation::invalidate,
+    invalidation::{Change, invalidate},
     pod::Cache,
     purge::{PurgeLog, Scope},
     rules::Caching,

@@ -149,7 +149,7 @@ async fn past_the_cache(
         Looked::Goes(fetch) => Some(fetch),
         Looked::Passes => None,
     };
-    let (method, asked) = (parts.method.clone(), parts.uri.path_and_query().cloned());
+    let (change, asked) = (cache::Change::of(&parts.method, &parts.headers), parts.uri.path_and_query().cloned());
     let scheme = ex.connection.scheme;
     let authority = Rc::clone(&ex.authority);
     let target_of =
@@ -157,8 +157,8 @@ async fn past_the_cache(
     let mut call = call(ex, target, (parts, present), body, client.switch.is_some())?;
     let Some(fetch) = fetch else {
         let forwarded = forward(ex, call, client).await?;
-        if let Forwarded::Response(response) = &forwarded {
-            cache::invalidate(ex.asking(), &method, target_of(), response.status(), response.headers());
+        if let (Forwarded::Response(response), Some(change)) = (&forwarded, &change) {
+            cache::invalidate(ex.asking(), change, target_of(), response);
         }
         return Ok(forwarded);
     };
@@ -169,8 +169,8 @@ async fn past_the_cache(
         Err(Stop::Fail(error)) => Err(error),
         Err(stop @ Stop::Limited) => return Err(stop),
     };
-    if let Ok(response) = &answered {
-        cache::invalidate(ex.asking(), &method, target_of(), response.status(), response.headers());
+    if let (Ok(response), Some(change)) = (&answered, &change) {
+        cache::invalidate(ex.asking(), change, target_of(), response);
     }
     Ok(Forwarded::Response(fetch.settle(target_of(), answered)?))
 }

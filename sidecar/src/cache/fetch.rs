@@ -9,7 +9,9 @@ use tokio::time::Instant;
 
 use super::{
     Cache, Caching, answer,
+    changes::Moment,
     fill::{Failure, Filler},
+    key,
     notes::{self, Names},
     purge::Stamp,
     semantics::{
@@ -47,6 +49,10 @@ pub(crate) struct Fetch {
     pub(super) control: Control,
     /// Which purges were known before it was sent.
     pub(super) stamp: Stamp,
+    /// Before which changes of its target.
+    pub(super) began: Moment,
+    /// By which it is remembered that answers to its key are not stored, if that is so.
+    pub(super) marked: Option<Vec<u8>>,
     /// The key of the rule; empty if the request passes the cache by.
     pub(super) key: Vec<u8>,
     pub(super) status: Status<'static>,
@@ -111,8 +117,8 @@ impl Fetch {
             Ok(storable) => {
                 if self.caching.mode == Mode::Shadow {
                     self.keep_head(&storable, &response);
-                } else {
-                    self.cache.fills.unmark(&self.key);
+                } else if let Some(key) = &self.marked {
+                    self.cache.fills.unmark(key);
                 }
                 self.tell(&mut response, None, None);
                 Ok(response)
@@ -181,8 +187,12 @@ impl Fetch {
         let object = refreshed.unwrap_or_else(|_| kept.object.clone());
         match updated.storable {
             Ok(_) => {
-                let _ = self.cache.store().replace(&kept.object, object.clone());
-                share(&self.cache, &object, vary_of(&object), self.lease.take());
+                let lease = self.lease.take();
+                let replace = || {
+                    let _ = self.cache.store().replace(&kept.object, object.clone());
+                    share(&self.cache, &object, vary_of(&object), lease);
+                };
+                let _ = self.cache.changes.unless_changed(&key::url(&self.key), self.began, replace);
             }
             Err(reason) => {
                 self.cache.metrics.not_stored(reason.as_str());
@@ -210,8 +220,7 @@ impl Fetch {
             self.not_for_others(filler);
             return self.untouched(response, NotStored::Vary);
         };
-        let fits = length.is_none_or(|length| length <= self.caching.settings.max_object);
-        if !fits || !filler.begin(head.clone(), length) {
+        if !filler.begin(head.clone(), length, self.caching.settings.max_object) {
             self.not_for_others(filler);
             return self.untouched(response, NotStored::TooLarge);
         }
@@ -219,10 +228,8 @@ impl Fetch {
         self.tell_stored(&mut response);
         let reader = filler.reader();
         let (mut parts, body) = response.into_parts();
-        let most = self.caching.settings.max_object;
-        let keeper = Keeper { cache: Arc::clone(&self.cache), vary, most, lease: self.lease.take() };
-        let drive = drive(body, filler, keeper);
-        start(drive);
+        let (cache, lease) = (Arc::clone(&self.cache), self.lease.take());
+        start(drive(body, filler, Keeper { cache, target: key::url(&self.key), began: self.began, vary, lease }));
         let mut wants_body = true;
         if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) {
             let decision = decide(&storable.meta, &Control::default(), self.cache.now(), Origin::Up);
@@ -338,17 +345,31 @@ fn start(drive: impl Future<Output = ()> + 'static) {
 /// What becomes of an answer that has come whole.
 struct Keeper {
     cache: Arc<Cache>,
+    target: String,
+    /// When its fetch began, among the changes of its target.
+    began: Moment,
     vary: Option<Vary>,
-    /// Bytes of the longest body that is kept.
-    most: u64,
     lease: Option<Lease>,
 }
 
 impl Keeper {
     fn keep(self, object: &Object) {
-        // Too little room is counted there.
-        let _ = self.cache.store().insert(object.clone(), self.vary.as_ref());
-        share(&self.cache, object, self.vary, self.lease);
+        let Self { cache, target, began, vary, lease } = self;
+        let store = || {
+            // Too little room is counted there.
+            let _ = cache.store().insert(object.clone(), vary.as_ref());
+            share(&cache, object, vary, lease);
+        };
+        let _ = cache.changes.unless_changed(&target, began, store);
+    }
+
+    /// It has grown longer than what is kept, and so will the next one.
+    fn let_go(&mut self, filler: &Filler) {
+        self.cache.metrics.not_stored(NotStored::TooLarge.as_str());
+        filler.mark(Instant::now() + MARK);
+        if let Some(lease) = self.lease.take() {
+            lease.uncacheable();
+        }
     }
 }
 
@@ -371,8 +392,7 @@ fn share(cache: &Cache, object: &Object, vary: Option<Vary>, lease: Option<Lease
 }
 
 /// Reads an answer to its end, for all who wait for it, and stores it. It goes on without any of them.
-async fn drive(mut body: Flow, mut filler: Filler, keeper: Keeper) {
-    let mut length = 0;
+async fn drive(mut body: Flow, mut filler: Filler, mut keeper: Keeper) {
     loop {
         if filler.ready().await.is_err() {
             return;
@@ -386,14 +406,16 @@ async fn drive(mut body: Flow, mut filler: Filler, keeper: Keeper) {
                 Err(_) => continue, // a cache may leave trailers out (RFC 9111, section 3.1)
             },
         };
-        length += data.len() as u64;
+        let kept = !filler.is_too_long();
         if filler.push(&data).is_err() {
             return;
+        }
+        if kept && filler.is_too_long() {
+            keeper.let_go(&filler);
         }
     }
     if let Ok(done) = filler.finish()
         && let Some(object) = &done.object
-        && length <= keeper.most
     {
         keeper.keep(object);
     }

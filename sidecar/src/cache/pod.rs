@@ -10,6 +10,7 @@ use crds::proxy::{CacheMemory, Eviction};
 use prometheus_client::registry::Registry;
 
 use super::{
+    changes::Changes,
     clock::Clock,
     fill::{Budget, Fills, Limits as FillLimits},
     metrics::Metrics,
@@ -34,6 +35,7 @@ pub(crate) struct Cache {
     pub(super) budget: Arc<Budget>,
     pub(super) metrics: Metrics,
     pub(super) purges: PodPurges,
+    pub(super) changes: Changes,
     clock: Clock,
     /// Bytes that the store may hold, unless memory is short.
     size: AtomicU64,
@@ -53,6 +55,7 @@ impl Cache {
             budget,
             metrics: Metrics::default(),
             purges,
+            changes: Changes::new(),
             clock: Clock::new(),
             size: AtomicU64::new(size),
         })

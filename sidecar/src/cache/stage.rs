@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::{
     Cache, Caching, Fetch, answer,
+    changes::Moment,
     fetch::Kept,
-    fill::{Failure, Filler, NoHead, Reader, Turn},
+    fill::{Alone, Failure, Filler, NoHead, Reader, Turn},
     key,
     notes::{self, Names},
     purge::{Stamp, Verdict as Purged},
@@ -52,10 +53,14 @@ struct Look<'a> {
     control: Control,
     /// Which purges were known when the request was looked at.
     stamp: Stamp,
+    /// Before which changes.
+    began: Moment,
     /// The key of the rule, and behind it the values of the fields that select a variant, as far as these are known.
     key: Vec<u8>,
     /// Where the second begins.
     variant: usize,
+    /// By which it is remembered that answers to this key are not stored, if that is so.
+    marked: Option<Vec<u8>>,
 }
 
 /// What a key leads to.
@@ -73,7 +78,19 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
     let cache = &ex.connection.worker.cache;
     let asks = Asks::of(&parts.method, &parts.headers, content);
     let control = asks.heeded(&caching.settings);
-    let mut look = Look { ex, parts, cache, caching, asks, control, stamp: cache.purges.stamp(), key: Vec::new(), variant: 0 };
+    let mut look = Look {
+        ex,
+        parts,
+        cache,
+        caching,
+        asks,
+        control,
+        stamp: cache.purges.stamp(),
+        began: cache.changes.now(),
+        key: Vec::new(),
+        variant: 0,
+        marked: None,
+    };
     if let Some((forward, reason)) = look.bypass() {
         cache.metrics.bypassed(reason);
         return look.goes(Status { detail: Some(reason), ..Status::forwarded(forward) }, None, None);
@@ -156,7 +173,8 @@ impl Look<'_> {
         let object = object.with_notes(&notes).ok()?;
         let Stored::Kept(kept) = self.kept(object.clone(), now, Forward::Miss) else { return None };
         // Too little room is counted there.
-        let _ = self.cache.store().insert(object, vary);
+        let insert = || self.cache.store().insert(object, vary);
+        let _ = self.cache.changes.unless_changed(&key::url(&self.key), self.began, insert);
         Some(kept)
     }
 
@@ -188,6 +206,7 @@ impl Look<'_> {
         for waits in [true, false] {
             // Before anything is found: what is found then has outlived all purges up to here.
             self.stamp = self.cache.purges.stamp();
+            self.began = self.cache.changes.now();
             let (mut found, mut status) = match self.find(self.cache.now()) {
                 Stored::Unselectable => return self.goes(Status::forwarded(Forward::VaryMiss), None, None),
                 Stored::Kept(_) if forced => (None, Status { detail: Some("Policy"), ..Status::forwarded(Forward::Request) }),
@@ -211,7 +230,7 @@ impl Look<'_> {
             if !self.may_be_stored() {
                 return self.goes(status, stale, None);
             }
-            match self.cache.fills.turn(&self.fill_key(forced), self.stamp.order(), Instant::now()) {
+            match self.turn(forced) {
                 Turn::Lead(filler) if stale.is_none() && !forced => return self.lead(status, filler).await,
                 Turn::Lead(filler) => return self.goes(status, stale, Some(filler)),
                 Turn::Alone(_) => return self.goes(status, stale, None),
@@ -268,14 +287,21 @@ impl Look<'_> {
         self.asks.kind == Kind::Get && !self.control.no_store && !self.asks.has.any(Has::RANGE)
     }
 
-    /// The key by which requests find the one that fetches for them. Who does not want another one's answer finds none.
-    fn fill_key(&self, forced: bool) -> Vec<u8> {
-        let alone = forced || self.caching.collapse.is_none() || self.control.no_cache || self.control.max_age == Some(0);
-        let mut key = self.key.clone();
-        if alone {
-            key.extend_from_slice(&fastrand::u128(..).to_ne_bytes());
+    /// Whether the request fetches, for whom, or waits for another one that does.
+    fn turn(&mut self, forced: bool) -> Turn {
+        let fills = &self.cache.fills;
+        let apart = forced || self.caching.collapse.is_none() || self.control.no_cache || self.control.max_age == Some(0);
+        if apart {
+            return fills.apart(self.stamp.order(), Instant::now());
         }
-        key
+        let mut key = self.key.clone();
+        // What is being fetched since before the target was changed is for nobody who comes after.
+        key.extend_from_slice(&self.cache.changes.newest(&key::url(&self.key)).bytes());
+        let turn = fills.turn(&key, self.stamp.order(), Instant::now());
+        if matches!(turn, Turn::Alone(Alone::HitForMiss)) {
+            self.marked = Some(key);
+        }
+        turn
     }
 
     /// The answer that another request fetches. An error if it is none for this one.
@@ -322,13 +348,13 @@ impl Look<'_> {
     }
 
     /// A stale answer, for which one request asks the origin anew.
-    fn stale(self, kept: Kept, decision: &Decision, filler: Option<Filler>) -> Looked {
+    fn stale(mut self, kept: Kept, decision: &Decision, filler: Option<Filler>) -> Looked {
         let response = self.hit(&kept, decision);
-        let turn = || match self.cache.fills.turn(&self.fill_key(false), self.stamp.order(), Instant::now()) {
+        let mut turn = || match self.turn(false) {
             Turn::Lead(filler) => Some(filler),
             Turn::Join(_) | Turn::Alone(_) => None,
         };
-        match filler.or_else(turn) {
+        match filler.or_else(&mut turn) {
             Some(filler) if self.asks.kind == Kind::Get => {
                 Looked::Stale(response, Box::new(self.fetch(Status::unusable(decision), Some(kept), Some(filler))))
             }
@@ -374,6 +400,8 @@ impl Look<'_> {
             asks: self.asks,
             control: self.control,
             stamp: self.stamp,
+            began: self.began,
+            marked: self.marked,
             key,
             status,
             stale,

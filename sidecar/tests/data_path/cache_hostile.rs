@@ -1,5 +1,8 @@
 //! The section `cache` under bad input: origins that break off, clients that leave, and requests made to spoil what others get.
 
+mod bodies;
+mod changes;
+mod clients;
 mod poison;
 mod private;
 mod validation;

@@ -19,6 +19,7 @@ pub(crate) struct Filler {
     fill: Arc<Fill>,
     fills: Arc<Fills>,
     timer: Option<Pin<Box<Sleep>>>,
+    too_long: bool,
 }
 
 /// A fill that is complete. Who comes finds the fill until this is dropped, so the object is stored first and no second
@@ -31,7 +32,7 @@ pub(crate) struct Done {
 
 impl Filler {
     pub(super) fn new(fill: Arc<Fill>, fills: Arc<Fills>) -> Self {
-        Self { fill, fills, timer: None }
+        Self { fill, fills, timer: None, too_long: false }
     }
 
     /// A place for the driver's own client.
@@ -47,10 +48,11 @@ impl Filler {
         state.readers()
     }
 
-    /// The head is there: `head` without a body, and the `Content-Length`. `false` when such a length is too much to keep: then the caller
-    /// releases the waiters with [`Filler::uncacheable`].
-    pub(crate) fn begin(&mut self, head: Object, expected: Option<u64>) -> bool {
-        if expected.is_some_and(|expected| expected > self.fill.shared.limits.object) {
+    /// The head is there: `head` without a body, the `Content-Length`, and the longest body that is kept. `false` when such a length is
+    /// too much to keep: then the caller releases the waiters with [`Filler::uncacheable`].
+    pub(crate) fn begin(&mut self, head: Object, expected: Option<u64>, most: u64) -> bool {
+        let most = most.min(self.fill.shared.limits.object);
+        if expected.is_some_and(|expected| expected > most) {
             return false;
         }
         let mut state = self.fill.state();
@@ -58,6 +60,7 @@ impl Filler {
             state.phase = Phase::Filling;
             state.head = Some(head);
             state.expected = expected;
+            state.most = most;
         }
         let waiting = state.waiting();
         drop(state);
@@ -69,6 +72,16 @@ impl Filler {
     pub(crate) fn uncacheable(self, until: Instant) {
         self.fills.mark(&self.fill.key, until);
         self.close(Phase::Uncacheable);
+    }
+
+    /// Whether the body has grown longer than what is kept.
+    pub(crate) fn is_too_long(&self) -> bool {
+        self.too_long
+    }
+
+    /// Who comes before `until` fetches by itself: the next answer won't be kept either.
+    pub(crate) fn mark(&self, until: Instant) {
+        self.fills.mark(&self.fill.key, until);
     }
 
     /// Ready when the readers can take more.
@@ -136,7 +149,8 @@ impl Filler {
             return Err(Failure::Long);
         }
         let mut freed = 0;
-        let stays = state.whole && len <= shared.limits.object && shared.budget.has_room(bytes);
+        let too_long = len > state.most;
+        let stays = state.whole && !too_long && shared.budget.has_room(bytes);
         let passed_on = state.whole && !stays;
         if passed_on {
             freed = state.pass_on();
@@ -145,6 +159,9 @@ impl Filler {
         if passed_on {
             shared.count(Counter::PassedOn, 1);
             self.fills.forget(&self.fill);
+        }
+        if passed_on && too_long {
+            self.too_long = true;
         }
         let chunks: Vec<Bytes> = if stays {
             piece.chunks(CHUNK).map(Bytes::copy_from_slice).collect()

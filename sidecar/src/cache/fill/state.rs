@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) head: Option<Object>,
     pub(super) expected: Option<u64>,
+    /// The longest body that is kept.
+    pub(super) most: u64,
     /// All chunks are kept, from the first.
     pub(super) whole: bool,
     chunks: VecDeque<Chunk>,
@@ -88,6 +90,7 @@ impl State {
             phase: Phase::Waiting,
             head: None,
             expected: None,
+            most: u64::MAX,
             whole: true,
             chunks: VecDeque::new(),
             first: 0,

@@ -121,6 +121,16 @@ impl Fills {
         turn
     }
 
+    /// As [`Fills::turn`] of a miss that neither joins another nor is joined: whatever comes of it says nothing of its key.
+    pub(crate) fn apart(self: &Arc<Self>, epoch: u128, now: Instant) -> Turn {
+        if self.shared.budget.is_spent() {
+            self.shared.count(Counter::OverBudget, 1);
+            return Turn::Alone(Alone::Budget);
+        }
+        self.shared.count(Counter::Led, 1);
+        Turn::Lead(Filler::new(self.fill(Arc::default(), epoch, now), Arc::clone(self)))
+    }
+
     fn decide(self: &Arc<Self>, key: &[u8], epoch: u128, now: Instant) -> (Turn, Counter) {
         let hash = self.random.hash_one(key);
         let mut table = self.lock(hash);
@@ -151,8 +161,8 @@ impl Fills {
         if self.open.load(Relaxed) >= self.shared.limits.fills {
             return (Turn::Alone(Alone::Crowded), Counter::Crowded);
         }
-        let (key, shared) = (Arc::<[u8]>::from(key), Arc::clone(&self.shared));
-        let fill = Arc::new(Fill { key: Arc::clone(&key), epoch, started: now, shared, state: Mutex::new(State::new()) });
+        let key = Arc::<[u8]>::from(key);
+        let fill = self.fill(Arc::clone(&key), epoch, now);
         // Another one of this key goes on for its readers; nobody finds it any more.
         if table.fills.insert(key, Arc::clone(&fill)).is_none() {
             self.open.fetch_add(1, Relaxed);
@@ -160,8 +170,16 @@ impl Fills {
         (Turn::Lead(Filler::new(fill, Arc::clone(self))), Counter::Led)
     }
 
-    /// Remembers that answers to `key` are not cacheable.
+    fn fill(&self, key: Arc<[u8]>, epoch: u128, now: Instant) -> Arc<Fill> {
+        let (shared, state) = (Arc::clone(&self.shared), Mutex::new(State::new()));
+        Arc::new(Fill { key, epoch, started: now, shared, state })
+    }
+
+    /// Remembers that answers to `key` are not cacheable. Of a fill that stands apart, which has no key, there is nothing to remember.
     pub(crate) fn mark(&self, key: &[u8], until: Instant) {
+        if key.is_empty() {
+            return;
+        }
         let hash = self.random.hash_one(key);
         let dropped = self.lock(hash).mark(hash, until, (self.shared.limits.marks / SHARDS).max(1));
         self.shared.count(Counter::MarksDropped, dropped);

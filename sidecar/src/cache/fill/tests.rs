@@ -99,7 +99,7 @@ async fn everyone_reads_the_one_body() {
             read(early).await
         });
         let own = tokio::spawn(read(own));
-        assert!(filler.begin(head(), Some(len as u64)));
+        assert!(filler.begin(head(), Some(len as u64), u64::MAX));
         let mut sent = 0;
         while sent < len {
             filler.ready().await.expect("readers");
@@ -129,7 +129,7 @@ async fn a_body_of_another_length_is_never_whole() {
         let fills = fills(limits());
         let mut filler = lead(&fills);
         let reader = join(&fills);
-        assert!(filler.begin(head(), Some(expected)));
+        assert!(filler.begin(head(), Some(expected), u64::MAX));
         let mut sent = 0;
         let mut result = Ok(());
         for piece in pieces {
@@ -152,7 +152,7 @@ async fn readers_of_a_broken_fill_get_an_error_never_an_end() {
             let mut filler = lead(&fills);
             let mut reader = join(&fills);
             if begun {
-                assert!(filler.begin(head(), None));
+                assert!(filler.begin(head(), None, u64::MAX));
                 filler.push(&body(0, 10)).expect("goes on");
                 reader.head(WAIT).await.expect("head");
             }
@@ -230,10 +230,10 @@ async fn a_leader_without_a_head_delays_nobody_for_longer_than_the_wait() {
     // The next leads anew, and who follows joins that one.
     let mut second = lead(&fills);
     let mut follower = join(&fills);
-    assert!(second.begin(head(), None));
+    assert!(second.begin(head(), None, u64::MAX));
     follower.head(WAIT).await.expect("of the second");
     // The first goes on for those that stayed; its end takes nothing from the second.
-    assert!(slow.begin(head(), None));
+    assert!(slow.begin(head(), None, u64::MAX));
     drop(slow.finish().expect("whole"));
     drop(join(&fills));
     assert_eq!((fills.open(), fills.counts().slow), (1, 1));
@@ -243,7 +243,7 @@ async fn a_leader_without_a_head_delays_nobody_for_longer_than_the_wait() {
 async fn who_comes_after_a_purge_never_joins_an_earlier_fill() {
     let fills = fills(limits());
     let mut before = lead(&fills);
-    assert!(before.begin(head(), None));
+    assert!(before.begin(head(), None, u64::MAX));
     let Turn::Lead(after) = fills.turn(KEY, 1, Instant::now()) else { panic!("joined") };
     // Whoever read the position before the purge may have the newer answer.
     let mut reader = join(&fills);
@@ -257,7 +257,19 @@ async fn what_is_known_to_be_too_large_is_nobodys_wait() {
     let fills = fills(limits());
     let mut filler = lead(&fills);
     let mut reader = join(&fills);
-    assert!(!filler.begin(head(), Some(100_001)));
+    assert!(!filler.begin(head(), Some(100_001), u64::MAX));
+    assert!(!filler.begin(head(), Some(1001), 1000), "a policy may want less");
     filler.uncacheable(Instant::now() + Duration::from_secs(10));
     assert_eq!(reader.head(WAIT).await.err(), Some(NoHead::Uncacheable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stands_apart_is_joined_by_nobody_and_leaves_no_mark() {
+    let fills = fills(limits());
+    let Turn::Lead(apart) = fills.apart(0, Instant::now()) else { panic!("there is room") };
+    let other = lead(&fills);
+    apart.uncacheable(Instant::now() + Duration::from_secs(10));
+    drop(other);
+    drop(lead(&fills));
+    assert_eq!(fills.open(), 0);
 }

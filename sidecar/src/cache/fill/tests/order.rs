@@ -26,7 +26,7 @@ async fn over_threads_all_read_all() {
             })
             .collect();
         let driver = tokio::spawn(async move {
-            assert!(filler.begin(head(), None));
+            assert!(filler.begin(head(), None, u64::MAX));
             let mut at = 0u64;
             while at < 200_000 {
                 filler.ready().await.expect("readers");
@@ -88,7 +88,7 @@ proptest! {
             let fills = fills(Limits { object: object.max(expected.unwrap_or(0)), ..limits() });
             let mut filler = Some(lead(&fills));
             let mut readers: Vec<(Reader, u64)> = Vec::new();
-            filler.as_mut().expect("leads").begin(head(), expected);
+            filler.as_mut().expect("leads").begin(head(), expected, u64::MAX);
             let (mut sent, mut broken) = (0u64, false);
             for op in ops {
                 let filler = filler.as_mut().expect("leads");
@@ -177,7 +177,7 @@ async fn a_stampede_is_one_fetch_a_key() {
                         let own = filler.reader();
                         // Some wait for the head, the others come later: all must get the same.
                         tokio::time::sleep(Duration::from_millis(20)).await;
-                        assert!(filler.begin(head(), Some(3000)));
+                        assert!(filler.begin(head(), Some(3000), u64::MAX));
                         for at in [0, 1000, 2000] {
                             filler.push(&body(at, 1000)).expect("goes on");
                         }

@@ -7,7 +7,7 @@ async fn it_runs_at_the_fastest_while_it_is_kept() {
     let fills = fills(limits());
     let mut filler = lead(&fills);
     let (mut fast, mut slow) = (filler.reader(), join(&fills));
-    assert!(filler.begin(head(), None));
+    assert!(filler.begin(head(), None, u64::MAX));
     for round in 0..50u64 {
         assert!(may_go(&mut filler));
         filler.push(&body(round * 1000, 1000)).expect("goes on");
@@ -29,7 +29,7 @@ async fn what_grows_too_large_is_passed_on_within_the_window() {
     let fills = fills(limits);
     let mut filler = lead(&fills);
     let (mut one, mut two) = (filler.reader(), join(&fills));
-    assert!(filler.begin(head(), None));
+    assert!(filler.begin(head(), None, u64::MAX));
     for at in 0..100u64 {
         filler.push(&body(at * 1000, 1000)).expect("goes on");
         assert!(now(&mut one).is_ready() && now(&mut two).is_ready());
@@ -57,7 +57,7 @@ async fn what_nobody_reads_and_nobody_stores_is_given_up() {
     let fills = fills(limits());
     let mut filler = lead(&fills);
     let reader = filler.reader();
-    assert!(filler.begin(head(), None));
+    assert!(filler.begin(head(), None, u64::MAX));
     filler.push(&body(0, 100_001)).expect("goes on");
     let blocked = tokio::spawn(async move { filler.ready().await });
     tokio::task::yield_now().await;
@@ -71,7 +71,7 @@ async fn race(first: u64) -> (u64, Result<(), Failure>, Counts) {
     let fills = fills(Limits { object: 1000, window: 2000, ..limits() });
     let mut filler = lead(&fills);
     let (mut slow, fast) = (filler.reader(), join(&fills));
-    assert!(filler.begin(head(), None));
+    assert!(filler.begin(head(), None, u64::MAX));
     let start = Instant::now();
     let driver = tokio::spawn(async move {
         for at in 0..100u64 {
@@ -112,7 +112,7 @@ async fn one_alone_may_be_as_slow_as_it_likes() {
     let fills = fills(Limits { object: 1000, ..limits() });
     let mut filler = lead(&fills);
     let mut reader = filler.reader();
-    assert!(filler.begin(head(), None));
+    assert!(filler.begin(head(), None, u64::MAX));
     let driver = tokio::spawn(async move {
         for at in 0..10u64 {
             filler.ready().await.expect("a reader");
@@ -134,7 +134,7 @@ async fn beyond_the_budget_misses_go_alone_and_bodies_are_passed_on() {
     let fills = Fills::new(limits(), Arc::clone(&budget));
     let mut filler = lead(&fills);
     let mut reader = join(&fills);
-    assert!(filler.begin(head(), None));
+    assert!(filler.begin(head(), None, u64::MAX));
     filler.push(&body(0, 5000)).expect("goes on");
     assert_eq!(alone(&fills, b"other"), Some(Alone::Budget));
     assert!(matches!(fills.turn(KEY, 0, Instant::now()), Turn::Join(_)), "joining takes no memory");
@@ -196,7 +196,7 @@ async fn driver_and_reader_in_one_task_rest() {
     let fills = fills(Limits { object: 10, ..limits() });
     let mut filler = lead(&fills);
     let (mut own, _stands) = (filler.reader(), join(&fills));
-    assert!(filler.begin(head(), None));
+    assert!(filler.begin(head(), None, u64::MAX));
     filler.push(&body(0, 5000)).expect("goes on");
     assert!(now(&mut own).is_ready());
     let mut polls = 0;
