@@ -314,10 +314,9 @@ impl Store {
     fn hash(&self, primary: &[u8], variant: &[u8]) -> Hash {
         let mut hasher = SipHasher13::new_with_keys(self.seed.0, self.seed.1);
         hasher.write(primary);
-        if !variant.is_empty() {
-            hasher.write(variant);
-            hasher.write_usize(primary.len());
-        }
+        hasher.write(variant);
+        // So that no other two give the same bytes, whoever chose them.
+        hasher.write_usize(primary.len());
         let hash = hasher.finish128();
         Hash([hash.h1, hash.h2])
     }

@@ -1,5 +1,6 @@
 //! What a store promises, mostly against plain models.
 
+mod hostile;
 mod model;
 mod object;
 

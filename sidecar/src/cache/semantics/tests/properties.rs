@@ -129,6 +129,27 @@ proptest! {
     }
 
     #[test]
+    fn what_is_stale_is_never_fresh_again_wherever_the_wall_clock_steps(
+        exchange in exchange(),
+        steps in vec((0..100_000u64, any::<i64>(), any::<bool>()), 0..20),
+    ) {
+        let Ok(Storable { mut meta, .. }) = exchange.judged() else { return Ok(()) };
+        let (mut now, mut fresh, mut dead) = (T0, true, false);
+        for (passed, wall, moves) in steps {
+            now = Now { wall, mono: now.mono + passed };
+            if moves {
+                // To another process, whose wall clock may stand elsewhere.
+                meta = meta.departing(now).revived(Now { wall: wall.saturating_add(wall % 100_000), mono: 7 });
+                now.mono = 7;
+            }
+            let usable = decide(&meta, &wants(""), now, Origin::Up).verdict == Verdict::Fresh;
+            prop_assert!(fresh || !usable);
+            prop_assert!(moves || !dead || meta.is_dead(now));
+            (fresh, dead) = (fresh && usable, meta.is_dead(now));
+        }
+    }
+
+    #[test]
     fn revived_objects_are_as_old_as_they_were_or_are_not_used(exchange in exchange(), away in -100_000..100_000i64) {
         let Ok(Storable { meta, .. }) = exchange.judged() else { return Ok(()) };
         let now = Now { wall: T0.wall + away, mono: 9 };
