@@ -287,17 +287,19 @@ impl Look<'_> {
         self.asks.kind == Kind::Get && !self.control.no_store && !self.asks.has.any(Has::RANGE)
     }
 
-    /// Whether the request fetches, for whom, or waits for another one that does.
+    /// Whether the request fetches, for whom, or waits for another one that does. Who does not want another one's answer stands apart.
     fn turn(&mut self, forced: bool) -> Turn {
-        let fills = &self.cache.fills;
-        let apart = forced || self.caching.collapse.is_none() || self.control.no_cache || self.control.max_age == Some(0);
-        if apart {
-            return fills.apart(self.stamp.order(), Instant::now());
+        if forced || self.caching.collapse.is_none() || self.control.no_cache || self.control.max_age == Some(0) {
+            return self.cache.fills.apart(self.stamp.order(), Instant::now());
         }
+        self.turn_of_key()
+    }
+
+    fn turn_of_key(&mut self) -> Turn {
         let mut key = self.key.clone();
         // What is being fetched since before the target was changed is for nobody who comes after.
         key.extend_from_slice(&self.cache.changes.newest(&key::url(&self.key)).bytes());
-        let turn = fills.turn(&key, self.stamp.order(), Instant::now());
+        let turn = self.cache.fills.turn(&key, self.stamp.order(), Instant::now());
         if matches!(turn, Turn::Alone(Alone::HitForMiss)) {
             self.marked = Some(key);
         }
@@ -350,7 +352,7 @@ impl Look<'_> {
     /// A stale answer, for which one request asks the origin anew.
     fn stale(mut self, kept: Kept, decision: &Decision, filler: Option<Filler>) -> Looked {
         let response = self.hit(&kept, decision);
-        let mut turn = || match self.turn(false) {
+        let mut turn = || match self.turn_of_key() {
             Turn::Lead(filler) => Some(filler),
             Turn::Join(_) | Turn::Alone(_) => None,
         };
