@@ -26,6 +26,7 @@ pub(crate) use self::{
     fetch::Fetch,
     fill::{Failure, Reader},
     invalidation::{Change, invalidate},
+    key::forms,
     pod::Cache,
     purge::{PurgeLog, Scope},
     rules::Caching,

@@ -209,6 +209,11 @@ impl Routes {
         self.table.caches
     }
 
+    /// What rules say of the cache.
+    pub(crate) fn caches(&self) -> impl Iterator<Item = &Caching> {
+        self.table.rules.iter().filter_map(|rule| rule.cache.as_deref())
+    }
+
     /// Rules that may hold for a request of this pod.
     pub fn rules(&self) -> usize {
         self.table.rules.len()

@@ -15,6 +15,7 @@ use super::guard::{Token, guard};
 use crate::{
     PodPurges, PurgeAnswer, PurgeError, PurgeRequest,
     ask::{self, ExplainRequest},
+    cache,
     config::Shared,
     drain,
     route::Explanation,
@@ -98,7 +99,8 @@ async fn log_level(State(admin): State<Admin>, filter: String) -> Result<String,
 async fn purge(State(admin): State<Admin>, request: String) -> Result<Json<PurgeAnswer>, Wrong> {
     let request: PurgeRequest =
         serde_json::from_str(&request).map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")))?;
-    let answer = admin.purges.purge(&request).await;
+    let config = admin.shared.load();
+    let answer = admin.purges.purge_forms(&request, |url| cache::forms(&config, url)).await;
     answer.map(Json).map_err(|error| {
         let status = match error {
             PurgeError::Wrong(_) => StatusCode::BAD_REQUEST,

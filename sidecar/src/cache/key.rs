@@ -4,7 +4,7 @@
 //! fields by which an application can be told of another target than the request line names. What a policy leaves out of it is the
 //! policy's say.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use crds::policy::cache::{CacheKey, KeyHost, KeyQuery, QueryOrder};
 use http::{HeaderMap, HeaderName, header};
@@ -13,8 +13,10 @@ use smallvec::SmallVec;
 use super::purge::host;
 use crate::{facts::Facts, route::decode};
 
+mod forms;
 mod spelling;
 
+pub(crate) use forms::forms;
 use spelling::{quoted_pieces, read_as};
 
 /// Fields that some applications take the target, the host or the method from. Whoever sends one gets answers that only its like gets,
@@ -116,17 +118,23 @@ impl KeyPlan {
     }
 
     fn write_query(&self, query: Option<&str>, out: &mut Vec<u8>) {
-        let Some(query) = query else { return out.push(0) };
+        let Some(query) = self.counted(query) else { return out.push(0) };
         out.push(1);
+        text(out, query.as_bytes());
+    }
+
+    /// The part of a query that counts. None if nothing of it does: `/?utm_source=x` is `/` where that is ignored.
+    fn counted<'a>(&self, query: Option<&'a str>) -> Option<Cow<'a, str>> {
+        let query = query?;
         if matches!(self.query, Query::All) && self.order == QueryOrder::Keep {
-            return text(out, query.as_bytes());
+            return Some(query.into());
         }
         let mut counted: Vec<&str> = query.split('&').filter(|parameter| self.query.counts(parameter)).collect();
         // Of parameters that some application reads as one, the order says which counts; so it stays.
         if self.order == QueryOrder::Sort && !query.contains(';') {
             counted.sort_by_cached_key(|parameter| read_as(name_of(parameter)));
         }
-        text(out, counted.join("&").as_bytes());
+        (!counted.is_empty()).then(|| counted.join("&").into())
     }
 }
 
@@ -298,6 +306,8 @@ mod tests {
             (ignore, "/?a=1&utm_source=x", "/?a=1", true),
             (ignore, "/?utm_source=x&a=1&ref=", "/?a=1&ref", true),
             (ignore, "/?ut%6d_source=x&a=1", "/?a=1", true),
+            (ignore, "/?utm_source=x", "/", true),
+            (ignore, "/?", "/", false),
             (ignore, "/?reference=x", "/?", false),
             (ignore, "/?REF=x", "/?", false),
             (only, "/?page=1&x=y", "/?page=1", true),
@@ -335,7 +345,7 @@ mod tests {
         ] {
             assert!(!same(allow, &format!("/?{spelled}=evil"), "/?"), "{spelled}");
         }
-        assert!(same(allow, "/?user=1&id=2", "/?"));
+        assert!(same(allow, "/?user=1&id=2", "/"));
         let sort = r#"{"query": {"order": "Sort"}}"#;
         for (one, other) in [
             ("/?page=1&p%61ge=2", "/?p%61ge=2&page=1"),

@@ -107,7 +107,8 @@ async fn each_kind_of_purge_takes_what_it_names_and_nothing_else() {
     let site = Site::start(ALL, "cache-control: max-age=600\r\nxkey: news sport\r\n", None).await;
     for (purge, goes) in [
         (r#"{"url": "http://a.example/a/1?b"}"#, true),
-        (r#"{"url": "http://a.example/a/1?b&utm_source=x"}"#, false),
+        (r#"{"url": "http://a.example/a/1?b&utm_source=x"}"#, true),
+        (r#"{"url": "http://a.example/a/1?b&c"}"#, false),
         (r#"{"url": "http://b.example/a/1?b"}"#, false),
         (r#"{"prefix": "https://a.example/a/"}"#, true),
         (r#"{"prefix": "http://a.example/b/"}"#, false),
@@ -122,6 +123,51 @@ async fn each_kind_of_purge_takes_what_it_names_and_nothing_else() {
         site.purge(purge).await;
         assert_eq!(site.get("/a/1?b").await != before, goes, "{purge}");
     }
+}
+
+#[tokio::test]
+async fn url_is_purged_in_the_form_that_keys_have_of_it() {
+    for (key, stored, purged, goes) in [
+        (r#"{"query": {"order": "Sort"}}"#, "/a?b=1&c=2", "/a?c=2&b=1", true),
+        (r#"{"query": {"order": "Sort"}}"#, "/a?b=1&c=2", "/a?c=2&b=2", false),
+        (r#"{"query": {"ignore": ["utm_*"], "order": "Sort"}}"#, "/a?c&b", "/a?utm_x=1&b&utm_y&c", true),
+        (r#"{"query": {"allow": ["page"]}}"#, "/a?page=1&x", "/a?y&page=1", true),
+        (r#"{"query": {"allow": ["page"]}}"#, "/a?page=1", "/a?page=2", false),
+        (r#"{"query": {"allow": ["page"]}}"#, "/a?x=1", "/a?y=2", true),
+        (r#"{"query": {"ignore": ["x"]}}"#, "/a", "/a?x", true),
+        (r#"{"host": "Ignore", "query": {"ignore": ["x"]}}"#, "/a?b", "/a?b&x", true),
+        ("{}", "/a?b&c", "/a?c&b", false),
+        ("{}", "/a/b", "/a/../a//%62", true),
+        ("{}", "/a/../a/b", "/a/b", true),
+        ("{}", "/a", "/a", true),
+        ("{}", "/a?", "/a", false),
+    ] {
+        let rules = format!(r#"[{{"name": "one", "cache": {{"key": {key}}}}}]"#);
+        let site = Site::start(&rules, "cache-control: max-age=600\r\n", None).await;
+        let before = site.get(stored).await;
+        assert_eq!(site.get(stored).await, before, "{key}: it is stored");
+        site.purge(&format!(r#"{{"url": "http://a.example{purged}"}}"#)).await;
+        assert_eq!(site.get(stored).await != before, goes, "{key} {stored} {purged}");
+    }
+}
+
+#[tokio::test]
+async fn url_is_purged_of_all_rules_that_keep_it() {
+    let rules = r#"[
+        {"name": "mobile", "matches": [{"headers": [{"type": "Exact", "name": "x-mobile", "value": "1"}]}], "cache": {"key": {"query": {"ignore": ["x"]}}}},
+        {"name": "all", "cache": {"key": {"query": {"order": "Sort"}}}}
+    ]"#;
+    let site = Site::start(rules, "cache-control: max-age=600\r\n", None).await;
+    let get = async |fields: &str| {
+        let request = format!("GET /a?x&c&b HTTP/1.1\r\nhost: a.example\r\n{fields}\r\n");
+        site.proxy.ask(&request).await.text().to_owned()
+    };
+    let before = [get("").await, get("x-mobile: 1\r\n").await];
+    assert_eq!([get("").await, get("x-mobile: 1\r\n").await], before);
+    assert_ne!(before[0], before[1]);
+    site.purge(r#"{"url": "http://a.example/a?x&c&b"}"#).await;
+    let after = [get("").await, get("x-mobile: 1\r\n").await];
+    assert!(after[0] != before[0] && after[1] != before[1], "{before:?} {after:?}");
 }
 
 #[tokio::test]

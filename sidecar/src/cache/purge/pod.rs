@@ -9,6 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures::future::try_join_all;
 
 use super::{
     CutOff, Index, Position, Stamp, Verdict,
@@ -146,12 +147,23 @@ impl PodPurges {
     /// # Errors
     /// What is wrong with the request, or why the log could not be asked.
     pub async fn purge(&self, request: &PurgeRequest) -> Result<PurgeAnswer, PurgeError> {
-        let (what, strength) = (request.what()?, request.strength());
+        self.purge_forms(request, |url| vec![url.to_owned()]).await
+    }
+
+    /// As [`PodPurges::purge`], of a URL in all its forms.
+    pub(crate) async fn purge_forms(
+        &self,
+        request: &PurgeRequest,
+        forms: impl FnOnce(&str) -> Vec<String>,
+    ) -> Result<PurgeAnswer, PurgeError> {
+        let (all, strength) = (request.what(forms)?, request.strength());
         let kept = self.0.kept.load_full();
-        let answer = match &*kept {
-            Kept::Alone(alone) => alone.purge(what, strength, &self.0.member),
-            Kept::Shared(shared) => shared.purge(what, strength).await?,
-        };
+        let each = all.into_iter().map(async |what| match &*kept {
+            Kept::Alone(alone) => Ok(alone.purge(what, strength, &self.0.member)),
+            Kept::Shared(shared) => shared.purge(what, strength).await,
+        });
+        let answers = try_join_all(each).await?;
+        let answer = answers.into_iter().reduce(PurgeAnswer::and).unwrap_or_default();
         self.0.counts[usize::from(request.soft)].fetch_add(1, Ordering::Relaxed);
         Ok(answer)
     }

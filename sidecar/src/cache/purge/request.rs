@@ -9,6 +9,9 @@ use super::{
     redis::LogError,
 };
 
+/// Forms of a URL that are purged one by one. Where there are more, all that begins with its path is.
+const MOST_FORMS: usize = 8;
+
 /// What is asked of `POST /cache/purge`: one of the five, and how.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -28,7 +31,7 @@ pub struct PurgeRequest {
 }
 
 /// What became of a purge.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PurgeAnswer {
     /// Whether no member answers from what was purged any more.
@@ -74,8 +77,8 @@ impl PurgeRequest {
         if self.soft { Strength::Soft } else { Strength::Hard }
     }
 
-    /// What the log is told.
-    pub(super) fn what(&self) -> Result<What, PurgeError> {
+    /// What the log is told: of a URL, all the `forms` that keys have of it.
+    pub(super) fn what(&self, forms: impl FnOnce(&str) -> Vec<String>) -> Result<Vec<What>, PurgeError> {
         let Self { url, prefix, tag, policy, all, soft: _ } = self;
         let given = [url.is_some(), prefix.is_some(), tag.is_some(), policy.is_some(), *all];
         let wrong = |why: String| Err(PurgeError::Wrong(why));
@@ -84,21 +87,28 @@ impl PurgeRequest {
         }
         let said = |field: &'static str| move |why: Malformed| PurgeError::Wrong(format!("{field}: {why}"));
         if let Some(url) = url {
-            return What::url(&located("url", url)?).map_err(said("url"));
+            let url = located("url", url)?;
+            let forms = forms(&url);
+            if forms.len() > MOST_FORMS {
+                let path = url.split('?').next().unwrap_or_default();
+                return What::prefix(path).map(|what| vec![what]).map_err(said("url"));
+            }
+            return forms.iter().map(|form| What::url(form).map_err(said("url"))).collect();
         }
+        let one = |what| Ok(vec![what]);
         if let Some(prefix) = prefix {
-            return What::prefix(&located("prefix", prefix)?).map_err(said("prefix"));
+            return What::prefix(&located("prefix", prefix)?).map_err(said("prefix")).and_then(one);
         }
         if let Some(tag) = tag {
-            return What::tag(tag).map_err(said("tag"));
+            return What::tag(tag).map_err(said("tag")).and_then(one);
         }
         if let Some(policy) = policy {
             if policy.split('/').filter(|part| !part.is_empty()).count() != 2 {
                 return wrong(format!("policy: {policy:?} is not like shop/catalogue"));
             }
-            return What::policy(policy).map_err(said("policy"));
+            return What::policy(policy).map_err(said("policy")).and_then(one);
         }
-        Ok(What::Everything)
+        one(What::Everything)
     }
 }
 
@@ -119,6 +129,29 @@ impl PurgeAnswer {
             replicas: report.replicas,
             took_micros: micros(report.took),
         })
+    }
+}
+
+impl PurgeAnswer {
+    /// Of two purges that were asked for as one: who lacks one of them lacks it.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.complete &= other.complete;
+        for (these, those) in [(&mut self.lease_ran_out, other.lease_ran_out), (&mut self.pending, other.pending)] {
+            let new: Vec<String> = those.into_iter().filter(|pod| !these.contains(pod)).collect();
+            these.extend(new);
+        }
+        self.lease_ran_out.retain(|pod| !self.pending.contains(pod));
+        let lacks = |pod: &String| self.lease_ran_out.contains(pod) || self.pending.contains(pod);
+        for other in other.acknowledged {
+            match self.acknowledged.iter_mut().find(|one| one.member == other.member) {
+                Some(one) => one.lag_micros = one.lag_micros.max(other.lag_micros),
+                None => self.acknowledged.push(other),
+            }
+        }
+        self.acknowledged.retain(|one| !lacks(&one.member));
+        self.replicas = self.replicas.min(other.replicas);
+        self.took_micros = self.took_micros.max(other.took_micros);
+        self
     }
 }
 
@@ -164,8 +197,46 @@ mod tests {
             (r#"{"policy": "web"}"#, "policy: \"web\" is not like"),
         ] {
             let request: PurgeRequest = serde_json::from_str(request).unwrap();
-            let error = request.what().unwrap_err().to_string();
+            let error = request.what(|url| vec![url.to_owned()]).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn url_with_many_forms_goes_with_all_that_begins_with_its_path() {
+        let request = PurgeRequest { url: Some("http://a/b?c".to_owned()), ..PurgeRequest::default() };
+        let forms = |count: usize| move |url: &str| (0..count).map(|number| format!("{url}{number}")).collect();
+        let all = request.what(forms(MOST_FORMS)).unwrap();
+        assert_eq!((all.len(), &all[7]), (8, &What::url("a/b?c7").unwrap()));
+        assert_eq!(request.what(forms(MOST_FORMS + 1)).unwrap(), [What::prefix("a/b").unwrap()]);
+    }
+
+    #[test]
+    fn who_lacks_one_of_two_purges_has_not_acknowledged() {
+        let acknowledged = |pods: &[(&str, u64)]| {
+            pods.iter().map(|(pod, lag)| Acknowledged { member: (*pod).to_owned(), lag_micros: *lag }).collect()
+        };
+        let strings = |pods: &[&str]| pods.iter().map(|pod| (*pod).to_owned()).collect();
+        let one = PurgeAnswer {
+            complete: true,
+            acknowledged: acknowledged(&[("a", 1), ("b", 2)]),
+            lease_ran_out: strings(&["c"]),
+            pending: Vec::new(),
+            replicas: 2,
+            took_micros: 5,
+        };
+        let other = PurgeAnswer {
+            complete: false,
+            acknowledged: acknowledged(&[("a", 3), ("d", 1)]),
+            lease_ran_out: strings(&["b"]),
+            pending: strings(&["c"]),
+            replicas: 1,
+            took_micros: 4,
+        };
+        let both = one.and(other);
+        let who: Vec<_> = both.acknowledged.iter().map(|one| (one.member.as_str(), one.lag_micros)).collect();
+        assert_eq!(who, [("a", 3), ("d", 1)]);
+        assert_eq!((both.complete, both.lease_ran_out, both.pending), (false, strings(&["b"]), strings(&["c"])));
+        assert_eq!((both.replicas, both.took_micros), (1, 5));
     }
 }
