@@ -1,7 +1,7 @@
 //! Clients that leave, are slow, or wait for what is not for them.
 
-use super::{ALL, Hands, ask, begin, get, kept, under_way};
-use crate::support::{eventually, read_head};
+use super::{ALL, Hands, ask, begin, get, kept, ok, rule, under_way};
+use crate::support::{eventually, read_head, until};
 
 const HALF: &str = "HTTP/1.1 200 OK\r\ncache-control: max-age=600\r\ncontent-length: 10\r\n\r\nfirst";
 
@@ -96,4 +96,18 @@ async fn who_waits_for_what_is_not_for_others_is_let_go_at_once() {
         }
         assert!(read_head(&mut first.0).await.is_some());
     }
+}
+
+#[tokio::test]
+async fn one_request_asks_anew_while_a_stale_answer_serves_also_where_none_are_collapsed() {
+    let mut hands = Hands::before(&rule(r#"{"stale": {"whileRevalidate": "1h"}, "collapse": {"scope": "Disabled"}}"#)).await;
+    let mut first = begin(&hands.proxy, &get("/", "")).await;
+    hands.asked().await.finish(ok("cache-control: max-age=0\r\n", "old")).await;
+    assert_eq!(first.response().await.text(), "old");
+    for _ in 0..5 {
+        assert_eq!(ask(&hands.proxy, "/", "").await.text(), "old");
+    }
+    hands.asked().await.finish(kept("new")).await;
+    until("the newer answer", async || ask(&hands.proxy, "/", "").await.text() == "new").await;
+    assert!(hands.is_idle());
 }
