@@ -154,6 +154,9 @@ impl Look<'_> {
     /// what another one fetches; with a lease, it is the one.
     async fn find_shared(&self, waits: Option<Duration>) -> (Option<Kept>, Option<Lease>) {
         let Some(tier) = self.cache.tier() else { return (None, None) };
+        if self.cache.changes.is_recent(&key::url(&self.key), std::time::Instant::now()) {
+            return (None, None);
+        }
         let variant = |vary: &Vary| {
             let mut values = Vec::new();
             vary::variant(vary.names(), &self.parts.headers, &mut values).ok().map(|()| values)

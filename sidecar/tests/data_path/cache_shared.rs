@@ -136,6 +136,16 @@ async fn request_that_changes_something_takes_it_from_what_is_shared() {
 }
 
 #[tokio::test]
+async fn who_changed_something_does_not_find_what_was_shared_before() {
+    let server = Server::start(&[]).await;
+    let one = pod(&server).await;
+    for round in 0..20 {
+        assert_eq!(one.get("/").await, format!("answer {}", 2 * round + 1));
+        one.proxy.ask("POST / HTTP/1.1\r\nhost: a.example\r\ncontent-length: 0\r\n\r\n").await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_private_or_damaged_is_not_shared() {
     let server = Server::start(&[]).await;
     let one = pod_with(&server, ALL, "cache-control: private\r\n", None).await;
