@@ -4,7 +4,7 @@ mod screen;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use crds::FetchrPolicy;
 use http::StatusCode;
 use kube::ResourceExt;
@@ -25,6 +25,10 @@ const MANAGER: &str = "fetchr-demo";
 const APPLICATION: &str = include_str!("../demo/application.yaml");
 const HEADER: &str = include_str!("../demo/header.yaml");
 const LIMIT: &str = include_str!("../demo/limit.yaml");
+const CACHE: &str = include_str!("../demo/cache.yaml");
+const REDIS: &str = include_str!("../demo/redis.yaml");
+/// What is cached: its answer is another one each time.
+const COUNT: &str = "/count/news";
 
 /// Where a cluster that somebody else runs finds the images.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,6 +42,9 @@ pub struct Images {
     /// Test application's image, with its tag
     #[arg(long, env = "FETCHR_ORIGIN_IMAGE", default_value = images::ORIGIN)]
     origin: String,
+    /// Image of Redis, with its tag
+    #[arg(long, env = "FETCHR_REDIS_IMAGE", default_value = images::REDIS)]
+    redis: String,
 }
 
 /// Shows it all. The cluster stays up.
@@ -48,12 +55,15 @@ pub async fn run(images: Images) -> anyhow::Result<()> {
     let screen = Screen::new();
     let cluster = screen.step("a Kubernetes cluster", async |say| Cluster::up(Lifetime::Kept, say).await).await?;
     install_fetchr(&screen, &cluster, &images).await?;
-    let (namespace, pod) = application(&screen, &cluster, &images.origin).await?;
-    header(&screen, &namespace, &pod).await?;
-    limit(&screen, &namespace, &pod).await?;
-    change(&screen, &namespace, &pod).await?;
-    metrics(&screen, &pod).await?;
-    screen.end(&look_around(&cluster, &pod));
+    let (namespace, pods) = application(&screen, &cluster, &images.origin).await?;
+    let [pod, other] = &pods[..] else { bail!("{} pods are ready", pods.len()) };
+    header(&screen, &namespace, pod).await?;
+    limit(&screen, &namespace, pod).await?;
+    cache(&screen, &namespace, [pod, other], &images.redis).await?;
+    purge(&screen, &namespace, [pod, other]).await?;
+    change(&screen, &namespace, pod).await?;
+    metrics(&screen, pod).await?;
+    screen.end(&look_around(&cluster, pod));
     Ok(())
 }
 
@@ -68,22 +78,23 @@ async fn install_fetchr(screen: &Screen, cluster: &Cluster, images: &Images) -> 
     screen.step("helm install fetchr charts/fetchr", async |_| install::chart(cluster, &build, &[]).await).await
 }
 
-async fn application(screen: &Screen, cluster: &Cluster, image: &str) -> anyhow::Result<(Namespace, Pod)> {
+async fn application(screen: &Screen, cluster: &Cluster, image: &str) -> anyhow::Result<(Namespace, Vec<Pod>)> {
     let namespace = Namespace::named(cluster, NAMESPACE).await?;
     let yaml = APPLICATION.replace("{image}", image);
     let step = async |_: screen::Say<'_>| {
         // What an earlier demonstration left would hide what this one does.
         namespace.kubectl(&["delete", "fetchrpolicies,deployments", "--all", "--wait"], "").await?;
         namespace.apply(&yaml).await?;
-        let pods = namespace.ready_pods("app=web", 1).await?;
-        let pod = pods.into_iter().next().context("one pod is ready")?;
-        ensure!(pod.has_sidecar(), "{} has no sidecar: {:?}", pod.name(), pod.object().annotations());
-        anyhow::Ok(pod)
+        let pods = namespace.ready_pods("app=web", 2).await?;
+        for pod in &pods {
+            ensure!(pod.has_sidecar(), "{} has no sidecar: {:?}", pod.name(), pod.object().annotations());
+        }
+        anyhow::Ok(pods)
     };
-    let pod = screen.step("an application that opts in", step).await?;
+    let pods = screen.step("an application that opts in", step).await?;
     screen.yaml(yaml.split("---").next().unwrap_or_default());
     screen.command("kubectl get pods", &namespace.kubectl(&["get", "pods", "-l", "app=web"], "").await?);
-    Ok((namespace, pod))
+    Ok((namespace, pods))
 }
 
 async fn header(screen: &Screen, namespace: &Namespace, pod: &Pod) -> anyhow::Result<()> {
@@ -111,6 +122,70 @@ async fn limit(screen: &Screen, namespace: &Namespace, pod: &Pod) -> anyhow::Res
     screen.yaml(LIMIT);
     screen.command("GET /products/1", &fields(&refused, &["retry-after", "ratelimit", "ratelimit-policy", "proxy-status"]));
     Ok(())
+}
+
+async fn cache(screen: &Screen, namespace: &Namespace, pods: [&Pod; 2], redis: &str) -> anyhow::Result<()> {
+    let step = async |_: screen::Say<'_>| {
+        namespace.apply(&REDIS.replace("{image}", redis)).await?;
+        namespace.ready_pods("app=redis", 1).await?;
+        apply(namespace, CACHE).await?;
+        eventually("two pods share a cache", IN_FORCE_DEADLINE, async || {
+            for pod in pods {
+                let page = pod.get(METRICS_PORT, "/metrics").await?;
+                for line in ["fetchr_cache_shared_connected 1", "fetchr_cache_cut_off 0"] {
+                    ensure!(page.text().lines().any(|found| found == line), "{} has no {line:?}", pod.name());
+                }
+                let probe = pod.get(PORT, "/count/probe").await?;
+                ensure!(probe.headers.contains_key("cache-status"), "{} caches nothing", pod.name());
+            }
+            Ok(())
+        })
+        .await?;
+        let missed = pods[0].get(PORT, COUNT).await?;
+        let hit = eventually("the other pod has it", IN_FORCE_DEADLINE, async || {
+            let reply = pods[1].get(PORT, COUNT).await?;
+            ensure!(reply.text() == missed.text(), "it answers {:?}, not {:?}", reply.text(), missed.text());
+            Ok(reply)
+        })
+        .await?;
+        anyhow::Ok((missed, hit))
+    };
+    let (missed, hit) = screen.step("a cache that two pods share through Redis", step).await?;
+    screen.yaml(CACHE);
+    screen.command(&format!("GET {COUNT}, pod 1: a miss"), &cached(&missed));
+    screen.command(&format!("GET {COUNT}, pod 2: a hit"), &cached(&hit));
+    Ok(())
+}
+
+async fn purge(screen: &Screen, namespace: &Namespace, pods: [&Pod; 2]) -> anyhow::Result<()> {
+    let order = async |what: &str| -> anyhow::Result<serde_json::Value> {
+        let base = "/apis/api.fetchr.sh/v1alpha1/namespaces";
+        let path = format!("{base}/{}/sidecars/{}/purge", namespace.name(), pods[0].name());
+        let request = http::Request::post(path).header("content-type", "application/json").body(what.as_bytes().to_vec())?;
+        let answer: serde_json::Value = namespace.client().request(request).await?;
+        ensure!(answer["complete"] == true, "the purge is not complete: {answer}");
+        Ok(answer)
+    };
+    let step = async |_: screen::Say<'_>| {
+        let before = pods[1].get(PORT, COUNT).await?;
+        order(r#"{"tag": "news", "soft": true}"#).await?;
+        let stale = pods[1].get(PORT, COUNT).await?;
+        ensure!(stale.text() == before.text(), "a soft purge takes {:?} away", before.text());
+        let answer = order(r#"{"tag": "news"}"#).await?;
+        let anew = pods[1].get(PORT, COUNT).await?;
+        ensure!(anew.text() != before.text(), "{:?} outlives a purge", before.text());
+        anyhow::Ok((stale, answer, anew))
+    };
+    let (stale, answer, anew) = screen.step("a purge over both pods: first soft, then hard", step).await?;
+    screen.command(&format!("GET {COUNT} after a soft purge: stale, while it is fetched anew"), &cached(&stale));
+    screen.command("purge of the tag news", &serde_json::to_string_pretty(&answer)?);
+    screen.command(&format!("GET {COUNT} after it"), &cached(&anew));
+    Ok(())
+}
+
+/// What the cache says of an answer, and its body.
+fn cached(reply: &Reply) -> String {
+    format!("{}{}", fields(reply, &["cache-status", "age"]), reply.text())
 }
 
 async fn change(screen: &Screen, namespace: &Namespace, pod: &Pod) -> anyhow::Result<()> {

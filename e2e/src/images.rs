@@ -19,6 +19,9 @@ pub const SIDECAR: &str = "localhost/fetchr-sidecar:dev";
 /// Image of the application of the tests; its program is `fetchr-origin`.
 pub const ORIGIN: &str = "localhost/fetchr-origin:dev";
 
+/// Image of Redis, made of the `redis-server` of this machine.
+pub const REDIS: &str = "localhost/redis:dev";
+
 const OPERATOR_USER: u32 = 65532;
 const SIDECAR_USER: u32 = 2733;
 const ORIGIN_USER: u32 = 1000;
@@ -27,8 +30,8 @@ const ORIGIN_USER: u32 = 1000;
 ///
 /// # Errors
 /// A program was not built, or a package of `e2e/tools/install` is missing.
-pub fn all() -> anyhow::Result<[Image; 3]> {
-    Ok([operator()?, sidecar()?, origin()?])
+pub fn all() -> anyhow::Result<[Image; 4]> {
+    Ok([operator()?, sidecar()?, origin()?, redis()?])
 }
 
 /// The operator, made as `Dockerfile.operator` makes it.
@@ -56,6 +59,17 @@ pub fn sidecar() -> anyhow::Result<Image> {
 pub fn origin() -> anyhow::Result<Image> {
     let program = sibling("fetchr-origin")?;
     Ok(Image::new(ORIGIN).program(&program, "/usr/local/bin/fetchr-origin")?.run("fetchr-origin", &[]).user(ORIGIN_USER))
+}
+
+/// Redis, which keeps nothing on disk.
+///
+/// # Errors
+/// As [`all`].
+pub fn redis() -> anyhow::Result<Image> {
+    let program = Path::new("/usr/bin/redis-server");
+    let image = Image::new(REDIS).program(program, "/usr/local/bin/redis-server")?;
+    let flags = ["--bind", "*", "--protected-mode", "no", "--save", "", "--dir", "/tmp"];
+    Ok(image.run("redis-server", &flags).user(ORIGIN_USER))
 }
 
 /// The folder that `scripts/image-root` fills, once for each build of the programs.

@@ -10,7 +10,7 @@ mod seen;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ struct Memory {
     name: String,
     healthy: AtomicBool,
     seen: Mutex<Seen>,
+    /// Answers of `/count` so far.
+    counted: AtomicU64,
 }
 
 /// A connection as its requests see it.
@@ -73,7 +75,12 @@ pub async fn serve_with(
     grace: Duration,
     end: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    let memory = Arc::new(Memory { name: name.to_owned(), healthy: AtomicBool::new(true), seen: Mutex::default() });
+    let memory = Arc::new(Memory {
+        name: name.to_owned(),
+        healthy: AtomicBool::new(true),
+        seen: Mutex::default(),
+        counted: AtomicU64::new(0),
+    });
     let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
     tokio::pin!(end);
     loop {

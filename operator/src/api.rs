@@ -43,6 +43,8 @@ pub const VERSION: &str = "v1alpha1";
 const MAX_BODY: usize = 1 << 20;
 /// How long a sidecar may take for its answer.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a purge may take, which waits for other pods. The API server gives up after a minute.
+const PURGE_DEADLINE: Duration = Duration::from_secs(50);
 
 /// What the API works with.
 pub struct Api {
@@ -87,6 +89,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/namespaces/{namespace}/sidecars/{pod}", get(read))
         .route("/namespaces/{namespace}/sidecars/{pod}/config", get(config))
         .route("/namespaces/{namespace}/sidecars/{pod}/explain", post(explain))
+        .route("/namespaces/{namespace}/sidecars/{pod}/purge", post(purge))
         .route("/version", get(version));
     Router::new()
         .merge(discovery::router())
@@ -136,31 +139,54 @@ async fn config(Path((namespace, pod)): Path<(String, String)>, (State(api), Ext
         Action { verb: "get", resource: "sidecars", subresource: "config", namespace: Some(&namespace), name: Some(&pod) };
     let config = async {
         api.admit(&peer, &headers, action).await?;
-        api.command(&namespace, &pod, "config", Bytes::new()).await
+        api.command((&namespace, &pod), "config", Bytes::new(), COMMAND_DEADLINE).await
     };
     api.answer("sidecars/config", config.await)
 }
 
-async fn explain(
-    Path((namespace, pod)): Path<(String, String)>,
-    (State(api), Extension(peer), headers): Asked,
-    request: Request,
-) -> Response {
-    let action =
-        Action { verb: "create", resource: "sidecars", subresource: "explain", namespace: Some(&namespace), name: Some(&pod) };
-    let explain = async {
-        api.admit(&peer, &headers, action).await?;
-        let body = match https::Body::from_request(request, &()).await {
-            Ok(body) => body,
-            Err(refused) => return Ok(Err(refused)),
+async fn explain(Path((namespace, pod)): Path<(String, String)>, asked: Asked, request: Request) -> Response {
+    let order = Order { verb: "explain", resource: "sidecars/explain", deadline: COMMAND_DEADLINE };
+    order.send((&namespace, &pod), asked, request).await
+}
+
+async fn purge(Path((namespace, pod)): Path<(String, String)>, asked: Asked, request: Request) -> Response {
+    let order = Order { verb: "purge", resource: "sidecars/purge", deadline: PURGE_DEADLINE };
+    order.send((&namespace, &pod), asked, request).await
+}
+
+/// A command with a JSON body.
+struct Order {
+    /// What the sidecar is told; also the subresource.
+    verb: &'static str,
+    /// As it is counted.
+    resource: &'static str,
+    deadline: Duration,
+}
+
+impl Order {
+    async fn send(
+        self,
+        (namespace, pod): (&str, &str),
+        (State(api), Extension(peer), headers): Asked,
+        request: Request,
+    ) -> Response {
+        let Self { verb, resource, deadline } = self;
+        let action =
+            Action { verb: "create", resource: "sidecars", subresource: verb, namespace: Some(namespace), name: Some(pod) };
+        let answer = async {
+            api.admit(&peer, &headers, action).await?;
+            let body = match https::Body::from_request(request, &()).await {
+                Ok(body) => body,
+                Err(refused) => return Ok(Err(refused)),
+            };
+            serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|error| Failure::NotJson(error.to_string()))?;
+            api.command((namespace, pod), verb, body.clone(), deadline).await.map(Ok)
         };
-        serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|error| Failure::NotJson(error.to_string()))?;
-        api.command(&namespace, &pod, "explain", body.clone()).await.map(Ok)
-    };
-    match explain.await {
-        Ok(Err(refused)) => api.counted("sidecars/explain", refused),
-        Ok(Ok(answer)) => api.answer("sidecars/explain", Ok(answer)),
-        Err(failure) => api.answer("sidecars/explain", Err(failure)),
+        match answer.await {
+            Ok(Err(refused)) => api.counted(resource, refused),
+            Ok(Ok(answer)) => api.answer(resource, Ok(answer)),
+            Err(failure) => api.answer(resource, Err(failure)),
+        }
     }
 }
 
@@ -188,8 +214,14 @@ impl Api {
         }
     }
 
-    async fn command(&self, namespace: &str, pod: &str, verb: &'static str, body: Bytes) -> Result<Value, Failure> {
-        let answer = self.sidecars.command(namespace, pod, verb, body, COMMAND_DEADLINE).await;
+    async fn command(
+        &self,
+        (namespace, pod): (&str, &str),
+        verb: &'static str,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Value, Failure> {
+        let answer = self.sidecars.command(namespace, pod, verb, body, deadline).await;
         let answer = answer.map_err(|error| Failure::command(error, pod))?;
         serde_json::from_slice(&answer).map_err(|_| Failure::Garbled { pod: pod.to_owned() })
     }

@@ -6,6 +6,8 @@ pub(crate) mod redact;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
 };
 
 use crds::policy::Direction;
@@ -14,16 +16,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    config::Shared,
+    PodPurges, PurgeRequest, cache,
+    config::{Config, Shared},
     facts::Facts,
     fields,
     route::{Explanation, Routes},
 };
 
 /// Sections and verbs that [`answer`] knows, by verb.
-pub const VERBS: [&str; 2] = ["config", "explain"];
+pub const VERBS: [&str; 3] = ["config", "explain", "purge"];
 
-/// Answers a command of the stream as JSON.
+/// Answers a command of the stream as JSON; all but `purge`, which takes time.
 pub fn answer(shared: &Shared, verb: &str, body: &[u8]) -> Result<Vec<u8>, String> {
     let config = shared.load();
     let answer = match verb {
@@ -36,6 +39,14 @@ pub fn answer(shared: &Shared, verb: &str, body: &[u8]) -> Result<Vec<u8>, Strin
         _ => return Err(format!("unknown verb {verb:?}; this sidecar knows {}", VERBS.join(", "))),
     };
     Ok(answer.to_string().into_bytes())
+}
+
+/// Answers the command `purge` of the stream as JSON, within some time.
+pub async fn purge(config: Arc<Config>, purges: &PodPurges, body: &[u8], at_most: Duration) -> Result<Vec<u8>, String> {
+    let request: PurgeRequest = serde_json::from_slice(body).map_err(|error| format!("not a purge: {error}"))?;
+    let answer = purges.purge_forms(&request, |url| cache::forms(&config, url), at_most).await;
+    let answer = answer.map_err(|error| error.to_string())?;
+    Ok(json!(answer).to_string().into_bytes())
 }
 
 /// The configuration in force as JSON, without the values that policies compare with or write: any may be a credential.

@@ -13,6 +13,7 @@ mod metrics;
 mod notes;
 mod pod;
 pub(crate) mod purge;
+mod purger;
 mod rules;
 #[allow(dead_code, unused_imports, reason = "parts of answers are not kept yet")]
 mod semantics;

@@ -154,20 +154,20 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         Configuration::Pod(_) => StateDir::open(&options.state_dir), // the volume is the kubelet's
     };
     let state = state.with_context(|| format!("could not open the state folder {}", options.state_dir.display()))?;
+    let purges = PodPurges::new(&match &options.configuration {
+        Configuration::Files(_) => std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned()),
+        Configuration::Pod(pod) => pod.name.clone(),
+    });
     // Before anything is accepted: without a plan, those who waited for this process would be refused.
     let streams = match &options.configuration {
         Configuration::Files(_) => None,
         Configuration::Pod(pod) => {
-            let settings = stream_settings(pod, &state);
+            let settings = stream_settings(pod, &state, purges.clone());
             Some(Streams::begin(settings, shared.clone(), health.clone(), source_metrics.clone()).await)
         }
     };
     before.go_on(&drain, &shared); // with the settings of the plan
     let token = before.admin_token(&state).context("could not write the admin token")?;
-    let purges = PodPurges::new(&match &options.configuration {
-        Configuration::Files(_) => std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned()),
-        Configuration::Pod(pod) => pod.name.clone(),
-    });
     let own = Own {
         metrics: Arc::clone(&metrics),
         health: health.clone(),
@@ -267,7 +267,7 @@ fn rough_time() -> u128 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
 
-fn stream_settings(pod: &Pod, state: &StateDir) -> stream::Settings {
+fn stream_settings(pod: &Pod, state: &StateDir, purges: PodPurges) -> stream::Settings {
     let (workload_kind, workload_name) = pod.workload.clone().unwrap_or_default();
     let cold_start = ColdStart {
         plan_dir: pod.plan_dir.clone(),
@@ -284,6 +284,7 @@ fn stream_settings(pod: &Pod, state: &StateDir) -> stream::Settings {
         pod_name: pod.name.clone(),
         pod_uid: pod.uid.clone(),
         cold_start,
+        purges,
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CEL_VARIABLES, Mode, PolicyKind};
 use crate::{
-    check::{FIELD_NAME, Known, check_field_name, check_not_zero, compile_expression, note},
+    check::{CIDR_PATTERN, FIELD_NAME, Known, check_cidrs, check_field_name, check_not_zero, compile_expression, note},
     problems::{FieldPath, Problems},
     rule::Rule,
     scalar::{Duration, Size},
@@ -48,6 +48,9 @@ pub struct Cache {
     /// Tags of an answer, which it can be purged by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags: Option<Tags>,
+    /// Who may take an answer out by a request with the method PURGE. None: such a request goes to the origin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purge_method: Option<PurgeMethod>,
     /// A condition like that of a match; requests that meet it pass the cache by, and their answers are not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
@@ -218,6 +221,20 @@ pub struct Tags {
     pub header: String,
 }
 
+/// Purge by the method PURGE: what a GET of the same target would get goes, with all its variants.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PurgeMethod {
+    /// Networks of the clients that may, such as `10.0.0.0/8`; others are answered with 403. Who a client is says `clientAddress` of the FetchrProxy.
+    #[serde(rename = "allowedCIDRs")]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(length(min = 1, max = 43), regex(pattern = CIDR_PATTERN)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub allowed_cidrs: Vec<String>,
+}
+
 /// What becomes of an answer that sets a cookie.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum SetCookie {
@@ -293,6 +310,9 @@ impl PolicyKind for Cache {
         self.key.check(&at.field("key"), problems);
         if let Some(tags) = &self.tags {
             check_field_name(&tags.header, &at.field("tags").field("header"), problems);
+        }
+        if let Some(purge) = &self.purge_method {
+            check_cidrs(&purge.allowed_cidrs, &at.field("purgeMethod").field("allowedCIDRs"), problems);
         }
         for (name, condition) in [("bypass", &self.bypass), ("refresh", &self.refresh)] {
             if let Some(condition) = condition {

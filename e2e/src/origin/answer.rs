@@ -40,6 +40,7 @@ pub(super) async fn answer(request: Request<Incoming>, connection: Connection) -
         ["fail"] => fail(&query, &connection).await,
         ["ws"] => upgrade(request),
         ["seen"] => seen(&request, &connection),
+        ["count", tag] => counted(tag, &query, &connection).await,
         ["healthz"] => health(&query, &connection),
         _ => text(StatusCode::OK, &format!("{} {path}\n", connection.memory.name)),
     }
@@ -75,6 +76,18 @@ fn headers(map: &HeaderMap) -> Value {
         all.entry(name.as_str()).or_default().push(String::from_utf8_lossy(value.as_bytes()).into_owned());
     }
     json!(all)
+}
+
+/// An answer that is another one each time: host and number. `ms` delays it, and it has a tag to be purged by.
+async fn counted(tag: &str, query: &Query, connection: &Connection) -> Response<Body> {
+    let number = connection.memory.counted.fetch_add(1, Ordering::SeqCst) + 1;
+    sleep(Duration::from_millis(query.number("ms", 0))).await;
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| connection.memory.name.clone());
+    let mut response = text(StatusCode::OK, &format!("{host} {number}\n"));
+    if let Ok(tag) = tag.parse() {
+        response.headers_mut().insert("xkey", tag);
+    }
+    response
 }
 
 async fn slow(query: &Query) -> Response<Body> {

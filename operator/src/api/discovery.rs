@@ -32,6 +32,7 @@ fn resources() -> Value {
             "categories": ["fetchr"]},
         {"name": "sidecars/config", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
         {"name": "sidecars/explain", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
+        {"name": "sidecars/purge", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
     ]})
 }
 

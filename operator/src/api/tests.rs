@@ -221,13 +221,15 @@ async fn commands_travel_down_the_stream_and_failures_come_back_as_status() {
         let (status, body) = fixture.get_as("alice", &format!("/namespaces/shop/sidecars/{pod}/config")).await;
         assert_eq!((status, body["code"].as_u64(), body["kind"].as_str()), (code, Some(code.into()), Some("Status")), "{pod}");
     }
-    let explain = |body: &'static str| {
-        let request = Request::post(format!("{BASE}/namespaces/shop/sidecars/web-1/explain")).header("x-remote-user", "alice");
-        request.body(Full::from(body)).unwrap()
-    };
-    let (status, answer) = fixture.send(Some(&fixture.front_proxy), explain(r#"{"url":"/a"}"#)).await.unwrap();
-    assert_eq!((status, answer["body"].as_str()), (200, Some(r#"{"url":"/a"}"#)));
-    assert_eq!(fixture.send(Some(&fixture.front_proxy), explain("url=/a")).await.unwrap().0, 400);
+    for verb in ["explain", "purge"] {
+        let order = |body: &'static str| {
+            let request = Request::post(format!("{BASE}/namespaces/shop/sidecars/web-1/{verb}")).header("x-remote-user", "alice");
+            request.body(Full::from(body)).unwrap()
+        };
+        let (status, answer) = fixture.send(Some(&fixture.front_proxy), order(r#"{"url":"/a"}"#)).await.unwrap();
+        assert_eq!((status, answer["verb"].as_str(), answer["body"].as_str()), (200, Some(verb), Some(r#"{"url":"/a"}"#)));
+        assert_eq!(fixture.send(Some(&fixture.front_proxy), order("url=/a")).await.unwrap().0, 400);
+    }
 }
 
 #[tokio::test]

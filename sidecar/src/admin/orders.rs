@@ -1,6 +1,6 @@
 //! The admin port: what is in force, why a request gets what it gets, drain, log level.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -99,8 +99,8 @@ async fn log_level(State(admin): State<Admin>, filter: String) -> Result<String,
 async fn purge(State(admin): State<Admin>, request: String) -> Result<Json<PurgeAnswer>, Wrong> {
     let request: PurgeRequest =
         serde_json::from_str(&request).map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}\n")))?;
-    let config = admin.shared.load();
-    let answer = admin.purges.purge_forms(&request, |url| cache::forms(&config, url)).await;
+    let config = Arc::clone(&admin.shared.load());
+    let answer = admin.purges.purge_forms(&request, |url| cache::forms(&config, url), Duration::MAX).await;
     answer.map(Json).map_err(|error| {
         let status = match error {
             PurgeError::Wrong(_) => StatusCode::BAD_REQUEST,

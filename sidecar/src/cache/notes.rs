@@ -116,7 +116,7 @@ mod tests {
             flags: Flags::NO_CACHE.and(Flags::VALIDATOR),
         };
         let purges = crate::PodPurges::new("pod");
-        purges.purge(&serde_json::from_str(r#"{"all": true}"#).unwrap()).await.unwrap();
+        purges.purge(&serde_json::from_str(r#"{"all": true}"#).unwrap(), std::time::Duration::MAX).await.unwrap();
         let names = vec![purges.naming().tag("a"), purges.naming().policy("b")];
         let names = Names { names, tags: b"a".to_vec() };
         let object = object(&write(&meta, purges.stamp(), &names));

@@ -7,6 +7,7 @@ use crds::policy::{
     cache::{CacheMethod, CollapseScope, Heuristic, SetCookie, StatusField},
 };
 use http::HeaderName;
+use ipnet::IpNet;
 
 use super::{
     key::KeyPlan,
@@ -29,6 +30,8 @@ pub(crate) struct Caching {
     pub(crate) get: bool,
     /// The field that lists an answer's tags.
     pub(crate) tags: Option<HeaderName>,
+    /// Whose PURGE is heeded; none if it is the origin's.
+    pub(crate) purgers: Option<Vec<IpNet>>,
     pub(crate) bypass: Option<Condition>,
     pub(crate) refresh: Option<Condition>,
     /// How long a request waits for another one's answer; none if it asks by itself.
@@ -64,6 +67,7 @@ impl Caching {
             head: section.methods.contains(&CacheMethod::Head),
             get: section.methods.contains(&CacheMethod::Get),
             tags: section.tags.as_ref().map(|tags| field(&tags.header)).transpose()?,
+            purgers: section.purge_method.as_ref().map(|purge| networks(&purge.allowed_cidrs)).transpose()?,
             bypass: condition(&section.bypass)?,
             refresh: condition(&section.refresh)?,
             collapse: (section.collapse.scope != CollapseScope::Disabled).then_some(section.collapse.wait.0),
@@ -71,6 +75,10 @@ impl Caching {
             tells: section.status_field == StatusField::Always,
         })
     }
+}
+
+fn networks(cidrs: &[String]) -> Result<Vec<IpNet>, String> {
+    cidrs.iter().map(|cidr| cidr.parse().map_err(|_| format!("{cidr:?} is not a network"))).collect()
 }
 
 fn compiled(section: &Cache) -> Settings {

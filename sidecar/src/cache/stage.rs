@@ -14,6 +14,7 @@ use super::{
     key,
     notes::{self, Names},
     purge::{Stamp, Verdict as Purged},
+    purger,
     semantics::{
         clock::Now,
         meta::Flags,
@@ -76,6 +77,9 @@ enum Stored {
 pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked {
     let Some(caching) = ex.route.cache() else { return Looked::Passes };
     let cache = &ex.connection.worker.cache;
+    if purger::is_asked(caching, parts) {
+        return Looked::Answered(purger::purge(ex, cache, caching, parts).await);
+    }
     let asks = Asks::of(&parts.method, &parts.headers, content);
     let control = asks.heeded(&caching.settings);
     let mut look = Look {

@@ -14,37 +14,23 @@ mod metrics;
 mod record;
 mod writer;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crds::proxy::FetchrProxySpec;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::{
     commands::{Found, Key},
     keeper::Connection,
     record::Record,
-    writer::Write,
+    writer::{Queue, Write},
 };
 pub(super) use self::{lease::Lease, metrics::Metrics, record::Answer};
 use super::{link::Endpoint, purge::Scope, semantics::clock::Now, store::Vary};
 
 use crate::tls::Secrets;
 
-/// Writes that wait, at most.
-const WAITING: usize = 256;
-/// Bytes of answers that wait to be written, at most.
-const WAITING_BYTES: u64 = 16 << 20;
 /// Between two looks for what another pod fetches, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(4);
 const LONGEST_LOOK: Duration = Duration::from_millis(50);
@@ -81,8 +67,7 @@ impl Settings {
 pub(super) struct Tier {
     settings: Settings,
     connection: Arc<Connection>,
-    writes: mpsc::Sender<Write>,
-    waiting: Arc<AtomicU64>,
+    queue: Queue,
     metrics: Metrics,
     stop: CancellationToken,
 }
@@ -98,15 +83,8 @@ pub(super) enum Got {
 impl Tier {
     /// Begins to connect, in tasks of this runtime that end when this is dropped.
     pub(super) fn start(settings: Settings, metrics: Metrics) -> Arc<Self> {
-        let (writes, written) = mpsc::channel(WAITING);
-        let tier = Arc::new(Self {
-            connection: Connection::new(),
-            writes,
-            waiting: Arc::default(),
-            metrics,
-            stop: CancellationToken::new(),
-            settings,
-        });
+        let (queue, written) = Queue::new();
+        let tier = Arc::new(Self { connection: Connection::new(), queue, metrics, stop: CancellationToken::new(), settings });
         keeper::spawn(&tier);
         writer::spawn(&tier, written);
         tier
@@ -174,10 +152,8 @@ impl Tier {
     }
 
     fn write(&self, write: Write) {
-        let bytes = write.bytes();
-        let waiting = self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        if waiting + bytes > WAITING_BYTES || self.writes.try_send(write).is_err() {
-            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        let is_put = matches!(write, Write::Put { .. });
+        if !self.queue.add(write) && is_put {
             self.metrics.written("dropped");
         }
     }

@@ -31,7 +31,7 @@ use wire::v1;
 
 use self::{connect::session, receive::Receiver};
 use super::{Metrics, coldstart::ColdStart, order::StreamId, state::StateDir};
-use crate::{config::Shared, health::Health};
+use crate::{PodPurges, config::Shared, health::Health};
 
 /// How often the operator's name is resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
@@ -60,6 +60,8 @@ pub struct Settings {
     pub pod_uid: String,
     /// Where the first plan may come from before a stream stands.
     pub cold_start: ColdStart,
+    /// What was purged from the cache.
+    pub purges: PodPurges,
 }
 
 impl Settings {

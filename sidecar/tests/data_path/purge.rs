@@ -221,6 +221,29 @@ async fn who_comes_after_a_purge_gets_nothing_of_a_fetch_that_began_before() {
 }
 
 #[tokio::test]
+async fn method_purge_takes_what_a_get_would_get_if_the_client_may() {
+    let rules = |allowed: &str| {
+        format!(
+            r#"[{{"name": "all", "cache": {{"key": {{"query": {{"ignore": ["utm_*"]}}}}, "purgeMethod": {{"allowedCIDRs": ["{allowed}"]}}}}}}]"#
+        )
+    };
+    let site = Site::start(&rules("127.0.0.0/8"), "cache-control: max-age=600\r\netag: \"1\"\r\n", None).await;
+    let purge =
+        async |path: &str, field: &str| site.proxy.ask(&format!("PURGE {path} HTTP/1.1\r\nhost: a.example\r\n{field}\r\n")).await;
+    assert_eq!((site.get("/a?b").await, site.get("/c").await), ("answer 1".to_owned(), "answer 2".to_owned()));
+    let purged = purge("/a?utm_source=x&b", "").await;
+    assert_eq!((purged.status, purged.field("content-type")), (200, "application/json"));
+    assert!(purged.text().contains(r#""complete":true"#), "{}", purged.text());
+    assert_eq!((site.get("/a?b").await, site.get("/c").await), ("answer 3".to_owned(), "answer 2".to_owned()));
+    assert_eq!(purge("/a?b", "fetchr-soft-purge: 1\r\n").await.status, 200);
+    assert_eq!((site.get("/a?b").await, site.requests.load(Ordering::SeqCst)), ("answer 3".to_owned(), 4), "the origin said so");
+    site.proxy.apply(&rules("192.0.2.0/24"));
+    let refused = purge("/c", "").await;
+    assert!(refused.status == 403 && refused.text().contains("allowedCIDRs"), "{}", refused.text());
+    assert_eq!((site.get("/c").await, site.requests.load(Ordering::SeqCst)), ("answer 2".to_owned(), 4));
+}
+
+#[tokio::test]
 async fn purge_needs_the_token_and_says_what_is_wrong() {
     let site = Site::start(ALL, "cache-control: max-age=600\r\n", None).await;
     assert_eq!(site.get("/").await, "answer 1");

@@ -67,6 +67,7 @@ impl Alone {
         drop(index);
         let took = begun.elapsed();
         PurgeAnswer {
+            shared: false,
             complete: true,
             acknowledged: vec![Acknowledged::new(member, took)],
             lease_ran_out: Vec::new(),

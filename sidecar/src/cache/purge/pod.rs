@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -15,6 +16,7 @@ use super::{
     CutOff, Index, Position, Stamp, Verdict,
     alone::Alone,
     index::CAPACITY,
+    log::{Strength, What},
     name::{Name, Naming},
     request::{PurgeAnswer, PurgeError, PurgeRequest},
     shared::{Log, Shared},
@@ -142,12 +144,13 @@ impl PodPurges {
         }
     }
 
-    /// Purges, and returns when no request that comes later is answered from what went, or when that can't be awaited.
+    /// Purges, and returns when no request that comes later is answered from what went, when no more can be waited for, or after so long at
+    /// most.
     ///
     /// # Errors
     /// What is wrong with the request, or why the log could not be asked.
-    pub async fn purge(&self, request: &PurgeRequest) -> Result<PurgeAnswer, PurgeError> {
-        self.purge_forms(request, |url| vec![url.to_owned()]).await
+    pub async fn purge(&self, request: &PurgeRequest, at_most: Duration) -> Result<PurgeAnswer, PurgeError> {
+        self.purge_forms(request, |url| vec![url.to_owned()], at_most).await
     }
 
     /// As [`PodPurges::purge`], of a URL in all its forms.
@@ -155,16 +158,26 @@ impl PodPurges {
         &self,
         request: &PurgeRequest,
         forms: impl FnOnce(&str) -> Vec<String>,
+        at_most: Duration,
     ) -> Result<PurgeAnswer, PurgeError> {
-        let (all, strength) = (request.what(forms)?, request.strength());
+        self.take(request.what(forms)?, request.strength(), at_most).await
+    }
+
+    /// Purges a URL in the form in which stored answers have it.
+    pub(crate) async fn purge_url(&self, url: &str, soft: bool) -> Result<PurgeAnswer, PurgeError> {
+        let what = What::url(url).map_err(|why| PurgeError::Wrong(format!("the URL {why}")))?;
+        self.take(vec![what], if soft { Strength::Soft } else { Strength::Hard }, Duration::MAX).await
+    }
+
+    async fn take(&self, all: Vec<What>, strength: Strength, at_most: Duration) -> Result<PurgeAnswer, PurgeError> {
         let kept = self.0.kept.load_full();
         let each = all.into_iter().map(async |what| match &*kept {
             Kept::Alone(alone) => Ok(alone.purge(what, strength, &self.0.member)),
-            Kept::Shared(shared) => shared.purge(what, strength).await,
+            Kept::Shared(shared) => shared.purge(what, strength, at_most).await,
         });
         let answers = try_join_all(each).await?;
         let answer = answers.into_iter().reduce(PurgeAnswer::and).unwrap_or_default();
-        self.0.counts[usize::from(request.soft)].fetch_add(1, Ordering::Relaxed);
+        self.0.counts[usize::from(strength == Strength::Soft)].fetch_add(1, Ordering::Relaxed);
         Ok(answer)
     }
 }
@@ -180,7 +193,7 @@ mod tests {
     use super::*;
 
     async fn purge(log: &PodPurges, request: &str) -> Result<PurgeAnswer, PurgeError> {
-        log.purge(&serde_json::from_str(request).unwrap()).await
+        log.purge(&serde_json::from_str(request).unwrap(), Duration::MAX).await
     }
 
     #[tokio::test]

@@ -34,6 +34,8 @@ pub struct PurgeRequest {
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PurgeAnswer {
+    /// Whether it is a purge of all pods of the workload; else of this one.
+    pub shared: bool,
     /// Whether no member answers from what was purged any more.
     pub complete: bool,
     /// Who has applied it.
@@ -122,6 +124,7 @@ impl PurgeAnswer {
         let pods = |members: &[MemberId]| members.iter().map(|member| member.pod().to_owned()).collect();
         let acknowledged = report.acknowledged.iter().map(|(member, lag)| Acknowledged::new(member.pod(), *lag));
         Ok(Self {
+            shared: true,
             complete: report.complete,
             acknowledged: acknowledged.collect(),
             lease_ran_out: pods(&report.ran_out),
@@ -218,6 +221,7 @@ mod tests {
         };
         let strings = |pods: &[&str]| pods.iter().map(|pod| (*pod).to_owned()).collect();
         let one = PurgeAnswer {
+            shared: true,
             complete: true,
             acknowledged: acknowledged(&[("a", 1), ("b", 2)]),
             lease_ran_out: strings(&["c"]),
@@ -226,6 +230,7 @@ mod tests {
             took_micros: 5,
         };
         let other = PurgeAnswer {
+            shared: true,
             complete: false,
             acknowledged: acknowledged(&[("a", 3), ("d", 1)]),
             lease_ran_out: strings(&["b"]),

@@ -106,10 +106,10 @@ impl Shared {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Purges, and waits for as long as a lease may last.
-    pub(super) async fn purge(&self, what: What, strength: Strength) -> Result<PurgeAnswer, PurgeError> {
+    /// Purges, and waits for as long as a lease may last, or so long at most.
+    pub(super) async fn purge(&self, what: What, strength: Strength, at_most: Duration) -> Result<PurgeAnswer, PurgeError> {
         let _waiting = self.waiting.try_acquire().map_err(|_| PurgeError::Busy)?;
-        let deadline = self.log.rules.outlived() + 2 * self.patience();
+        let deadline = at_most.min(self.log.rules.outlived() + 2 * self.patience());
         let (report, failed) = self.purges.purge(&mut self.ask(), what, strength, deadline).await;
         PurgeAnswer::of(&report, failed.as_ref())
     }

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use redis::{RedisResult, Value};
+use redis::{Pipeline, RedisResult, Value};
 use tokio::time::timeout;
 
 use super::{
@@ -55,56 +55,73 @@ impl Key {
 }
 
 impl Tier {
-    /// Looks for a record, and with `waits` takes the lease on fetching it for so long if there is none.
+    /// Looks for a record. If there is none, with `waits`, takes the lease on fetching it for so long.
     pub(super) async fn look(&self, key: &Key, primary: &[u8], values: &[u8], waits: Option<Duration>) -> Found {
-        let Some(mut connection) = self.connection.get() else {
-            self.metrics.request("away");
-            return Found::Failed;
-        };
-        let lease = waits.map(|term| (Lease::new(key, self.writes.clone()), term));
         let mut pipe = redis::pipe();
         pipe.get(&key.record);
-        if let Some((lease, term)) = &lease {
-            let millis = u64::try_from(term.as_millis()).unwrap_or(u64::MAX).max(1);
-            pipe.cmd("SET").arg(&key.fill).arg(lease.token()).arg("NX").arg("PX").arg(millis).ignore();
-            pipe.get(&key.fill);
+        let Some(answered) = self.ask(&pipe).await else { return Found::Failed };
+        match (self.record(key, (primary, values), answered.first()), waits) {
+            (Some(record), _) => Found::Record(record),
+            (None, None) => Found::Nothing,
+            (None, Some(term)) => self.take(key, (primary, values), term).await,
         }
-        let answered: RedisResult<Vec<Value>> = match timeout(self.settings.patience, pipe.query_async(&mut connection)).await {
-            Ok(answered) => answered,
-            Err(_) => {
-                self.connection.failed();
-                self.metrics.request("late");
-                return Found::Failed;
-            }
-        };
-        let Ok(values_of) = answered else {
-            self.connection.failed();
-            self.metrics.request("error");
-            return Found::Failed;
-        };
-        self.connection.worked();
-        self.found(key, (primary, values), &values_of, lease.map(|(lease, _)| lease))
     }
 
-    fn found(&self, key: &Key, (primary, values): (&[u8], &[u8]), answered: &[Value], lease: Option<Lease>) -> Found {
-        if let Some(Value::BulkString(bytes)) = answered.first() {
-            let most = usize::try_from(self.settings.max_object.saturating_add(OVERHEAD)).unwrap_or(usize::MAX);
-            match record::read(bytes, most) {
-                Ok(Record::Answer(answer)) if !answer.object.is_for(primary, values) => {}
-                Ok(record) => return Found::Record(record),
-                Err(record::Corrupt) => {
-                    self.metrics.request("corrupt");
-                    self.write(Write::Remove(key.clone()));
-                }
-            }
+    /// Takes the lease, and looks again: another pod may have stored the answer and given the lease back since.
+    async fn take(&self, key: &Key, of: (&[u8], &[u8]), term: Duration) -> Found {
+        // Even if no answer comes it may be taken, and so has to be released.
+        let lease = Lease::new(key, self.queue.clone());
+        let millis = u64::try_from(term.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mut pipe = redis::pipe();
+        pipe.cmd("SET").arg(&key.fill).arg(lease.token()).arg("NX").arg("PX").arg(millis).ignore();
+        pipe.get(&key.fill).get(&key.record);
+        let Some(answered) = self.ask(&pipe).await else { return Found::Failed };
+        if let Some(record) = self.record(key, of, answered.get(1)) {
+            return Found::Record(record);
         }
-        match (lease, answered.get(1)) {
-            (Some(lease), Some(Value::BulkString(holder))) if *holder == lease.token().as_bytes() => Found::Ours(lease),
-            (Some(lease), Some(Value::BulkString(holder))) => {
+        match answered.first() {
+            Some(Value::BulkString(holder)) if *holder == lease.token().as_bytes() => Found::Ours(lease),
+            Some(Value::BulkString(holder)) => {
                 lease.not_taken();
                 if holder == UNCACHEABLE.as_bytes() { Found::Nothing } else { Found::Taken }
             }
             _ => Found::Nothing,
+        }
+    }
+
+    /// Sends commands. None if they are not answered in time, or by an error.
+    async fn ask(&self, pipe: &Pipeline) -> Option<Vec<Value>> {
+        let Some(mut connection) = self.connection.get() else {
+            self.metrics.request("away");
+            return None;
+        };
+        let answered: Result<RedisResult<Vec<Value>>, _> =
+            timeout(self.settings.patience, pipe.query_async(&mut connection)).await;
+        let failed = match answered {
+            Ok(Ok(values)) => {
+                self.connection.worked();
+                return Some(values);
+            }
+            Ok(Err(_)) => "error",
+            Err(_) => "late",
+        };
+        self.connection.failed();
+        self.metrics.request(failed);
+        None
+    }
+
+    /// The record in what was answered, if it is one of this key. One that is damaged is taken out.
+    fn record(&self, key: &Key, (primary, values): (&[u8], &[u8]), answered: Option<&Value>) -> Option<Record> {
+        let Some(Value::BulkString(bytes)) = answered else { return None };
+        let most = usize::try_from(self.settings.max_object.saturating_add(OVERHEAD)).unwrap_or(usize::MAX);
+        match record::read(bytes, most) {
+            Ok(Record::Answer(answer)) if !answer.object.is_for(primary, values) => None,
+            Ok(record) => Some(record),
+            Err(record::Corrupt) => {
+                self.metrics.request("corrupt");
+                self.write(Write::Remove(key.clone()));
+                None
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The right to fetch an answer for all pods.
 
-use tokio::sync::mpsc;
-
-use super::{commands::Key, writer::Write};
+use super::{
+    commands::Key,
+    writer::{Queue, Write},
+};
 
 /// Stands in the place of a holder for a while after an answer turned out to be for one client alone: nobody waits for others meanwhile.
 pub(super) const UNCACHEABLE: &str = "-";
@@ -15,13 +16,13 @@ pub(crate) struct Lease {
     token: String,
     /// Whether there is something to release.
     held: bool,
-    writes: mpsc::Sender<Write>,
+    queue: Queue,
 }
 
 impl Lease {
     /// To be taken.
-    pub(super) fn new(key: &Key, writes: mpsc::Sender<Write>) -> Self {
-        Self { fill: key.fill.clone(), token: format!("{:032x}", fastrand::u128(..)), held: true, writes }
+    pub(super) fn new(key: &Key, queue: Queue) -> Self {
+        Self { fill: key.fill.clone(), token: format!("{:032x}", fastrand::u128(..)), held: true, queue }
     }
 
     /// What tells it from others on the same key, also from one that this pod had before: a late answer under an old lease replaces
@@ -38,7 +39,7 @@ impl Lease {
     /// What was fetched is for one client alone: for a while, requests wait for none of this key.
     pub(crate) fn uncacheable(mut self) {
         self.held = false;
-        let _ = self.writes.try_send(Write::Mark { fill: self.fill.clone(), token: self.token.clone() });
+        self.queue.add(Write::Mark { fill: self.fill.clone(), token: self.token.clone() });
     }
 
     /// It goes over to the one who stores what was fetched.
@@ -52,7 +53,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if self.held {
             // If there is no room, it runs out by itself.
-            let _ = self.writes.try_send(Write::Release { fill: self.fill.clone(), token: self.token.clone() });
+            self.queue.add(Write::Release { fill: self.fill.clone(), token: self.token.clone() });
         }
     }
 }

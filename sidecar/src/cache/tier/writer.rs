@@ -21,6 +21,10 @@ use super::{
 };
 use crate::cache::store::Vary;
 
+/// Writes that wait, at most.
+const WAITING: usize = 256;
+/// Bytes of answers that wait to be written, at most.
+const WAITING_BYTES: u64 = 16 << 20;
 /// How long a write may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// For how long an answer is kept, at most, and the marker of its variants always.
@@ -65,11 +69,40 @@ impl Write {
     }
 }
 
+/// Where writes wait. Clones are one queue.
+#[derive(Clone, Debug)]
+pub(super) struct Queue {
+    writes: mpsc::Sender<Write>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Queue {
+    /// An empty one, and where it ends.
+    pub(super) fn new() -> (Self, mpsc::Receiver<Write>) {
+        let (writes, written) = mpsc::channel(WAITING);
+        (Self { writes, bytes: Arc::default() }, written)
+    }
+
+    /// Adds a write. False if there is no room for it.
+    pub(super) fn add(&self, write: Write) -> bool {
+        let bytes = write.bytes();
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let added = before + bytes <= WAITING_BYTES && self.writes.try_send(write).is_ok();
+        if !added {
+            self.left(bytes);
+        }
+        added
+    }
+
+    fn left(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 /// Who writes.
 struct Writer {
     prefix: String,
     connection: Arc<Connection>,
-    waiting: Arc<AtomicU64>,
     metrics: Metrics,
     put: Script,
     release: Script,
@@ -81,20 +114,18 @@ pub(super) fn spawn(tier: &Tier, mut written: mpsc::Receiver<Write>) {
     let writer = Writer {
         prefix: tier.settings.prefix.clone(),
         connection: Arc::clone(&tier.connection),
-        waiting: Arc::clone(&tier.waiting),
         metrics: tier.metrics.clone(),
         put: Script::new(PUT),
         release: Script::new(RELEASE),
         replace: Script::new(REPLACE),
     };
-    let stop = tier.stop.clone();
+    let (stop, queue) = (tier.stop.clone(), tier.queue.clone());
     tokio::spawn(async move {
         let write_all = async {
             while let Some(write) = written.recv().await {
                 let bytes = write.bytes();
                 writer.write(write).await;
-                // A lease that was given back while the queue was full was not counted, nor is its release.
-                let _ = writer.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| Some(all.saturating_sub(bytes)));
+                queue.left(bytes);
             }
         };
         stop.run_until_cancelled(write_all).await

@@ -271,7 +271,23 @@ impl Receiver {
         }
     }
 
+    /// Beside the rest, for it may wait for other pods.
+    fn purge(&self, stream: StreamId, command: v1::Command) {
+        let Some(up) = self.streams.get(&stream).cloned() else { return };
+        let (config, purges) = (Arc::clone(&self.shared.load()), self.settings.purges.clone());
+        tokio::spawn(async move {
+            // Some is left for the answer's way.
+            let at_most = Duration::from_millis(command.deadline_ms.into()).mul_f32(0.9);
+            let answer = ask::purge(config, &purges, &command.body, at_most).await;
+            // Nobody waits for it where that stream has ended.
+            let _ = up.try_send(v1::Up { message: Some(answer_to(command.id, answer)) });
+        });
+    }
+
     fn command(&mut self, stream: StreamId, command: v1::Command) {
+        if command.verb == "purge" {
+            return self.purge(stream, command);
+        }
         let answer = ask::answer(&self.shared, &command.verb, &command.body).and_then(|body| {
             let size = body.len();
             if size > MAX_ANSWER {
@@ -280,11 +296,7 @@ impl Receiver {
                 Ok(body)
             }
         });
-        let (body, error) = match answer {
-            Ok(body) => (body, String::new()),
-            Err(error) => (Vec::new(), error),
-        };
-        self.send(stream, v1::up::Message::CommandAnswer(v1::CommandAnswer { id: command.id, body: body.into(), error }));
+        self.send(stream, answer_to(command.id, answer));
     }
 
     /// Tells all streams how the sidecar is; unless `anyway`, only if that has changed.
@@ -326,6 +338,14 @@ impl Receiver {
             self.streams.remove(&stream);
         }
     }
+}
+
+fn answer_to(id: String, answer: Result<Vec<u8>, String>) -> v1::up::Message {
+    let (body, error) = match answer {
+        Ok(body) => (body, String::new()),
+        Err(error) => (Vec::new(), error),
+    };
+    v1::up::Message::CommandAnswer(v1::CommandAnswer { id, body: body.into(), error })
 }
 
 /// Reads the document of a plan.

@@ -182,6 +182,7 @@ impl Sidecar {
             pod_name: "web-1".to_owned(),
             pod_uid: "uid-1".to_owned(),
             cold_start,
+            purges: PodPurges::new("web-1"),
         };
         let shared = Shared::new(Config::waiting(FetchrProxySpec::default()));
         Self { folder, settings, shared, drain: drain::Handle::new(), stop: CancellationToken::new(), task: None }
@@ -460,6 +461,13 @@ async fn commands_are_answered_on_the_stream() {
     assert!(String::from_utf8_lossy(&explained.body).contains("\"route\":\"shop/p/r\""));
     let refused = link.until(answer).await;
     assert!(refused.id == "2" && refused.error.contains("unknown verb"));
+    link.send(command("3", "purge", r#"{"tag": "news"}"#)).await;
+    let purged = link.until(answer).await;
+    let purge: serde_json::Value = serde_json::from_slice(&purged.body).unwrap();
+    assert_eq!((&purged.id[..], purge["acknowledged"][0]["member"].as_str()), ("3", Some("web-1")), "{purged:?}");
+    link.send(command("4", "purge", "{}")).await;
+    let refused = link.until(answer).await;
+    assert!(refused.id == "4" && refused.error.contains("exactly one"), "{refused:?}");
     sidecar.end().await;
 }
 
