@@ -147,6 +147,28 @@ pub(crate) fn or_dash(text: impl Into<String>) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
+/// A length of time, in its largest unit.
+pub(crate) fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Bytes in a unit in which they have one to four digits.
+pub(crate) fn size(bytes: u64) -> String {
+    let (mut whole, mut tenths, mut unit) = (bytes, 0, "");
+    for larger in ["Ki", "Mi", "Gi", "Ti"] {
+        if whole < 1024 {
+            break;
+        }
+        (tenths, whole, unit) = (whole % 1024 * 10 / 1024, whole / 1024, larger);
+    }
+    if unit.is_empty() || whole >= 100 { format!("{whole}{unit}") } else { format!("{whole}.{tenths}{unit}") }
+}
+
 /// Prints `value` as JSON or YAML, or else what `text` makes of it; `text` is told whether every column is wanted.
 pub(crate) fn print<T: Serialize>(format: Option<Format>, value: &T, text: impl FnOnce(bool) -> String) -> Result<(), Failure> {
     let rendered = match format {
@@ -189,6 +211,17 @@ mod tests {
         table.row(vec!["web".into(), "True".into()]);
         table.row(vec!["catalogue".into(), "False".into()]);
         assert_eq!(table.to_string(), "NAME        READY\nweb         True\ncatalogue   False\n");
+    }
+
+    #[test]
+    fn age_is_the_largest_unit() {
+        assert_eq!([age(5), age(300), age(7200), age(200_000)], ["5s", "5m", "2h", "2d"]);
+    }
+
+    #[test]
+    fn sizes_have_few_digits() {
+        assert_eq!([size(0), size(1023), size(1536), size(1 << 20), size(204_800)], ["0", "1023", "1.5Ki", "1.0Mi", "200Ki"]);
+        assert_eq!(size(u64::MAX), "16777215Ti");
     }
 
     #[test]

@@ -17,12 +17,13 @@ mod purger;
 mod rules;
 #[allow(dead_code, unused_imports, reason = "parts of answers are not kept yet")]
 mod semantics;
+pub mod show;
 mod stage;
-#[allow(dead_code, unused_imports, reason = "nobody lists it yet")]
+mod standing;
+#[allow(dead_code, unused_imports, reason = "not all of what it can do is needed yet")]
 pub(crate) mod store;
 mod tier;
 
-pub use self::purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest};
 pub(crate) use self::{
     fetch::Fetch,
     fill::{Failure, Reader},
@@ -34,4 +35,8 @@ pub(crate) use self::{
     semantics::uri::Target,
     stage::{Looked, look},
     tier::Settings as TierSettings,
+};
+pub use self::{
+    purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest},
+    show::PodCache,
 };

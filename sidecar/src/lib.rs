@@ -53,4 +53,4 @@ mod watch;
 mod websocket;
 mod worker;
 
-pub use cache::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest};
+pub use cache::{Acknowledged, PodCache, PodPurges, PurgeAnswer, PurgeError, PurgeRequest, show};

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use wire::speaker::Speakers;
 
 use crate::{
-    PodPurges,
+    PodCache, PodPurges,
     admin::{self, Admin, Public, SetLevel, probe::Probes},
     config::{Config, Shared},
     drain,
@@ -168,16 +168,18 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     };
     before.go_on(&drain, &shared); // with the settings of the plan
     let token = before.admin_token(&state).context("could not write the admin token")?;
+    let cache = PodCache::default();
     let own = Own {
         metrics: Arc::clone(&metrics),
         health: health.clone(),
         sockets: sockets.clone(),
         token,
         purges: purges.clone(),
+        cache: cache.clone(),
         stop: stop.clone(),
     };
     let addresses = own.serve(&options, &shared, &drain)?;
-    let setup = setup(&options, &shared, addresses, descriptors, sockets, purges.clone());
+    let setup = setup(&options, &shared, addresses, descriptors, sockets, (purges.clone(), cache));
     let interception = setup.interception;
     let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
     health.listening();
@@ -232,7 +234,7 @@ fn setup(
     own: Vec<SocketAddr>,
     descriptors: u64,
     sockets: Sockets,
-    purges: PodPurges,
+    (purges, cache): (PodPurges, PodCache),
 ) -> Setup {
     let settings = shared.load();
     let workers = settings.settings().workers.and_then(|workers| usize::try_from(workers).ok());
@@ -254,6 +256,7 @@ fn setup(
         sockets,
         memory: Group::own(),
         purges,
+        cache,
         strict: matches!(options.configuration, Configuration::Files(_)),
     }
 }
@@ -295,6 +298,7 @@ struct Own {
     sockets: Sockets,
     token: String,
     purges: PodPurges,
+    cache: PodCache,
     stop: CancellationToken,
 }
 
@@ -314,8 +318,8 @@ impl Own {
         let (metrics, admin) = (open.address()?, admin_open.address()?);
         let public = Public { health: self.health, metrics: self.metrics, probes: Arc::new(probes) };
         tokio::spawn(admin::serve(open.into_listener()?, admin::public(public), self.stop.clone()));
-        let (set_level, purges) = (Arc::clone(&options.set_level), self.purges);
-        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges };
+        let (set_level, purges, cache) = (Arc::clone(&options.set_level), self.purges, self.cache);
+        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges, cache };
         tokio::spawn(admin::serve(admin_open.into_listener()?, admin::admin(orders, &self.token), self.stop));
         tracing::info!(%metrics, %admin, "Admin and metrics are open.");
         Ok(vec![metrics, admin])

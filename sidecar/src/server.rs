@@ -19,7 +19,7 @@ use tokio::{
 use wire::speaker::Speakers as Declared;
 
 use crate::{
-    PodPurges,
+    PodCache, PodPurges,
     cache::{Cache, PurgeLog, Scope, TierSettings},
     config::{self, Config, Shared},
     connection::Speakers,
@@ -81,6 +81,8 @@ pub struct Setup {
     pub memory: Option<Group>,
     /// What was purged from the cache, which the admin port has too.
     pub purges: PodPurges,
+    /// Where the cache is found, which the admin port shows.
+    pub cache: PodCache,
     /// Whether a listener that can't be opened is an error; else it is tried again.
     pub strict: bool,
 }
@@ -129,6 +131,7 @@ impl Server {
             watch_memory(&pod, group).context("could not watch the memory")?;
         }
         let cache = Arc::clone(&pod.cache);
+        setup.cache.open(&cache);
         let workers = Workers::start(setup.workers, &pod).context("could not start the workers")?;
         let acceptor = Acceptor::new(pod, workers, setup.max_connections);
         if let Some(ports) = setup.interception {

@@ -1,6 +1,7 @@
 //! `fetchr cache`: the cache of a proxy on this machine. One file for each subcommand.
 
 mod admin;
+mod ls;
 mod purge;
 
 use clap::Subcommand;
@@ -12,6 +13,8 @@ use crate::{
 
 /// Shown below the help.
 pub(crate) const EXAMPLES: &str = "Examples:
+  # what is stored below a path?
+  $ fetchr cache ls --prefix http://localhost/products/
   # answers with a tag are gone when this ends
   $ fetchr cache purge --tag news
   # these are asked for anew, and may answer meanwhile where their policy permits it
@@ -26,6 +29,9 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// List what is stored
+    #[command(after_help = ls::EXAMPLES)]
+    Ls(ls::Args),
     /// Take answers out before their time
     #[command(after_help = purge::EXAMPLES)]
     Purge(purge::Args),
@@ -34,6 +40,7 @@ enum Command {
 /// Does what the subcommand says.
 pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     match &args.command {
+        Command::Ls(args) => ls::execute(args, color),
         Command::Purge(args) => purge::execute(args, color),
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     args::{ClusterArgs, FormatArgs, switch},
     cluster::Cluster,
     failure::{Exit, Failure},
-    output::{self, Color, Paint, Table, or_dash},
+    output::{self, Color, Paint, Table, age, or_dash},
     sidecars::{self, Sidecar, SidecarStatus},
 };
 
@@ -254,16 +254,6 @@ fn pods_table(pods: &[InjectedPod], wide: bool) -> Table {
     table
 }
 
-/// An age as kubectl shows it: the largest unit, and for the first hours the next one.
-fn age(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7200 => format!("{}m", seconds / 60),
-        7200..172_800 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -320,10 +310,5 @@ mod tests {
     fn empty_namespace_is_said_in_a_sentence() {
         let text = render(&Report::default(), Some("shop"), false, Paint::off());
         assert_eq!(text, "No proxies and no injected pods in namespace shop.\n");
-    }
-
-    #[test]
-    fn age_is_the_largest_unit() {
-        assert_eq!([age(5), age(300), age(7200), age(200_000)], ["5s", "5m", "2h", "2d"]);
     }
 }

@@ -8,13 +8,22 @@ use crate::{
 const CACHING: &str = "cache: {ttl: {default: 60s}}";
 
 fn purge(proxy: &Proxy, args: &[&str]) -> Said {
+    cache(proxy, "purge", args)
+}
+
+fn cache(proxy: &Proxy, command: &str, args: &[&str]) -> Said {
     let (port, state) = (proxy.port_of("admin").port().to_string(), proxy.state().to_str().unwrap());
-    fetchr(&[&["cache", "purge", "--admin-port", &port, "--state-dir", state], args].concat())
+    fetchr(&[&["cache", command, "--admin-port", &port, "--state-dir", state], args].concat())
+}
+
+/// A proxy whose policy `default/headers` keeps what its origin says.
+fn caching() -> Proxy {
+    Proxy::start(&policy("one").replace("headers: {response: {set: [{name: x-from, value: one}]}}", CACHING))
 }
 
 #[test]
 fn purge_takes_out_what_is_named_and_says_who_has_done_so() {
-    let proxy = Proxy::start(&policy("one").replace("headers: {response: {set: [{name: x-from, value: one}]}}", CACHING));
+    let proxy = caching();
     let hits = |path: &str| proxy.get(path).contains("fetchr; hit");
     assert!(!hits("/a") && hits("/a"), "it is stored");
     let other = purge(&proxy, &["--prefix", "http://localhost/b"]);
@@ -42,4 +51,41 @@ fn purge_that_names_nothing_or_finds_nobody_says_so() {
     }
     let nobody = fetchr(&["cache", "purge", "--all", "--state-dir", "/nonexistent", "--admin-port", "1"]);
     assert_eq!((nobody.code, nobody.stderr.contains("no proxy answers on its admin port")), (4, true), "{nobody:?}");
+}
+
+#[test]
+fn ls_shows_what_is_stored_in_lines_or_as_json() {
+    let proxy = caching();
+    let empty = cache(&proxy, "ls", &[]);
+    assert_eq!((empty.code, empty.stdout.as_str()), (0, "Nothing is stored that is like this.\n"));
+    for path in ["/a", "/a", "/a", "/b?c"] {
+        proxy.get(path);
+    }
+    let said = cache(&proxy, "ls", &["--prefix", "http://localhost/a"]);
+    let line = said.stdout.lines().nth(1).unwrap_or_default().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(line[..5], ["http://localhost/a", "-", "default/headers/all", "200", "Fresh"], "{said:?}");
+    assert_eq!(line[7..], ["5", "2"], "{said:?}");
+    let json = cache(&proxy, "ls", &["-o", "json", "--policy", "default/headers"]).json();
+    let mut urls: Vec<_> = json["objects"].as_array().unwrap().iter().map(|object| object["url"].as_str().unwrap()).collect();
+    urls.sort_unstable();
+    assert_eq!((urls, json["more"].as_bool()), (vec!["http://localhost/a", "http://localhost/b?c"], Some(false)));
+    let one = cache(&proxy, "ls", &["-o", "json", "--limit", "1"]).json();
+    assert_eq!((one["objects"].as_array().map(Vec::len), one["more"].as_bool()), (Some(1), Some(true)));
+    assert_eq!(purge(&proxy, &["--all"]).code, 0);
+    assert!(cache(&proxy, "ls", &[]).stdout.contains(" Purged "), "its memory is there still");
+}
+
+#[test]
+fn ls_says_what_is_wrong_with_a_question() {
+    let proxy = caching();
+    for (args, words) in [
+        (&["--limit", "10001"][..], "10001"),
+        (&["--limit", "0"], "0"),
+        (&["--prefix", "/a"], "prefix: \"/a\" is not like http://shop.example/products"),
+        (&["--policy", "headers"], "policy: \"headers\" is not like shop/catalogue"),
+        (&["--tag", "a b"], "tag: \"a b\" is none"),
+    ] {
+        let said = cache(&proxy, "ls", args);
+        assert_eq!((said.code, said.stderr.contains(words)), (2, true), "{args:?}: {said:?}");
+    }
 }

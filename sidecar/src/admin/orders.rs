@@ -13,12 +13,13 @@ use serde_json::{Value, json};
 
 use super::guard::{Token, guard};
 use crate::{
-    PodPurges, PurgeAnswer, PurgeError, PurgeRequest,
+    PodCache, PodPurges, PurgeAnswer, PurgeError, PurgeRequest,
     ask::{self, ExplainRequest},
     cache,
     config::Shared,
     drain,
     route::Explanation,
+    show::{ListRequest, Objects, ShowError},
 };
 
 /// Sets what is logged, by a level or a filter such as `info,sidecar::limit=debug`. The error says what is wrong with it.
@@ -35,6 +36,8 @@ pub struct Admin {
     pub set_level: SetLevel,
     /// What was purged from the cache.
     pub purges: PodPurges,
+    /// What the cache holds.
+    pub cache: PodCache,
 }
 
 impl fmt::Debug for Admin {
@@ -54,6 +57,7 @@ pub fn admin(admin: Admin, token: &str) -> Router {
         .route("/drain", post(drain))
         .route("/loglevel", post(log_level))
         .route("/cache/purge", post(purge))
+        .route("/cache/objects", get(objects))
         .with_state(admin)
         .layer(from_fn_with_state(Token::new(token), guard))
 }
@@ -108,4 +112,17 @@ async fn purge(State(admin): State<Admin>, request: String) -> Result<Json<Purge
         };
         (status, format!("{error}\n"))
     })
+}
+
+/// `?prefix=http://shop/products/&limit=1000`: see [`ListRequest`].
+async fn objects(State(admin): State<Admin>, Query(request): Query<ListRequest>) -> Result<Json<Objects>, Wrong> {
+    admin.cache.list(request).await.map(Json).map_err(unshown)
+}
+
+fn unshown(error: ShowError) -> Wrong {
+    let status = match error {
+        ShowError::Wrong(_) => StatusCode::BAD_REQUEST,
+        ShowError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, format!("{error}\n"))
 }

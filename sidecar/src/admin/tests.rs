@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    PodPurges,
+    PodCache, PodPurges,
     config::{Config, PlanSource, Planned, Shared},
     drain,
 };
@@ -119,7 +119,8 @@ impl Orders {
                 Ok(())
             }
         });
-        let state = Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level, purges: PodPurges::new("pod") };
+        let (purges, cache) = (PodPurges::new("pod"), PodCache::default());
+        let state = Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level, purges, cache };
         Self { served: Served::start(admin(state, TOKEN)).await, drain, levels }
     }
 

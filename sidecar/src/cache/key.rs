@@ -179,25 +179,73 @@ fn name_of(parameter: &str) -> &str {
 /// The URL of which a key is, without its scheme: `shop.example/products?page=1`, with the part of the query that counts. Without the host
 /// if the key has none. Behind the mode of its rule's section.
 pub(super) fn url(key: &[u8]) -> String {
-    let mut rest = key.get(1..).unwrap_or_default();
-    let mut next = || {
-        let (length, behind) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
-        let (text, behind) = behind.split_at_checked(u32::from_be_bytes(*length) as usize).unwrap_or_default();
-        rest = behind;
-        String::from_utf8_lossy(text).into_owned()
-    };
-    let (_rule, scheme) = (next(), next());
-    let mut url = if scheme.is_empty() { String::new() } else { host(&scheme, &next()) };
-    url.push_str(&next());
-    let query = rest.strip_prefix(&[1]).and_then(|query| {
-        let (length, query) = query.split_first_chunk()?;
-        query.get(..u32::from_be_bytes(*length) as usize)
-    });
-    if let Some(query) = query {
-        url.push('?');
-        url.push_str(&String::from_utf8_lossy(query));
+    Target::of(key).located()
+}
+
+/// What a key begins with.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Whether it is what mode Shadow keeps.
+    pub(super) shadow: bool,
+    /// `namespace/policy/rule`.
+    pub(super) rule: String,
+    /// Empty if the key leaves the host out.
+    pub(super) scheme: String,
+    /// Host and port, as they came but for the case; empty without a scheme.
+    pub(super) authority: String,
+    pub(super) path: String,
+    /// The part of it that counts.
+    pub(super) query: Option<String>,
+}
+
+impl Target {
+    /// Of a key behind the mode of its rule's section. What is no key gives empty texts.
+    pub(super) fn of(key: &[u8]) -> Self {
+        Self::read(&mut Reader(key))
     }
-    url
+
+    fn read(from: &mut Reader<'_>) -> Self {
+        let shadow = from.byte() == 1;
+        let (rule, scheme) = (from.text(), from.text());
+        let authority = if scheme.is_empty() { String::new() } else { from.text() };
+        let path = from.text();
+        let query = (from.byte() == 1).then(|| from.text());
+        Self { shadow, rule, scheme, authority, path, query }
+    }
+
+    /// As purges name it: without the scheme, and without a port that the scheme has anyway.
+    pub(super) fn located(&self) -> String {
+        let mut url = if self.scheme.is_empty() { String::new() } else { host(&self.scheme, &self.authority) };
+        url.push_str(&self.path);
+        if let Some(query) = &self.query {
+            url.push('?');
+            url.push_str(query);
+        }
+        url
+    }
+
+    /// With its scheme, unless the key has no host.
+    pub(super) fn url(&self) -> String {
+        if self.scheme.is_empty() { self.located() } else { format!("{}://{}", self.scheme, self.located()) }
+    }
+}
+
+/// Takes a key apart from its beginning. Behind its end stand zeros and empty texts.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn byte(&mut self) -> u8 {
+        let (byte, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *byte
+    }
+
+    fn text(&mut self) -> String {
+        let (length, behind) = self.0.split_first_chunk().unwrap_or((&[0; 4], &[]));
+        let (text, rest) = behind.split_at_checked(u32::from_be_bytes(*length) as usize).unwrap_or_default();
+        self.0 = rest;
+        String::from_utf8_lossy(text).into_owned()
+    }
 }
 
 fn text(out: &mut Vec<u8>, text: &[u8]) {

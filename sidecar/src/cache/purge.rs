@@ -60,7 +60,7 @@ pub(crate) use self::{
     log::{Generation, Position, Scope},
     member::Member,
     name::{Name, Naming},
-    request::host,
+    request::{host, located, named},
     shared::Log as PurgeLog,
 };
 pub use self::{

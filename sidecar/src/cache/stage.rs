@@ -13,16 +13,16 @@ use super::{
     fill::{Alone, Failure, Filler, NoHead, Reader, Turn},
     key,
     notes::{self, Names},
-    purge::{Stamp, Verdict as Purged},
+    purge::Stamp,
     purger,
     semantics::{
         clock::Now,
-        meta::Flags,
         request::{Asks, Control, Has, Kind},
         serve::{Decision, Origin, Verdict, decide},
         status::{Forward, Forwarded, Handled, Status},
         vary,
     },
+    standing::Standing,
     store::{Found, Gone, Object, Vary},
     tier::{Answer as Shared, Got, Lease},
 };
@@ -186,26 +186,14 @@ impl Look<'_> {
     }
 
     fn kept(&self, object: Object, now: Now, otherwise: Forward) -> Stored {
-        match notes::read(&object) {
-            Some(meta) if !meta.is_dead(now) => self.unless_purged(Kept { object, meta }, now, otherwise),
-            _ => Stored::Nothing(otherwise),
-        }
-    }
-
-    /// What purges have left of it.
-    fn unless_purged(&self, mut kept: Kept, now: Now, otherwise: Forward) -> Stored {
-        let of = || (key::url(kept.object.primary()), notes::names(&kept.object).names);
-        match self.cache.purges.verdict(notes::stamp(&kept.object), of) {
-            Purged::Fresh => {}
-            // As if its lifetime had ended now.
-            Purged::Soft => kept.meta.lifetime = kept.meta.lifetime.min(kept.meta.age(now)),
-            Purged::Unknown => kept.meta.flags = kept.meta.flags.with(Flags::INVALID, true),
-            Purged::Hard => {
-                self.cache.store().discard(&kept.object, Gone::Removed);
-                return Stored::Nothing(otherwise);
+        match Standing::of(&object, &self.cache.purges, now) {
+            Standing::Kept(meta) => Stored::Kept(Kept { object, meta }),
+            Standing::Dead => Stored::Nothing(otherwise),
+            Standing::Purged => {
+                self.cache.store().discard(&object, Gone::Removed);
+                Stored::Nothing(otherwise)
             }
         }
-        Stored::Kept(kept)
     }
 
     async fn answer(mut self) -> Looked {

@@ -116,9 +116,9 @@ pub(crate) struct Listed {
     pub hits: u32,
 }
 
-/// Where a listing goes on.
+/// Where a listing goes on. Any number will do; one that no listing gave leads nowhere in particular.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cursor(u64);
+pub(crate) struct Cursor(pub(crate) u64);
 
 /// 128 bits of a keyed hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,6 +4,7 @@
 mod cache;
 mod cache_hostile;
 mod cache_shared;
+mod cache_show;
 mod cuts;
 mod dns;
 mod drain;

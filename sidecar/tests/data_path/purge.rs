@@ -34,7 +34,7 @@ impl Drop for Site {
 
 impl Site {
     /// With these fields in the answers; each waits for `gate` if there is one.
-    async fn start(rules: &str, fields: &'static str, gate: Option<Arc<Notify>>) -> Self {
+    pub(crate) async fn start(rules: &str, fields: &'static str, gate: Option<Arc<Notify>>) -> Self {
         Self::with(rules, fields, gate, |_| {}).await
     }
 
@@ -75,6 +75,7 @@ impl Site {
             drain: proxy.drain.clone(),
             set_level: Arc::new(|_| Ok(())),
             purges: proxy.purges.clone(),
+            cache: proxy.cache.clone(),
         };
         tokio::spawn(admin::serve(listener, admin::admin(orders, "secret"), stop.clone()));
         Self { proxy, requests, admin, stop }
@@ -94,7 +95,18 @@ impl Site {
         client.response().await
     }
 
-    async fn purge(&self, body: &str) {
+    /// What the admin port shows.
+    pub(crate) async fn show(&self, target: &str) -> Response {
+        self.order_at(target, "secret").await
+    }
+
+    pub(crate) async fn order_at(&self, target: &str, token: &str) -> Response {
+        let mut client = Client(TcpStream::connect(self.admin).await.unwrap());
+        client.send(&format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n")).await;
+        client.response().await
+    }
+
+    pub(crate) async fn purge(&self, body: &str) {
         let answer = self.order("secret", body).await;
         assert_eq!(answer.status, 200, "{body}: {}", answer.text());
         let answer: serde_json::Value = serde_json::from_str(answer.text()).unwrap();

@@ -18,7 +18,7 @@ use crds::{
     scalar,
 };
 use sidecar::{
-    PodPurges,
+    PodCache, PodPurges,
     config::{Config, PlanSource, Planned, Shared},
     drain,
     limit::Limiter,
@@ -45,6 +45,7 @@ pub(crate) struct Proxy {
     pub(crate) settings: FetchrProxySpec,
     pub(crate) server: Server,
     pub(crate) purges: PodPurges,
+    pub(crate) cache: PodCache,
 }
 
 impl Proxy {
@@ -112,7 +113,7 @@ impl Proxy {
         change(&mut settings);
         let config = Shared::new(config(&settings, Vec::new()));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
-        let purges = PodPurges::new("pod");
+        let (purges, cache) = (PodPurges::new("pod"), PodCache::default());
         let setup = Setup {
             workers,
             interception: None,
@@ -125,12 +126,13 @@ impl Proxy {
             sockets: Default::default(),
             memory,
             purges: purges.clone(),
+            cache: cache.clone(),
             strict: true,
         };
         let limiter = Arc::new(Limiter::default());
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
-        Self { address, config, metrics, drain, settings, server, purges }
+        Self { address, config, metrics, drain, settings, server, purges, cache }
     }
 
     /// Puts rules in force for the requests of the listener.

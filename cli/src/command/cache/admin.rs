@@ -1,43 +1,142 @@
 //! What is asked of the admin port of a proxy on this machine.
 
 use std::{
+    fmt::Write as _,
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
+use serde::de::DeserializeOwned;
+
 use crate::{args::StateArgs, failure::Failure};
 
-/// How long a connection may take.
+/// How long a connection may take, and what is only looked up.
 const CONNECTING: Duration = Duration::from_secs(30);
-/// Bytes of an answer.
+/// Bytes of an answer, and of its head.
 const LONGEST: u64 = 16 << 20;
+const LONGEST_HEAD: u64 = 16 << 10;
+
+/// A path with a query.
+#[derive(Debug)]
+pub(super) struct Target(String);
+
+impl Target {
+    /// A path that needs no escapes.
+    pub(super) fn new(path: &str) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// With a parameter, if it has a value.
+    pub(super) fn with(mut self, name: &str, value: Option<impl ToString>) -> Self {
+        if let Some(value) = value {
+            self.0.push(if self.0.contains('?') { '&' } else { '?' });
+            self.0.push_str(name);
+            self.0.push('=');
+            for byte in value.to_string().bytes() {
+                match byte {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => self.0.push(char::from(byte)),
+                    // Writing to a string can't fail.
+                    _ => drop(write!(self.0, "%{byte:02X}")),
+                }
+            }
+        }
+        self
+    }
+}
 
 /// Sends an order, and returns what it was answered within some time.
-pub(super) fn ask(state: &StateArgs, method: &str, target: &str, body: &str, patience: Duration) -> Result<String, Failure> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, state.admin_port));
-    let nobody = |why: String| Failure::unreachable("no proxy answers on its admin port").at(address).hint(why);
-    let file = state.dir()?.join("admin-token");
-    let token = fs::read_to_string(&file).map_err(|e| nobody(format!("its token can't be read from {}: {e}", file.display())))?;
-    let length = body.len();
-    let request = format!(
-        "{method} {target} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}",
-        token.trim()
-    );
+pub(super) fn ask(state: &StateArgs, method: &str, target: &Target, body: &str, patience: Duration) -> Result<String, Failure> {
     let mut answer = Vec::new();
-    let exchanged = TcpStream::connect_timeout(&address, CONNECTING).and_then(|mut stream| {
-        stream.set_read_timeout(Some(patience))?;
-        stream.set_write_timeout(Some(CONNECTING))?;
-        stream.write_all(request.as_bytes())?;
-        stream.take(LONGEST).read_to_end(&mut answer)
-    });
-    exchanged.map_err(|e| nobody(e.to_string()))?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| nobody("its answer has no end".to_owned()))?;
-    match head.split(' ').nth(1) {
-        Some("200") => Ok(body.to_owned()),
-        Some("400") => Err(Failure::usage(body.trim())),
-        status => Err(Failure::new(format!("the proxy answered {}", status.unwrap_or("nothing"))).at(address).hint(body.trim())),
+    let mut reader = Answer::to(state, method, target, body, patience)?;
+    reader.read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// What the proxy says to a question.
+pub(super) fn look_up<T: DeserializeOwned>(state: &StateArgs, target: &Target) -> Result<T, Failure> {
+    let answer = ask(state, "GET", target, "", CONNECTING)?;
+    serde_json::from_str(&answer).map_err(|e| {
+        let hint = format!("{e}\nis it of another version than this program?");
+        Failure::new("the proxy's answer is none").at(&target.0).hint(hint)
+    })
+}
+
+/// An answer with status 200, whose body is to be read.
+pub(super) struct Answer {
+    body: Box<dyn BufRead>,
+    address: SocketAddr,
+}
+
+impl Answer {
+    /// Sends a request. Any other status is a failure.
+    pub(super) fn to(state: &StateArgs, method: &str, target: &Target, body: &str, patience: Duration) -> Result<Self, Failure> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, state.admin_port));
+        let file = state.dir()?.join("admin-token");
+        let token = fs::read_to_string(&file)
+            .map_err(|e| nobody(address, format!("its token can't be read from {}: {e}", file.display())))?;
+        let (target, length) = (&target.0, body.len());
+        let request = format!(
+            "{method} {target} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}",
+            token.trim()
+        );
+        let sent = TcpStream::connect_timeout(&address, CONNECTING).and_then(|mut stream| {
+            stream.set_read_timeout(Some(patience))?;
+            stream.set_write_timeout(Some(CONNECTING))?;
+            stream.write_all(request.as_bytes())?;
+            Ok(stream)
+        });
+        let mut stream = BufReader::new(sent.map_err(|e| nobody(address, e.to_string()))?);
+        let (status, length) = head(&mut stream, address)?;
+        let mut answer = Self { body: Box::new(stream.take(length)), address };
+        if status == "200" {
+            return Ok(answer);
+        }
+        let mut why = Vec::new();
+        answer.read_to_end(&mut why)?;
+        let why = String::from_utf8_lossy(&why).trim().to_owned();
+        Err(match status.as_str() {
+            "400" => Failure::usage(why),
+            "404" if !why.is_empty() => Failure::new(why),
+            _ => Failure::new(format!("the proxy answered {status}")).at(address).hint(why),
+        })
+    }
+
+    /// Reads the whole of it, up to some length.
+    fn read_to_end(&mut self, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let read = self.body.by_ref().take(LONGEST).read_to_end(out);
+        read.map(drop).map_err(|e| nobody(self.address, e.to_string()))
+    }
+}
+
+/// Reads a head: its status, and the length of what follows.
+fn head(stream: &mut impl BufRead, address: SocketAddr) -> Result<(String, u64), Failure> {
+    let mut head = Vec::new();
+    let mut limited = stream.take(LONGEST_HEAD);
+    while !head.ends_with(b"\r\n\r\n") {
+        let read = limited.read_until(b'\n', &mut head).map_err(|e| nobody(address, e.to_string()))?;
+        if read == 0 {
+            return Err(nobody(address, "its answer has no end".to_owned()));
+        }
+    }
+    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    Ok((status.to_owned(), length.unwrap_or(u64::MAX)))
+}
+
+fn nobody(address: SocketAddr, why: String) -> Failure {
+    Failure::unreachable("no proxy answers on its admin port").at(address).hint(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_escaped_and_absent_ones_left_out() {
+        let target = Target::new("/a").with("url", Some("http://a/ü?b&c")).with("none", None::<u64>).with("n", Some(7));
+        assert_eq!(target.0, "/a?url=http%3A%2F%2Fa%2F%C3%BC%3Fb%26c&n=7");
     }
 }

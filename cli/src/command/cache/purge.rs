@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::admin::ask;
+use super::admin::{Target, ask};
 use crate::{
     args::{FormatArgs, StateArgs, switch},
     failure::{Exit, Failure},
@@ -57,7 +57,7 @@ pub(super) struct Args {
 pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     let Args { url, prefix, tag, policy, all, soft, .. } = args;
     let request = json!({"url": url, "prefix": prefix, "tag": tag, "policy": policy, "all": all, "soft": soft});
-    let answer = ask(&args.state, "POST", "/cache/purge", &request.to_string(), PATIENCE)?;
+    let answer = ask(&args.state, "POST", &Target::new("/cache/purge"), &request.to_string(), PATIENCE)?;
     let answer: Value = serde_json::from_str(&answer).map_err(|e| Failure::new(format!("the proxy's answer is none: {e}")))?;
     let complete = answer["complete"].as_bool() == Some(true);
     output::print(args.format.output, &answer, |_| {

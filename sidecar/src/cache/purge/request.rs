@@ -105,10 +105,7 @@ impl PurgeRequest {
             return What::tag(tag).map_err(said("tag")).and_then(one);
         }
         if let Some(policy) = policy {
-            if policy.split('/').filter(|part| !part.is_empty()).count() != 2 {
-                return wrong(format!("policy: {policy:?} is not like shop/catalogue"));
-            }
-            return What::policy(policy).map_err(said("policy")).and_then(one);
+            return What::policy(named(policy)?).map_err(said("policy")).and_then(one);
         }
         one(What::Everything)
     }
@@ -168,8 +165,14 @@ pub(super) fn micros(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// The name of a policy with its namespace.
+pub(crate) fn named(policy: &str) -> Result<&str, PurgeError> {
+    let parts = policy.split('/').filter(|part| !part.is_empty()).count();
+    if parts == 2 { Ok(policy) } else { Err(PurgeError::Wrong(format!("policy: {policy:?} is not like shop/catalogue"))) }
+}
+
 /// A URL as stored answers have it: with the host, without the scheme.
-fn located(field: &str, url: &str) -> Result<String, PurgeError> {
+pub(crate) fn located(field: &str, url: &str) -> Result<String, PurgeError> {
     let parsed: Uri = url.parse().map_err(|error| PurgeError::Wrong(format!("{field}: {url:?}: {error}")))?;
     let (Some(scheme), Some(authority)) = (parsed.scheme_str(), parsed.authority()) else {
         return Err(PurgeError::Wrong(format!("{field}: {url:?} is not like http://shop.example/products")));

@@ -86,6 +86,18 @@ pub(crate) fn variant(
     Ok(())
 }
 
+/// What [`variant`] wrote, as text for people: each field with its value in the form in which it is compared, None where it is absent.
+pub(crate) fn shown<'a>(selecting: impl IntoIterator<Item = &'a str>, mut variant: &[u8]) -> Vec<(&'a str, Option<String>)> {
+    let next = |name: &'a str| {
+        let (&present, behind) = variant.split_first()?;
+        let (length, behind) = behind.split_first_chunk()?;
+        let (value, rest) = behind.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        variant = rest;
+        Some((name, (present != 0).then(|| legible(value))))
+    };
+    selecting.into_iter().map_while(next).collect()
+}
+
 /// Whether the first of two stored responses that match a request is the one to use (section 4.1): one that says by `Vary` what it
 /// depends on, then the most recent.
 pub(crate) fn is_preferred(first: (&Meta, bool), second: (&Meta, bool)) -> bool {
@@ -137,6 +149,23 @@ fn weighted(out: &mut Vec<u8>, at: usize, order: Order) {
             out.push(b';');
         }
     }
+}
+
+/// A value with the weights that [`weighted`] wrote in it as they came: `gzip,br;q=0.5`.
+fn legible(value: &[u8]) -> String {
+    let (mut text, mut rest) = (Vec::with_capacity(value.len() + 8), value);
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        if let (b',', [high @ 0..=3, low, b';', behind @ ..]) = (byte, rest) {
+            let weight = u16::from_be_bytes([*high, *low]);
+            text.extend_from_slice(format!(";q={}", f64::from(weight) / 1000.0).as_bytes());
+            rest = behind;
+        }
+        if byte != b',' || !rest.is_empty() {
+            text.push(byte);
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// `gzip;q=0.5` as a name and thousandths; None if it has something else than a weight, or one that is none.

@@ -1,7 +1,7 @@
 //! RFC 9111 section 4.1, RFC 9110 section 12.5.5.
 
 use super::*;
-use crate::cache::semantics::vary::{MOST_BYTES, MOST_FIELDS, TooLong, Unselectable, is_preferred, selecting, variant};
+use crate::cache::semantics::vary::{MOST_BYTES, MOST_FIELDS, TooLong, Unselectable, is_preferred, selecting, shown, variant};
 
 fn names(values: &[&str]) -> Result<Vec<String>, Unselectable> {
     let lines: Vec<_> = values.iter().map(|value| ("vary", *value)).collect();
@@ -164,4 +164,23 @@ fn rfc9111_4_1_of_those_that_match_one_with_vary_is_preferred_then_the_most_rece
     assert!(!is_preferred((&newer, false), (&older, true)));
     assert!(is_preferred((&newer, true), (&older, true)));
     assert!(is_preferred((&newer, false), (&older, false)));
+}
+
+#[test]
+fn variants_are_shown_as_people_write_them() {
+    let names = ["accept-encoding", "accept-language", "x-a"];
+    for (request, expected) in [
+        (&[][..], [None, None, None]),
+        (
+            &[("accept-encoding", "GZIP, br;q=0.5"), ("accept-language", "de, en;q=0.25"), ("x-a", "")],
+            [Some("br;q=0.5,gzip"), Some("de,en;q=0.25"), Some("")],
+        ),
+        (&[("accept-encoding", "br;q=0"), ("x-a", "b,c"), ("x-a", "d")], [Some("br;q=0"), None, Some("b,c, d")]),
+    ] {
+        let written = key(&names, request);
+        let found = shown(names, &written);
+        let expected: Vec<_> = names.into_iter().zip(expected.map(|value| value.map(ToOwned::to_owned))).collect();
+        assert_eq!(found, expected);
+        assert_eq!(shown(names, &written[..written.len() - 1]).len(), 2, "what is cut off is left out");
+    }
 }

@@ -1,0 +1,53 @@
+//! What the admin port shows of the cache. Nothing here counts as a use of what is stored, or takes anything out.
+
+mod list;
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+pub use self::list::{ListRequest, Objects, Order, State, Stored, Value};
+use super::Cache;
+
+/// The cache of this pod, once its listeners are open. Clones are the same.
+#[derive(Clone, Default)]
+pub struct PodCache(Arc<OnceLock<Arc<Cache>>>);
+
+/// Why nothing is shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ShowError {
+    /// What is wrong with the request.
+    #[error("{0}")]
+    Wrong(String),
+    /// The proxy has only begun, or is about to end.
+    #[error("the listeners are not open: ask again in a moment")]
+    Closed,
+}
+
+impl PodCache {
+    /// There is one from now on.
+    pub(crate) fn open(&self, cache: &Arc<Cache>) {
+        // A pod has one.
+        let _ = self.0.set(Arc::clone(cache));
+    }
+
+    /// What is stored, a page of it. Many objects are looked at on a thread where nobody waits for it.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or that there is no cache yet.
+    pub async fn list(&self, request: ListRequest) -> Result<Objects, ShowError> {
+        let cache = Arc::clone(self.cache()?);
+        tokio::task::spawn_blocking(move || list::list(&cache, &request)).await.unwrap_or(Err(ShowError::Closed))
+    }
+
+    fn cache(&self) -> Result<&Arc<Cache>, ShowError> {
+        self.0.get().ok_or(ShowError::Closed)
+    }
+}
+
+impl fmt::Debug for PodCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodCache").field("open", &self.0.get().is_some()).finish()
+    }
+}
