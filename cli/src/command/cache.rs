@@ -3,6 +3,7 @@
 mod admin;
 mod ls;
 mod purge;
+mod stats;
 
 use clap::Subcommand;
 
@@ -13,6 +14,8 @@ use crate::{
 
 /// Shown below the help.
 pub(crate) const EXAMPLES: &str = "Examples:
+  # how full is it, and which rules have hits?
+  $ fetchr cache stats
   # what is stored below a path?
   $ fetchr cache ls --prefix http://localhost/products/
   # answers with a tag are gone when this ends
@@ -29,6 +32,9 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show how full it is, and what it has counted
+    #[command(after_help = stats::EXAMPLES)]
+    Stats(stats::Args),
     /// List what is stored
     #[command(after_help = ls::EXAMPLES)]
     Ls(ls::Args),
@@ -40,6 +46,7 @@ enum Command {
 /// Does what the subcommand says.
 pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     match &args.command {
+        Command::Stats(args) => stats::execute(args, color),
         Command::Ls(args) => ls::execute(args, color),
         Command::Purge(args) => purge::execute(args, color),
     }

@@ -89,3 +89,19 @@ fn ls_says_what_is_wrong_with_a_question() {
         assert_eq!((said.code, said.stderr.contains(words)), (2, true), "{args:?}: {said:?}");
     }
 }
+
+#[test]
+fn stats_show_what_was_counted() {
+    let proxy = caching();
+    for path in ["/a", "/a", "/a", "/b"] {
+        proxy.get(path);
+    }
+    let said = cache(&proxy, "stats", &[]);
+    assert_eq!((said.code, said.stdout.starts_with("stored        2 answers, ")), (0, true), "{said:?}");
+    assert!(said.stdout.contains("default/headers/all   4          50.0%   2 "), "{said:?}");
+    let figures = cache(&proxy, "stats", &["-o", "json"]).json();
+    assert_eq!((&figures["objects"], &figures["servedBytes"]), (&2.into(), &10.into()));
+    assert_eq!((&figures["rules"][0]["hitRatio"], &figures["rules"][0]["requests"]["miss"]), (&0.5.into(), &2.into()));
+    let nobody = fetchr(&["cache", "stats", "--state-dir", "/nonexistent", "--admin-port", "1"]);
+    assert_eq!((nobody.code, nobody.stderr.contains("no proxy answers on its admin port")), (4, true), "{nobody:?}");
+}

@@ -19,7 +19,7 @@ use crate::{
     config::Shared,
     drain,
     route::Explanation,
-    show::{ListRequest, Objects, ShowError},
+    show::{Figures, ListRequest, Objects, ShowError},
 };
 
 /// Sets what is logged, by a level or a filter such as `info,sidecar::limit=debug`. The error says what is wrong with it.
@@ -57,6 +57,7 @@ pub fn admin(admin: Admin, token: &str) -> Router {
         .route("/drain", post(drain))
         .route("/loglevel", post(log_level))
         .route("/cache/purge", post(purge))
+        .route("/cache/stats", get(figures))
         .route("/cache/objects", get(objects))
         .with_state(admin)
         .layer(from_fn_with_state(Token::new(token), guard))
@@ -112,6 +113,10 @@ async fn purge(State(admin): State<Admin>, request: String) -> Result<Json<Purge
         };
         (status, format!("{error}\n"))
     })
+}
+
+async fn figures(State(admin): State<Admin>) -> Result<Json<Figures>, Wrong> {
+    admin.cache.figures().map(Json).map_err(unshown)
 }
 
 /// `?prefix=http://shop/products/&limit=1000`: see [`ListRequest`].

@@ -2,8 +2,9 @@
 
 use std::{
     fmt,
+    hash::Hash,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -28,12 +29,51 @@ const MAX_SERIES: usize = 2000;
 /// What came of requests, and of answers.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    requests: Family<RequestLabels, Counter>,
-    bypassed: Family<ReasonLabels, Counter>,
-    not_stored: Family<ReasonLabels, Counter>,
+    requests: Counters<RequestLabels>,
+    bypassed: Counters<ReasonLabels>,
+    not_stored: Counters<ReasonLabels>,
     bytes: Family<ResultLabels, Counter>,
     pub(super) tier: tier::Metrics,
     series: AtomicUsize,
+}
+
+/// Counters by their labels, which can be read one by one.
+#[derive(Debug)]
+struct Counters<L> {
+    family: Family<L, Counter>,
+    /// The labels that there are.
+    known: Mutex<Vec<L>>,
+}
+
+impl<L: Clone + Eq + Hash> Counters<L> {
+    /// Counts, if these labels were counted before.
+    fn again(&self, labels: &L) -> bool {
+        self.family.get(labels).map(|counter| counter.inc()).is_some()
+    }
+
+    fn count(&self, labels: L) {
+        if self.again(&labels) {
+            return;
+        }
+        self.family.get_or_create(&labels).inc();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(&labels) {
+            known.push(labels);
+        }
+    }
+
+    /// What was counted.
+    fn read(&self) -> Vec<(L, u64)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let count = |labels: &L| self.family.get(labels).map_or(0, |counter| counter.get());
+        known.into_iter().map(|labels| (labels.clone(), count(&labels))).collect()
+    }
+}
+
+impl<L: Clone + Eq + Hash> Default for Counters<L> {
+    fn default() -> Self {
+        Self { family: Family::default(), known: Mutex::default() }
+    }
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -61,24 +101,23 @@ impl Metrics {
     /// Counts a request of a rule: `hit`, `stale`, `revalidated`, `collapsed`, `miss`, `bypass` or `error`.
     pub(super) fn request(&self, route: &Arc<str>, result: &'static str) {
         let mut labels = RequestLabels { route: Arc::clone(route), result };
-        if let Some(counter) = self.requests.get(&labels) {
-            counter.inc();
+        if self.requests.again(&labels) {
             return;
         }
         if self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
             labels.route = OTHER.into();
         }
-        self.requests.get_or_create(&labels).inc();
+        self.requests.count(labels);
     }
 
     /// Counts why a request passed the cache by.
     pub(super) fn bypassed(&self, reason: &'static str) {
-        self.bypassed.get_or_create(&ReasonLabels { reason }).inc();
+        self.bypassed.count(ReasonLabels { reason });
     }
 
     /// Counts why an answer was not stored.
     pub(super) fn not_stored(&self, reason: &'static str) {
-        self.not_stored.get_or_create(&ReasonLabels { reason }).inc();
+        self.not_stored.count(ReasonLabels { reason });
     }
 
     /// Counts bytes of a body that the store gave.
@@ -86,10 +125,34 @@ impl Metrics {
         self.bytes.get_or_create(&ResultLabels { result: "hit" }).inc_by(bytes);
     }
 
+    /// Requests by rule and result.
+    pub(super) fn requests(&self) -> Vec<(Arc<str>, &'static str, u64)> {
+        self.requests.read().into_iter().map(|(labels, count)| (labels.route, labels.result, count)).collect()
+    }
+
+    /// Requests that passed the cache by, by reason.
+    pub(super) fn reasons_of_bypass(&self) -> Vec<(&'static str, u64)> {
+        self.bypassed.read().into_iter().map(|(labels, count)| (labels.reason, count)).collect()
+    }
+
+    /// Answers that were not stored, by reason.
+    pub(super) fn reasons_not_stored(&self) -> Vec<(&'static str, u64)> {
+        self.not_stored.read().into_iter().map(|(labels, count)| (labels.reason, count)).collect()
+    }
+
+    /// Bytes of bodies that the store gave.
+    pub(super) fn bytes_served(&self) -> u64 {
+        self.bytes.get(&ResultLabels { result: "hit" }).map_or(0, |counter| counter.get())
+    }
+
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("fetchr_cache_requests", "Requests of rules with a cache, by what it did", self.requests.clone());
-        registry.register("fetchr_cache_bypassed", "Requests that passed the cache by, by reason", self.bypassed.clone());
-        registry.register("fetchr_cache_not_stored", "Answers that were not stored, by reason", self.not_stored.clone());
+        registry.register(
+            "fetchr_cache_requests",
+            "Requests of rules with a cache, by what it did",
+            self.requests.family.clone(),
+        );
+        registry.register("fetchr_cache_bypassed", "Requests that passed the cache by, by reason", self.bypassed.family.clone());
+        registry.register("fetchr_cache_not_stored", "Answers that were not stored, by reason", self.not_stored.family.clone());
         self.tier.register(registry);
         registry.register("fetchr_cache_served_bytes", "Bytes of bodies that the cache gave", self.bytes.clone());
     }

@@ -1,13 +1,17 @@
 //! What the admin port shows of the cache. Nothing here counts as a use of what is stored, or takes anything out.
 
 mod list;
+mod stats;
 
 use std::{
     fmt,
     sync::{Arc, OnceLock},
 };
 
-pub use self::list::{ListRequest, Objects, Order, State, Stored, Value};
+pub use self::{
+    list::{ListRequest, Objects, Order, State, Stored, Value},
+    stats::{Figures, Fills, RuleFigures},
+};
 use super::Cache;
 
 /// The cache of this pod, once its listeners are open. Clones are the same.
@@ -30,6 +34,14 @@ impl PodCache {
     pub(crate) fn open(&self, cache: &Arc<Cache>) {
         // A pod has one.
         let _ = self.0.set(Arc::clone(cache));
+    }
+
+    /// What it holds, and what it has counted.
+    ///
+    /// # Errors
+    /// That there is no cache yet.
+    pub fn figures(&self) -> Result<Figures, ShowError> {
+        self.cache().map(|cache| stats::figures(cache))
     }
 
     /// What is stored, a page of it. Many objects are looked at on a thread where nobody waits for it.

@@ -139,8 +139,33 @@ async fn most_asked_for_and_largest_come_first_when_that_is_asked() {
 }
 
 #[tokio::test]
+async fn figures_are_those_of_the_metrics() {
+    let site = site("cache-control: max-age=600\r\n").await;
+    for path in ["/a", "/a", "/a", "/b"] {
+        site.get(path).await;
+    }
+    for method in ["POST", "PUT"] {
+        site.proxy.ask(&format!("{method} /c HTTP/1.1\r\nhost: a.example\r\ncontent-length: 0\r\n\r\n")).await;
+    }
+    site.purge(r#"{"all": true}"#).await;
+    site.get("/a").await;
+    let figures = shown(&site, "/cache/stats").await;
+    let rule = &figures["rules"][0];
+    assert_eq!((&rule["rule"], &rule["total"]), (&"shop/test/all".into(), &7.into()));
+    assert_eq!(rule["requests"], serde_json::json!({"hit": 2, "miss": 3, "bypass": 2}));
+    assert_eq!(rule["hitRatio"], 0.4);
+    assert_eq!((&figures["bypassed"], &figures["purges"]["hard"]), (&serde_json::json!({"Method": 2}), &1.into()));
+    assert_eq!((&figures["evictions"]["removed"], &figures["servedBytes"]), (&1.into(), &16.into()));
+    assert_eq!((&figures["fills"]["led"], &figures["limitBytes"]), (&3.into(), &(64 << 20).into()));
+    for (line, field) in [("objects", "objects"), ("size_bytes", "bytes"), ("limit_bytes", "limitBytes")] {
+        assert_eq!(Some(site.proxy.metric(&format!("fetchr_cache_{line}"))), figures[field].as_f64(), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn cache_is_shown_with_the_token_alone() {
     let site = site("cache-control: max-age=600\r\n").await;
-    let answer = site.order_at("/cache/objects", "wrong").await;
-    assert_eq!(answer.status, 401, "{}", answer.text());
+    for target in ["/cache/objects", "/cache/stats"] {
+        assert_eq!(site.order_at(target, "wrong").await.status, 401, "{target}");
+    }
 }

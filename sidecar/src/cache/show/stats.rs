@@ -1,0 +1,143 @@
+//! What the cache has counted since it began.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{Cache, fill, store::Gone};
+
+/// Results that spared the origin a request.
+const SPARED: [&str; 4] = ["hit", "stale", "collapsed", "shadow_hit"];
+/// Results of requests that the cache could not have answered.
+const PASSED: [&str; 1] = ["bypass"];
+
+/// What the cache holds, and what it has counted since its process began.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Figures {
+    /// Answers that are stored.
+    pub objects: u64,
+    /// Bytes that they take, with what the store needs to find them.
+    pub bytes: u64,
+    /// Bytes that they may take.
+    pub limit_bytes: u64,
+    /// Answers that are on their way to the store.
+    pub fills: Fills,
+    /// Answers that left the store, by reason.
+    pub evictions: BTreeMap<String, u64>,
+    /// Answers that came and did not fit: `tooLarge`, `crowded`.
+    pub refused: BTreeMap<String, u64>,
+    /// Rules by name.
+    pub rules: Vec<RuleFigures>,
+    /// Requests that passed the cache by, by reason.
+    pub bypassed: BTreeMap<String, u64>,
+    /// Answers that were not stored, by reason.
+    pub not_stored: BTreeMap<String, u64>,
+    /// Bytes of bodies that the store gave, and so no origin.
+    pub served_bytes: u64,
+    /// Purges that were asked for at this pod: `hard`, `soft`.
+    pub purges: BTreeMap<String, u64>,
+    /// Whether purges over all pods may be complete that this one does not know of; none if it shares none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_off: Option<bool>,
+}
+
+/// Answers that are on their way to the store, and what requests that missed them have done.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fills {
+    /// How many are on their way.
+    pub open: u64,
+    /// Bytes that they hold.
+    pub bytes: u64,
+    /// Misses that fetched for all.
+    pub led: u64,
+    /// Misses that waited for what another one fetched.
+    pub joined: u64,
+    /// Misses alone, since the answers to their key were not stored not long ago.
+    pub not_storable: u64,
+    /// Misses alone, since too much was under way.
+    pub crowded: u64,
+    /// Fetches that failed.
+    pub failed: u64,
+}
+
+/// What came of the requests of a rule.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleFigures {
+    /// `namespace/policy/rule`.
+    pub rule: String,
+    /// All of its requests.
+    pub total: u64,
+    /// Requests by result: `hit`, `stale`, `revalidated`, `collapsed`, `miss`, `bypass`, `error`; in mode Shadow `shadow_hit`, `shadow_miss`.
+    pub requests: BTreeMap<String, u64>,
+    /// The part that spared the origin a request, 0 to 1, of those that did not pass the cache by. None if there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hit_ratio: Option<f64>,
+}
+
+/// Reads the counters. They are read one after another, so sums may differ by what happened meanwhile.
+pub(super) fn figures(cache: &Cache) -> Figures {
+    let (store, metrics) = (cache.store().stats(), &cache.metrics);
+    Figures {
+        objects: store.objects,
+        bytes: store.bytes,
+        limit_bytes: store.capacity,
+        fills: fills(cache),
+        evictions: named(Gone::ALL.map(|why| (why.as_str(), store.gone(why)))),
+        refused: named([("tooLarge", store.too_large), ("crowded", store.crowded)]),
+        rules: rules(metrics.requests()),
+        bypassed: named(metrics.reasons_of_bypass()),
+        not_stored: named(metrics.reasons_not_stored()),
+        served_bytes: metrics.bytes_served(),
+        purges: named(cache.purges.counts()),
+        cut_off: cache.purges.is_cut_off(),
+    }
+}
+
+fn fills(cache: &Cache) -> Fills {
+    let fill::Counts { led, joined, hit_for_miss, over_budget, crowded, failed, .. } = cache.fills.counts();
+    Fills {
+        open: cache.fills.open() as u64,
+        bytes: cache.budget.used(),
+        led,
+        joined,
+        not_storable: hit_for_miss,
+        crowded: over_budget + crowded,
+        failed,
+    }
+}
+
+fn named(counts: impl IntoIterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
+    counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+}
+
+/// Sums up what was counted by rule and result.
+fn rules<R: AsRef<str>>(counts: impl IntoIterator<Item = (R, &'static str, u64)>) -> Vec<RuleFigures> {
+    let mut rules: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for (rule, result, count) in counts {
+        *rules.entry(rule.as_ref().to_owned()).or_default().entry(result.to_owned()).or_default() += count;
+    }
+    let figures = |(rule, requests): (String, BTreeMap<String, u64>)| {
+        let sum = |results: &[&str]| results.iter().filter_map(|result| requests.get(*result)).sum::<u64>();
+        let total = requests.values().sum();
+        let asked = total - sum(&PASSED);
+        let hit_ratio = (asked > 0).then(|| sum(&SPARED) as f64 / asked as f64);
+        RuleFigures { rule, total, requests, hit_ratio }
+    };
+    rules.into_iter().map(figures).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratio_leaves_out_what_passed_by() {
+        let counts = [("a", "hit", 5), ("a", "collapsed", 1), ("a", "miss", 2), ("a", "bypass", 90), ("b", "bypass", 1)];
+        let rules = rules(counts);
+        let ratios: Vec<_> = rules.iter().map(|rule| (rule.rule.as_str(), rule.total, rule.hit_ratio)).collect();
+        assert_eq!(ratios, [("a", 98, Some(0.75)), ("b", 1, None)]);
+    }
+}
