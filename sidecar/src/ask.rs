@@ -103,6 +103,11 @@ impl ExplainRequest {
 
     /// What a table does to the request. The error says which part of the request is wrong.
     pub fn explain(&self, routes: &Routes) -> Result<Explanation, String> {
+        self.with_facts(|facts, _| routes.explain(facts))
+    }
+
+    /// Hands what it says to `then`, and the host of its URL with the port. The error says which part of it is wrong.
+    pub(crate) fn with_facts<T>(&self, then: impl FnOnce(&Facts<'_>, &str) -> T) -> Result<T, String> {
         let method = Method::from_bytes(self.method.as_bytes()).map_err(|_| format!("method: {:?} is no method", self.method))?;
         let wrong = || format!("url: {:?} is not like http://shop.example/products?page=1", self.url);
         let uri: Uri = self.url.parse().map_err(|_| wrong())?;
@@ -113,7 +118,8 @@ impl ExplainRequest {
             let (Ok(name), Ok(value)) = parsed else { return Err(format!("headers: {name}: {value:?} is no header field")) };
             headers.append(name, value);
         }
-        let host = fields::host(host);
+        let (host, authority) = (fields::host(host), uri.authority().map_or(host, |authority| authority.as_str()));
+        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
         let facts = Facts {
             method: &method,
             scheme,
@@ -123,7 +129,7 @@ impl ExplainRequest {
             headers: &headers,
             client: self.client,
         };
-        Ok(routes.explain(&facts))
+        Ok(then(&facts, authority))
     }
 }
 

@@ -9,6 +9,7 @@ mod fill;
 mod invalidation;
 mod key;
 mod link;
+mod locate;
 mod metrics;
 mod notes;
 mod pod;

@@ -1,6 +1,6 @@
 //! The configuration: one immutable value, built whole and swapped whole. A request keeps the one that it started with.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, fmt, net::IpAddr, sync::Arc};
 
 use arc_swap::{ArcSwap, Guard};
 use crds::{
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 pub use crate::route::ConfigError;
 use crate::{
-    route::{Routes, Spelling},
+    route::{BadPath, Routes, Spelling},
     services::Services,
 };
 
@@ -154,6 +154,12 @@ impl Config {
     /// How paths are spelled before policies look at them (`http.path`).
     pub fn spelling(&self) -> &Spelling {
         &self.spelling
+    }
+
+    /// A path as policies look at it and the application gets it, or why it is refused.
+    pub(crate) fn spelled<'a>(&self, direction: Direction, path: &'a str) -> Result<Cow<'a, str>, BadPath> {
+        self.spelling.check(path)?;
+        Ok(if self.forwards_normalized(direction) { self.spelling.normal(path) } else { Cow::Borrowed(path) })
     }
 
     /// Whether the path goes on in the spelling that policies looked at (`http.path.forward`).

@@ -353,9 +353,7 @@ fn spell(parts: &mut Parts, config: &Config, connection: &Connection) -> Result<
     if is_plain(path) {
         return Ok(());
     }
-    config.spelling().check(path).map_err(ForwardError::Path)?;
-    if config.forwards_normalized(connection.direction)
-        && let Cow::Owned(path) = config.spelling().normal(path)
+    if let Cow::Owned(path) = config.spelled(connection.direction, path).map_err(ForwardError::Path)?
         && path != parts.uri.path()
     {
         parts.uri = with_path(&parts.uri, path).ok_or(ForwardError::BadRequest("the path is malformed"))?;

@@ -1,8 +1,10 @@
 //! `fetchr cache`: the cache of a proxy on this machine. One file for each subcommand.
 
 mod admin;
+mod explain;
 mod ls;
 mod purge;
+mod question;
 mod stats;
 
 use clap::Subcommand;
@@ -16,6 +18,8 @@ use crate::{
 pub(crate) const EXAMPLES: &str = "Examples:
   # how full is it, and which rules have hits?
   $ fetchr cache stats
+  # is this a hit, and if not, why?
+  $ fetchr cache explain http://localhost/products/42
   # what is stored below a path?
   $ fetchr cache ls --prefix http://localhost/products/
   # answers with a tag are gone when this ends
@@ -38,6 +42,9 @@ enum Command {
     /// List what is stored
     #[command(after_help = ls::EXAMPLES)]
     Ls(ls::Args),
+    /// Tell what the cache would do with a request, and why
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::Args),
     /// Take answers out before their time
     #[command(after_help = purge::EXAMPLES)]
     Purge(purge::Args),
@@ -46,6 +53,7 @@ enum Command {
 /// Does what the subcommand says.
 pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     match &args.command {
+        Command::Explain(args) => explain::execute(args, color),
         Command::Stats(args) => stats::execute(args, color),
         Command::Ls(args) => ls::execute(args, color),
         Command::Purge(args) => purge::execute(args, color),

@@ -79,8 +79,9 @@ pub(crate) struct Args {
     cluster: ClusterArgs,
 }
 
+/// Which way a request goes.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Way {
+pub(crate) enum Way {
     Inbound,
     Outbound,
 }
@@ -94,7 +95,8 @@ impl From<Way> for Direction {
     }
 }
 
-fn field(text: &str) -> Result<(String, String), String> {
+/// Reads a header field.
+pub(crate) fn field(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("a header field is written as `name: value`")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
@@ -111,17 +113,20 @@ pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
 }
 
 fn request(args: &Args) -> ExplainRequest {
-    let mut headers: BTreeMap<String, String> = BTreeMap::new();
-    for (name, value) in &args.headers {
-        // Fields that come twice are one list, as HTTP reads them.
-        headers
-            .entry(name.to_ascii_lowercase())
-            .and_modify(|all| *all = format!("{all}, {value}"))
-            .or_insert_with(|| value.clone());
-    }
+    let headers = merged(&args.headers);
     let url = if args.url.starts_with('/') { format!("http://localhost{}", args.url) } else { args.url.clone() };
     let method = args.method.to_ascii_uppercase();
     ExplainRequest { direction: args.direction.into(), method, headers, client: args.client_ip, ..ExplainRequest::to(url) }
+}
+
+/// Fields that come twice are one list, as HTTP reads them.
+pub(crate) fn merged(fields: &[(String, String)]) -> BTreeMap<String, String> {
+    let mut headers: BTreeMap<String, String> = BTreeMap::new();
+    for (name, value) in fields {
+        let all = headers.entry(name.to_ascii_lowercase()).and_modify(|all| *all = format!("{all}, {value}"));
+        all.or_insert_with(|| value.clone());
+    }
+    headers
 }
 
 async fn by_pod(args: &Args, pod: &str, request: &ExplainRequest) -> Result<Explanation, Failure> {

@@ -105,3 +105,26 @@ fn stats_show_what_was_counted() {
     let nobody = fetchr(&["cache", "stats", "--state-dir", "/nonexistent", "--admin-port", "1"]);
     assert_eq!((nobody.code, nobody.stderr.contains("no proxy answers on its admin port")), (4, true), "{nobody:?}");
 }
+
+#[test]
+fn explain_says_what_would_become_of_a_request() {
+    let proxy = caching();
+    let asked = |args: &[&str]| cache(&proxy, "explain", args);
+    let miss = asked(&["/a"]);
+    assert_eq!((miss.code, miss.stdout.contains("outcome   Miss: nothing is stored\n")), (0, true), "{miss:?}");
+    proxy.get("/a");
+    let hit = asked(&["http://localhost/a"]);
+    assert!(hit.stdout.starts_with("GET http://localhost/a\n\noutcome   Hit: Fresh\n"), "{hit:?}");
+    assert!(
+        hit.stdout.contains("\nrule      default/headers/all (Enforce)\n") && hit.stdout.contains("60s by Default"),
+        "{hit:?}"
+    );
+    let json = asked(&["/a", "--method", "post", "-o", "json"]).json();
+    assert_eq!((&json["outcome"], &json["why"]), (&"Bypass".into(), &"Method".into()));
+    let older = asked(&["/a", "-H", "Cache-Control: no-cache", "-H", "X-A: 1", "-o", "json"]).json();
+    assert_eq!((&older["outcome"], &older["why"]), (&"Miss".into(), &"RequestNoCache".into()));
+    for (args, words) in [(&["ftp://a/"][..], "url: "), (&["/a", "-H", "x"], "name: value"), (&[], "URL")] {
+        let said = asked(args);
+        assert_eq!((said.code, said.stderr.contains(words)), (2, true), "{args:?}: {said:?}");
+    }
+}

@@ -19,7 +19,7 @@ use crate::{
     config::Shared,
     drain,
     route::Explanation,
-    show::{Figures, ListRequest, Objects, ShowError},
+    show::{CacheExplanation, Figures, ListRequest, Objects, ShowError},
 };
 
 /// Sets what is logged, by a level or a filter such as `info,sidecar::limit=debug`. The error says what is wrong with it.
@@ -59,6 +59,7 @@ pub fn admin(admin: Admin, token: &str) -> Router {
         .route("/cache/purge", post(purge))
         .route("/cache/stats", get(figures))
         .route("/cache/objects", get(objects))
+        .route("/cache/explain", get(explain_cache))
         .with_state(admin)
         .layer(from_fn_with_state(Token::new(token), guard))
 }
@@ -67,9 +68,16 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
     Json(ask::describe(&admin.shared))
 }
 
+/// A request in parts: see [`imagined`].
+type Imagined = Query<Vec<(String, String)>>;
+
+async fn explain(State(admin): State<Admin>, Query(parts): Imagined) -> Result<Json<Explanation>, Wrong> {
+    let request = imagined(parts)?;
+    request.explain(admin.shared.load().routes(request.direction)).map(Json).map_err(wrong)
+}
+
 /// `?url=http://shop/products&method=GET&direction=Inbound&client=10.0.0.1&header=x-tier:gold`; `header` may stand several times.
-async fn explain(State(admin): State<Admin>, Query(parts): Query<Vec<(String, String)>>) -> Result<Json<Explanation>, Wrong> {
-    let wrong = |message: String| (StatusCode::BAD_REQUEST, format!("{message}\n"));
+fn imagined(parts: Vec<(String, String)>) -> Result<ExplainRequest, Wrong> {
     let mut fields = serde_json::Map::new();
     let mut headers = BTreeMap::new();
     for (name, value) in parts {
@@ -82,8 +90,11 @@ async fn explain(State(admin): State<Admin>, Query(parts): Query<Vec<(String, St
         }
     }
     fields.insert("headers".to_owned(), json!(headers));
-    let request: ExplainRequest = serde_json::from_value(fields.into()).map_err(|error| wrong(error.to_string()))?;
-    request.explain(admin.shared.load().routes(request.direction)).map(Json).map_err(wrong)
+    serde_json::from_value(fields.into()).map_err(|error| wrong(error.to_string()))
+}
+
+fn wrong(message: String) -> Wrong {
+    (StatusCode::BAD_REQUEST, format!("{message}\n"))
 }
 
 /// Drains inbound traffic as the FetchrProxy says, and answers when it is over.
@@ -122,6 +133,11 @@ async fn figures(State(admin): State<Admin>) -> Result<Json<Figures>, Wrong> {
 /// `?prefix=http://shop/products/&limit=1000`: see [`ListRequest`].
 async fn objects(State(admin): State<Admin>, Query(request): Query<ListRequest>) -> Result<Json<Objects>, Wrong> {
     admin.cache.list(request).await.map(Json).map_err(unshown)
+}
+
+async fn explain_cache(State(admin): State<Admin>, Query(parts): Imagined) -> Result<Json<CacheExplanation>, Wrong> {
+    let request = imagined(parts)?;
+    admin.cache.explain(&admin.shared.load(), &request).map(Json).map_err(unshown)
 }
 
 fn unshown(error: ShowError) -> Wrong {

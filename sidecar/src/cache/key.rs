@@ -117,6 +117,29 @@ impl KeyPlan {
         tellings(out, facts.headers);
     }
 
+    /// The parts of a key that it has written, by name and in their order. None: the request hadn't it.
+    pub(super) fn parts(&self, key: &[u8]) -> Vec<(String, Option<String>)> {
+        let mut from = Reader(key);
+        let Target { rule, scheme, authority, path, query, .. } = Target::read(&mut from);
+        let mut parts = vec![("rule".to_owned(), Some(rule))];
+        if !scheme.is_empty() {
+            parts.extend([("scheme".to_owned(), Some(scheme)), ("host".to_owned(), Some(authority))]);
+        }
+        parts.push(("path".to_owned(), Some(path)));
+        parts.extend(query.map(|query| ("query".to_owned(), Some(query))));
+        parts.extend(self.headers.iter().map(|name| (format!("header {name}"), from.values())));
+        parts.extend(self.cookies.iter().map(|name| {
+            let values: Vec<_> = std::iter::from_fn(|| (from.byte() == 1).then(|| from.text())).collect();
+            (format!("cookie {}", String::from_utf8_lossy(name)), (!values.is_empty()).then(|| values.join("; ")))
+        }));
+        let telling = TELLING;
+        while let Some(name) = from.0.first().and_then(|number| telling.get(usize::from(*number))) {
+            from.byte();
+            parts.push((format!("header {name}"), from.values()));
+        }
+        parts
+    }
+
     fn write_query(&self, query: Option<&str>, out: &mut Vec<u8>) {
         let Some(query) = self.counted(query) else { return out.push(0) };
         out.push(1);
@@ -234,6 +257,13 @@ impl Target {
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
+    /// The lines of a field; none if there are none.
+    fn values(&mut self) -> Option<String> {
+        let count = u16::from_be_bytes([self.byte(), self.byte()]);
+        let lines: Vec<_> = (0..count).map(|_| self.text()).collect();
+        (count > 0).then(|| lines.join(", "))
+    }
+
     fn byte(&mut self) -> u8 {
         let (byte, rest) = self.0.split_first().unwrap_or((&0, &[]));
         self.0 = rest;
@@ -467,6 +497,29 @@ mod tests {
         }
         assert_eq!(url(&[]), "");
         assert_eq!(url(&[0, 255, 255, 255, 255, 1]), "");
+    }
+
+    #[test]
+    fn parts_of_a_key_have_names() {
+        let plan = plan(r#"{"headers": ["x-a", "x-b"], "cookies": ["c", "d"], "query": {"ignore": ["utm_*"]}}"#);
+        let headers = [("x-a", "1"), ("x-a", "2"), ("cookie", "d=3; d=4"), ("x-host", "evil")];
+        let mut whole = vec![0];
+        whole.extend(key(&plan, "/p?q=1&utm_x=2", &headers));
+        let parts = plan.parts(&whole);
+        let shown: Vec<_> = parts.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+        let expected = [
+            ("rule", Some("shop/catalogue/products")),
+            ("scheme", Some("http")),
+            ("host", Some("a.example:8080")),
+            ("path", Some("/p")),
+            ("query", Some("q=1")),
+            ("header x-a", Some("1, 2")),
+            ("header x-b", None),
+            ("cookie c", None),
+            ("cookie d", Some("3; 4")),
+            ("header x-host", Some("evil")),
+        ];
+        assert_eq!(shown, expected);
     }
 
     #[test]

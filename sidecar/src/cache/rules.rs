@@ -12,9 +12,16 @@ use ipnet::IpNet;
 use super::{
     key::KeyPlan,
     purge::{Name, Naming},
-    semantics::settings::{self, Settings, StatusTtl},
+    semantics::{
+        request::{Asks, Kind},
+        settings::{self, Settings, StatusTtl},
+        status::Forward,
+    },
 };
-use crate::route::Condition;
+use crate::{
+    facts::Facts,
+    route::{Condition, Evaluated},
+};
 
 /// What a rule says of the cache.
 #[derive(Debug)]
@@ -55,6 +62,31 @@ impl Caching {
         [naming.policy(self.policy())].into_iter().chain(tags.map(|tag| naming.tag(tag))).collect()
     }
 
+    /// Why a request passes the cache by.
+    pub(super) fn bypasses(&self, asks: &Asks, facts: &Facts<'_>) -> Option<(Forward, &'static str)> {
+        if let Err(reason) = asks.lookup() {
+            let forward = if reason.is_method() { Forward::Method } else { Forward::Bypass };
+            return Some((forward, reason.as_str()));
+        }
+        let answered = if asks.kind == Kind::Head { self.head } else { self.get };
+        if !answered {
+            return Some((Forward::Method, "Method"));
+        }
+        meets(self.bypass.as_ref(), facts).then_some((Forward::Bypass, "Policy"))
+    }
+
+    /// Whether the origin is asked anew, whatever is stored.
+    pub(super) fn refreshes(&self, facts: &Facts<'_>) -> bool {
+        meets(self.refresh.as_ref(), facts)
+    }
+
+    /// Writes the key of a request, whose host has this form with its port.
+    pub(super) fn write_key(&self, facts: &Facts<'_>, authority: &str, out: &mut Vec<u8>) {
+        // What Shadow keeps has no body, and so must not be found in another mode.
+        out.push(u8::from(self.mode == Mode::Shadow));
+        self.key.write(facts, authority, out);
+    }
+
     /// Compiles a section. The error says what is wrong.
     pub(crate) fn build(label: &Arc<str>, section: &Cache) -> Result<Self, String> {
         let condition = |source: &Option<String>| source.as_deref().map(Condition::compile).transpose();
@@ -79,6 +111,10 @@ impl Caching {
 
 fn networks(cidrs: &[String]) -> Result<Vec<IpNet>, String> {
     cidrs.iter().map(|cidr| cidr.parse().map_err(|_| format!("{cidr:?} is not a network"))).collect()
+}
+
+fn meets(condition: Option<&Condition>, facts: &Facts<'_>) -> bool {
+    condition.is_some_and(|condition| condition.holds(&Evaluated::new(facts, facts.path)))
 }
 
 fn compiled(section: &Cache) -> Settings {

@@ -1,5 +1,6 @@
 //! What the admin port shows of the cache. Nothing here counts as a use of what is stored, or takes anything out.
 
+mod explain;
 mod list;
 mod stats;
 
@@ -8,11 +9,14 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use self::explain::Question;
 pub use self::{
+    explain::{CacheExplanation, Freshness, Outcome, Purged, RuleNamed},
     list::{ListRequest, Objects, Order, State, Stored, Value},
     stats::{Figures, Fills, RuleFigures},
 };
 use super::Cache;
+use crate::{ask::ExplainRequest, config::Config};
 
 /// The cache of this pod, once its listeners are open. Clones are the same.
 #[derive(Clone, Default)]
@@ -51,6 +55,14 @@ impl PodCache {
     pub async fn list(&self, request: ListRequest) -> Result<Objects, ShowError> {
         let cache = Arc::clone(self.cache()?);
         tokio::task::spawn_blocking(move || list::list(&cache, &request)).await.unwrap_or(Err(ShowError::Closed))
+    }
+
+    /// What it would do with a request, and why.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or that there is no cache yet.
+    pub fn explain(&self, config: &Config, request: &ExplainRequest) -> Result<CacheExplanation, ShowError> {
+        Question { cache: self.cache()?, config, request }.explain()
     }
 
     fn cache(&self) -> Result<&Arc<Cache>, ShowError> {

@@ -12,6 +12,7 @@ use super::{
     fetch::Kept,
     fill::{Alone, Failure, Filler, NoHead, Reader, Turn},
     key,
+    locate::{Located, locate},
     notes::{self, Names},
     purge::Stamp,
     purger,
@@ -23,14 +24,10 @@ use super::{
         vary,
     },
     standing::Standing,
-    store::{Found, Gone, Object, Vary},
+    store::{Gone, Object, Store, Vary},
     tier::{Answer as Shared, Got, Lease},
 };
-use crate::{
-    exchange::Exchange,
-    flow::Flow,
-    route::{Condition, Evaluated},
-};
+use crate::{exchange::Exchange, facts::Facts, flow::Flow};
 
 /// What the cache says of a request.
 pub(crate) enum Looked {
@@ -46,7 +43,7 @@ pub(crate) enum Looked {
 
 /// A request, and what its rule says.
 struct Look<'a> {
-    ex: &'a Exchange,
+    facts: Facts<'a>,
     parts: &'a Parts,
     cache: &'a Arc<Cache>,
     caching: &'a Arc<Caching>,
@@ -82,8 +79,10 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
     }
     let asks = Asks::of(&parts.method, &parts.headers, content);
     let control = asks.heeded(&caching.settings);
+    let host = ex.host();
+    let facts = ex.facts(parts, &host);
     let mut look = Look {
-        ex,
+        facts,
         parts,
         cache,
         caching,
@@ -95,62 +94,23 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
         variant: 0,
         marked: None,
     };
-    if let Some((forward, reason)) = look.bypass() {
+    if let Some((forward, reason)) = caching.bypasses(&look.asks, &facts) {
         cache.metrics.bypassed(reason);
         return look.goes(Status { detail: Some(reason), ..Status::forwarded(forward) }, None, None);
     }
-    look.write_key();
+    look.key.reserve(160);
+    caching.write_key(&facts, &ex.authority, &mut look.key);
+    look.variant = look.key.len();
     if caching.mode == Mode::Shadow { look.shadow() } else { look.answer().await }
 }
 
 impl Look<'_> {
-    /// Why the request passes the cache by.
-    fn bypass(&self) -> Option<(Forward, &'static str)> {
-        let Caching { get, head, bypass, .. } = &**self.caching;
-        if let Err(reason) = self.asks.lookup() {
-            let forward = if reason.is_method() { Forward::Method } else { Forward::Bypass };
-            return Some((forward, reason.as_str()));
-        }
-        let answered = if self.asks.kind == Kind::Head { *head } else { *get };
-        if !answered {
-            return Some((Forward::Method, "Method"));
-        }
-        self.meets(bypass.as_ref()).then_some((Forward::Bypass, "Policy"))
-    }
-
-    fn meets(&self, condition: Option<&Condition>) -> bool {
-        condition.is_some_and(|condition| {
-            let host = self.ex.host();
-            let facts = self.ex.facts(self.parts, &host);
-            condition.holds(&Evaluated::new(&facts, facts.path))
-        })
-    }
-
-    fn write_key(&mut self) {
-        self.key.reserve(160);
-        // What Shadow keeps has no body, and so must not be found in another mode.
-        self.key.push(u8::from(self.caching.mode == Mode::Shadow));
-        let host = self.ex.host();
-        self.caching.key.write(&self.ex.facts(self.parts, &host), &self.ex.authority, &mut self.key);
-        self.variant = self.key.len();
-    }
-
     /// What is stored for the request.
     fn find(&mut self, now: Now) -> Stored {
-        let store = self.cache.store();
-        self.key.truncate(self.variant);
-        let vary = match store.get(&store.key(&self.key)) {
-            None => return Stored::Nothing(Forward::UriMiss),
-            Some(Found::Object(object)) => return self.kept(object, now, Forward::UriMiss),
-            Some(Found::Vary(vary)) => vary,
-        };
-        if vary::variant(vary.names(), &self.parts.headers, &mut self.key).is_err() {
-            return Stored::Unselectable;
-        }
-        let (primary, values) = self.key.split_at(self.variant);
-        match store.get(&store.variant(&store.key(primary), values)) {
-            Some(Found::Object(object)) => self.kept(object, now, Forward::VaryMiss),
-            Some(Found::Vary(_)) | None => Stored::Nothing(Forward::VaryMiss),
+        match locate(&self.cache.store(), Store::get, &mut self.key, self.variant, &self.parts.headers) {
+            Located::Object(object, otherwise) => self.kept(object, now, otherwise),
+            Located::Nothing(why) => Stored::Nothing(why),
+            Located::Unselectable => Stored::Unselectable,
         }
     }
 
@@ -197,7 +157,7 @@ impl Look<'_> {
     }
 
     async fn answer(mut self) -> Looked {
-        let forced = self.meets(self.caching.refresh.as_ref());
+        let forced = self.caching.refreshes(&self.facts);
         for waits in [true, false] {
             // Before anything is found: what is found then has outlived all purges up to here.
             self.stamp = self.cache.purges.stamp();

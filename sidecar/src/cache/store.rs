@@ -164,6 +164,17 @@ impl Store {
         self.lock(key.shard).lookup(key)
     }
 
+    /// What the key leads to, for who only looks: counts as no use.
+    pub(crate) fn peek(&self, key: &Key<'_>) -> Option<Found> {
+        self.lock(key.shard).peek(key)
+    }
+
+    /// The line that this very object has in a listing, if it is still there.
+    pub(crate) fn listed(&self, object: &Object) -> Option<Listed> {
+        let key = self.key_of(object);
+        self.lock(key.shard).listed(&key, object)
+    }
+
     /// Stores an object under its own key, with the names of its `Vary` if it has one. What was under the key goes.
     ///
     /// # Errors

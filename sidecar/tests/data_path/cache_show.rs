@@ -162,10 +162,114 @@ async fn figures_are_those_of_the_metrics() {
     }
 }
 
+/// What would become of a request.
+async fn explained(site: &Site, query: &str) -> Value {
+    shown(site, &format!("/cache/explain?{query}")).await
+}
+
+#[tokio::test]
+async fn explanation_says_what_a_request_then_gets() {
+    let rules = r#"[{"name": "all", "cache": {
+        "stale": {"ifError": "60s"}, "bypass": "request.path == '/by'", "refresh": "request.path == '/new'", "tags": {"header": "xkey"}
+    }}]"#;
+    let fields = "cache-control: max-age=600\r\nvary: x-a\r\netag: \"1\"\r\nxkey: news\r\n";
+    let site = Site::start(rules, fields, None).await;
+    for path in ["/a", "/new"] {
+        site.proxy.ask(&format!("GET {path} HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r\n\r\n")).await;
+    }
+    let counted = || {
+        let page = site.proxy.metrics.encode();
+        page.lines().filter(|line| line.starts_with("fetchr_cache") && !line.starts_with("fetchr_cache_fill")).map(ToOwned::to_owned).collect::<BTreeSet<String>>()
+    };
+    let before = counted();
+    for (path, method, field, outcome, why, detail) in [
+        ("/a", "GET", "x-a: 1", "Hit", "Fresh", "fetchr; hit; ttl="),
+        ("/a", "HEAD", "x-a: 1", "Hit", "Fresh", "fetchr; hit; ttl="),
+        ("/a", "GET", "x-a: 2", "Miss", "nothing is stored for this variant", "fetchr; fwd=vary-miss"),
+        ("/b", "GET", "x-a: 1", "Miss", "nothing is stored", "fetchr; fwd=uri-miss"),
+        ("/a", "POST", "x-a: 1", "Bypass", "Method", "fetchr; fwd=method; detail=Method"),
+        ("/a", "GET", "if-match: x", "Bypass", "Precondition", "fetchr; fwd=bypass; detail=Precondition"),
+        ("/by", "GET", "x-a: 1", "Bypass", "Policy", "fetchr; fwd=bypass; detail=Policy"),
+        ("/new", "GET", "x-a: 1", "Miss", "Policy", "fetchr; fwd=request; detail=Policy"),
+    ] {
+        let asked = format!("url=http://a.example{path}&method={method}&header={}", field.replace(' ', "%20"));
+        let said = explained(&site, &asked).await;
+        let status = said["cacheStatus"].as_str().unwrap_or_default();
+        assert_eq!((said["outcome"].as_str(), said["why"].as_str()), (Some(outcome), Some(why)), "{asked}");
+        assert!(status.starts_with(detail), "{asked}: {status}");
+        assert_eq!((&said["rule"]["name"], &said["rule"]["mode"]), (&"shop/test/all".into(), &"Enforce".into()));
+    }
+    assert_eq!(counted(), before, "to ask counts as nothing");
+    let kept = [("/a", "x-a: 1"), ("/a", "x-a: 2"), ("/by", "x-a: 1"), ("/new", "x-a: 1")];
+    for (path, field) in kept {
+        let asked = format!("url=http://a.example{path}&header={}", field.replace(' ', "%20"));
+        let said = explained(&site, &asked).await;
+        let got = site.proxy.ask(&format!("GET {path} HTTP/1.1\r\nhost: a.example\r\n{field}\r\n\r\n")).await;
+        let (said, got) = (said["cacheStatus"].as_str().unwrap().to_owned(), got.field("cache-status").to_owned());
+        let same = |status: &str| status.split("; ttl").next().unwrap().replace("; stored", "").replace("; fwd-status=200", "");
+        assert_eq!(same(&said), same(&got), "{path} {field}");
+    }
+}
+
+#[tokio::test]
+async fn explanation_has_key_freshness_and_purges() {
+    let rules = r#"[{"name": "all", "cache": {
+        "ttl": {"default": "60s"}, "stale": {"ifError": "30s"}, "key": {"headers": ["x-tenant"], "query": {"ignore": ["utm_*"]}}
+    }}]"#;
+    let site = Site::start(rules, "etag: \"1\"\r\n", None).await;
+    site.proxy.ask("GET /a?b&utm_x=1 HTTP/1.1\r\nhost: a.example\r\nx-tenant: t\r\n\r\n").await;
+    let url = "url=http://A.example:80/x/../a?b%26utm_y=2&header=x-tenant:t";
+    let said = explained(&site, url).await;
+    assert_eq!((&said["outcome"], &said["purged"]), (&"Hit".into(), &"No".into()), "{said}");
+    let part = |name: &str, value: &str| serde_json::json!({"name": name, "value": value});
+    let expected = [
+        part("rule", "shop/test/all"),
+        part("scheme", "http"),
+        part("host", "a.example"),
+        part("path", "/a"),
+        part("query", "b"),
+        part("header x-tenant", "t"),
+    ];
+    assert_eq!(said["key"], serde_json::json!(expected));
+    let freshness = &said["freshness"];
+    assert_eq!((&freshness["lifetime"], &freshness["from"]), (&60_000.into(), &"Default".into()));
+    assert_eq!((&freshness["ifError"], &freshness["keep"]), (&30_000.into(), &600_000.into()));
+    assert_eq!((&said["stored"]["status"], &said["stored"]["hits"]), (&200.into(), &0.into()));
+    site.purge(r#"{"all": true, "soft": true}"#).await;
+    let said = explained(&site, url).await;
+    assert_eq!((&said["outcome"], &said["why"], &said["purged"]), (&"Revalidate".into(), &"Expired".into(), &"Soft".into()));
+    site.purge(r#"{"all": true}"#).await;
+    let said = explained(&site, url).await;
+    assert_eq!((&said["outcome"], &said["purged"]), (&"Miss".into(), &"Hard".into()));
+    assert_eq!(said["why"], "what was stored was purged");
+}
+
+#[tokio::test]
+async fn explanation_says_where_no_cache_has_a_say() {
+    let rules = r#"[{"name": "some", "matches": [{"path": {"value": "/a"}}], "cache": {"mode": "Shadow"}}]"#;
+    let site = Site::start(rules, "cache-control: max-age=600\r\n", None).await;
+    let said = explained(&site, "url=http://a.example/b").await;
+    assert_eq!((&said["outcome"], said.get("rule"), said.get("key")), (&"None".into(), None, None));
+    site.get("/a").await;
+    let said = explained(&site, "url=http://a.example/a").await;
+    assert_eq!((&said["outcome"], &said["rule"]["mode"], said.get("cacheStatus")), (&"Bypass".into(), &"Shadow".into(), None));
+    assert!(said["why"].as_str().unwrap().contains("Hit is counted"), "{said}");
+    for (query, words) in [
+        ("", "missing field"),
+        ("url=/a", "url: "),
+        ("url=http://a/%2500", "url: the proxy refuses it: the path has an encoded NUL"),
+        ("url=http://a/&header=x", "header: \"x\" is not like"),
+        ("url=http://a/&method=G%20T", "method: "),
+    ] {
+        let answer = site.show(&format!("/cache/explain?{query}")).await;
+        assert!(answer.status == 400 && answer.text().contains(words), "{query}: {}", answer.text());
+    }
+}
+
 #[tokio::test]
 async fn cache_is_shown_with_the_token_alone() {
     let site = site("cache-control: max-age=600\r\n").await;
-    for target in ["/cache/objects", "/cache/stats"] {
+    for target in ["/cache/objects", "/cache/stats", "/cache/explain"] {
         assert_eq!(site.order_at(target, "wrong").await.status, 401, "{target}");
     }
 }

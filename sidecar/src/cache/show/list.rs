@@ -95,7 +95,7 @@ pub struct Stored {
     pub body_bytes: u64,
     /// Bytes that it takes of the cache in all.
     pub bytes: u64,
-    /// Hits since it came.
+    /// Hits since it came, with those of the answers whose place it took.
     pub hits: u32,
 }
 
@@ -284,8 +284,14 @@ impl Stored {
     }
 }
 
+/// The line of an object that was found, if it is still there.
+pub(super) fn stored(cache: &Cache, object: &Object, now: Now) -> Option<Stored> {
+    let listed = cache.store().listed(object)?;
+    Some(Stored::of(cache, &listed, Target::of(object.primary()), now))
+}
+
 /// The values by which an object was told from other variants.
-pub(super) fn variant(object: &Object) -> Vec<Value> {
+fn variant(object: &Object) -> Vec<Value> {
     if object.variant().is_empty() {
         return Vec::new();
     }

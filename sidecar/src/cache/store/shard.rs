@@ -67,10 +67,18 @@ impl Shard {
         let slot = self.slots.get_mut(at);
         slot.hits = slot.hits.saturating_add(1);
         slot.uses = MAX_USES.min(slot.uses + 1);
-        Some(match &slot.content {
-            Content::Object(object) => Found::Object(object.clone()),
-            Content::Marker(marker) => Found::Vary(marker.vary.clone()),
-        })
+        Some(slot.content.found())
+    }
+
+    /// The same, without a trace.
+    pub(super) fn peek(&self, key: &Key<'_>) -> Option<Found> {
+        self.find(key.hash, key.primary, key.variant).map(|at| self.slots.get(at).content.found())
+    }
+
+    /// How an object is listed, if it is still there.
+    pub(super) fn listed(&self, key: &Key<'_>, object: &Object) -> Option<Listed> {
+        let slot = self.slots.get(self.find_same(key, object)?);
+        Some(Listed { object: object.clone(), weight: slot.weight, hits: slot.hits })
     }
 
     /// Puts an object under its own key. What was there goes, a marker with all its variants.

@@ -4,7 +4,7 @@
 //! and there is no list of free places. The queues are links between slots (8 bytes an entry).
 
 use super::variants::Marker;
-use super::{Hash, Object};
+use super::{Found, Hash, Object};
 
 /// "No slot" in links.
 pub(super) const NONE: u32 = u32::MAX;
@@ -24,6 +24,14 @@ impl Content {
         match self {
             Self::Object(object) => object.is_for(primary, variant),
             Self::Marker(marker) => variant.is_empty() && marker.primary() == primary,
+        }
+    }
+
+    /// What a lookup gives of it.
+    pub(super) fn found(&self) -> Found {
+        match self {
+            Self::Object(object) => Found::Object(object.clone()),
+            Self::Marker(marker) => Found::Vary(marker.vary.clone()),
         }
     }
 

@@ -49,6 +49,25 @@ fn found(store: &Store, primary: &str) -> Option<Object> {
 }
 
 #[test]
+fn look_without_a_use_leaves_no_trace() {
+    let store = store(1 << 20);
+    store.insert(object("/a", 10), None).expect("room");
+    let vary = Vary::new(["accept"]).expect("a name");
+    store.insert(head(b"/v", &vary.key(|_| None)), Some(&vary)).expect("room");
+    let before = store.stats();
+    let key = store.key(b"/a");
+    let Some(Found::Object(seen)) = store.peek(&key) else { panic!("it is there") };
+    assert!(matches!(store.peek(&store.key(b"/v")), Some(Found::Vary(names)) if names == vary));
+    assert!(store.peek(&store.key(b"/b")).is_none());
+    assert_eq!(store.stats(), before);
+    assert_eq!(store.listed(&seen).map(|listed| listed.hits), Some(0));
+    found(&store, "/a");
+    assert_eq!(store.listed(&seen).map(|listed| listed.hits), Some(1));
+    store.insert(object("/a", 10), None).expect("room");
+    assert!(store.listed(&seen).is_none(), "another one took its place");
+}
+
+#[test]
 fn a_key_leads_to_what_came_last() {
     let store = store(1 << 20);
     assert!(found(&store, "/a").is_none());
