@@ -2,6 +2,7 @@
 
 mod admin;
 mod explain;
+mod get;
 mod ls;
 mod purge;
 mod question;
@@ -42,6 +43,9 @@ enum Command {
     /// List what is stored
     #[command(after_help = ls::EXAMPLES)]
     Ls(ls::Args),
+    /// Show a stored answer, head and body
+    #[command(after_help = get::EXAMPLES)]
+    Get(get::Args),
     /// Tell what the cache would do with a request, and why
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::Args),
@@ -53,6 +57,7 @@ enum Command {
 /// Does what the subcommand says.
 pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     match &args.command {
+        Command::Get(args) => get::execute(args, color),
         Command::Explain(args) => explain::execute(args, color),
         Command::Stats(args) => stats::execute(args, color),
         Command::Ls(args) => ls::execute(args, color),

@@ -128,3 +128,22 @@ fn explain_says_what_would_become_of_a_request() {
         assert_eq!((said.code, said.stderr.contains(words)), (2, true), "{args:?}: {said:?}");
     }
 }
+
+#[test]
+fn get_shows_what_is_stored_or_ends_with_1() {
+    let proxy = caching();
+    let asked = |args: &[&str]| cache(&proxy, "get", args);
+    let nothing = asked(&["/a"]);
+    assert_eq!((nothing.code, nothing.stdout.as_str()), (1, ""), "{nothing:?}");
+    let expected = "error: nothing is stored for it\n  /a\n  what the cache would do: fetchr cache explain /a\n";
+    assert_eq!(nothing.stderr, expected);
+    proxy.get("/a");
+    let head = asked(&["/a"]);
+    assert!(head.code == 0 && head.stdout.contains("http://localhost/a ") && !head.stdout.contains("hello"), "{head:?}");
+    let body = asked(&["http://localhost/a", "--body"]);
+    assert_eq!((body.code, body.stdout.as_str()), (0, "hello"), "{body:?}");
+    assert!(body.stderr.starts_with("HTTP/1.1 200 OK\r\n") && body.stderr.ends_with("content-length: 5\r\n\r\n"), "{body:?}");
+    assert_eq!(asked(&["/a", "-o", "json"]).json()["stored"]["bodyBytes"], 5);
+    assert_eq!(asked(&["/a", "--body", "-o", "json"]).code, 2);
+    assert_eq!(asked(&["nowhere"]).code, 2);
+}

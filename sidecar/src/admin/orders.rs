@@ -1,12 +1,14 @@
 //! The admin port: what is in force, why a request gets what it gets, drain, log level.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::{Query, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     middleware::from_fn_with_state,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde_json::{Value, json};
@@ -19,7 +21,7 @@ use crate::{
     config::Shared,
     drain,
     route::Explanation,
-    show::{CacheExplanation, Figures, ListRequest, Objects, ShowError},
+    show::{CacheExplanation, Figures, ListRequest, Objects, ShowError, StoredAnswer},
 };
 
 /// Sets what is logged, by a level or a filter such as `info,sidecar::limit=debug`. The error says what is wrong with it.
@@ -59,6 +61,7 @@ pub fn admin(admin: Admin, token: &str) -> Router {
         .route("/cache/purge", post(purge))
         .route("/cache/stats", get(figures))
         .route("/cache/objects", get(objects))
+        .route("/cache/object", get(object))
         .route("/cache/explain", get(explain_cache))
         .with_state(admin)
         .layer(from_fn_with_state(Token::new(token), guard))
@@ -94,7 +97,7 @@ fn imagined(parts: Vec<(String, String)>) -> Result<ExplainRequest, Wrong> {
 }
 
 fn wrong(message: String) -> Wrong {
-    (StatusCode::BAD_REQUEST, format!("{message}\n"))
+    (StatusCode::BAD_REQUEST, message + "\n")
 }
 
 /// Drains inbound traffic as the FetchrProxy says, and answers when it is over.
@@ -135,15 +138,34 @@ async fn objects(State(admin): State<Admin>, Query(request): Query<ListRequest>)
     admin.cache.list(request).await.map(Json).map_err(unshown)
 }
 
+/// The parts of a request, and `body=true` for more than the head: a message of HTTP/1.1 then, and else JSON.
+async fn object(State(admin): State<Admin>, Query(mut parts): Imagined) -> Result<Response, Wrong> {
+    let body = parts.iter().position(|(name, _)| name == "body").map(|at| parts.swap_remove(at).1);
+    let request = imagined(parts)?;
+    let config = admin.shared.load();
+    match body.as_deref() {
+        None | Some("false") => admin.cache.head(&config, &request).map(|head| Json(head).into_response()).map_err(unshown),
+        Some("true") => admin.cache.answer(&config, &request).map(message).map_err(unshown),
+        Some(other) => Err(wrong(format!("body: {other:?} is neither true nor false"))),
+    }
+}
+
+fn message(StoredAnswer { head, body }: StoredAnswer) -> Response {
+    let length = head.len() + body.iter().map(bytes::Bytes::len).sum::<usize>();
+    let pieces = std::iter::once(head).chain(body).map(Ok::<_, Infallible>);
+    let fields = [(header::CONTENT_TYPE, "message/http".to_owned()), (header::CONTENT_LENGTH, length.to_string())];
+    (fields, Body::from_stream(futures::stream::iter(pieces))).into_response()
+}
+
 async fn explain_cache(State(admin): State<Admin>, Query(parts): Imagined) -> Result<Json<CacheExplanation>, Wrong> {
     let request = imagined(parts)?;
     admin.cache.explain(&admin.shared.load(), &request).map(Json).map_err(unshown)
 }
 
 fn unshown(error: ShowError) -> Wrong {
-    let status = match error {
-        ShowError::Wrong(_) => StatusCode::BAD_REQUEST,
-        ShowError::Closed => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    (status, format!("{error}\n"))
+    match error {
+        ShowError::Wrong(why) => wrong(why),
+        ShowError::Nothing(why) => (StatusCode::NOT_FOUND, why + "\n"),
+        closed @ ShowError::Closed => (StatusCode::SERVICE_UNAVAILABLE, format!("{closed}\n")),
+    }
 }

@@ -2,6 +2,7 @@
 
 mod explain;
 mod list;
+mod object;
 mod stats;
 
 use std::{
@@ -13,6 +14,7 @@ use self::explain::Question;
 pub use self::{
     explain::{CacheExplanation, Freshness, Outcome, Purged, RuleNamed},
     list::{ListRequest, Objects, Order, State, Stored, Value},
+    object::{StoredAnswer, StoredHead},
     stats::{Figures, Fills, RuleFigures},
 };
 use super::Cache;
@@ -28,6 +30,9 @@ pub enum ShowError {
     /// What is wrong with the request.
     #[error("{0}")]
     Wrong(String),
+    /// Why there is nothing to show.
+    #[error("{0}")]
+    Nothing(String),
     /// The proxy has only begun, or is about to end.
     #[error("the listeners are not open: ask again in a moment")]
     Closed,
@@ -63,6 +68,22 @@ impl PodCache {
     /// What is wrong with the request, or that there is no cache yet.
     pub fn explain(&self, config: &Config, request: &ExplainRequest) -> Result<CacheExplanation, ShowError> {
         Question { cache: self.cache()?, config, request }.explain()
+    }
+
+    /// The head of what is stored for a request.
+    ///
+    /// # Errors
+    /// What is wrong with the request, that there is none, or no cache yet.
+    pub fn head(&self, config: &Config, request: &ExplainRequest) -> Result<StoredHead, ShowError> {
+        Question { cache: self.cache()?, config, request }.head()
+    }
+
+    /// The same with its body.
+    ///
+    /// # Errors
+    /// As [`PodCache::head`].
+    pub fn answer(&self, config: &Config, request: &ExplainRequest) -> Result<StoredAnswer, ShowError> {
+        Question { cache: self.cache()?, config, request }.answer()
     }
 
     fn cache(&self) -> Result<&Arc<Cache>, ShowError> {

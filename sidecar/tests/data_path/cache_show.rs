@@ -179,7 +179,10 @@ async fn explanation_says_what_a_request_then_gets() {
     }
     let counted = || {
         let page = site.proxy.metrics.encode();
-        page.lines().filter(|line| line.starts_with("fetchr_cache") && !line.starts_with("fetchr_cache_fill")).map(ToOwned::to_owned).collect::<BTreeSet<String>>()
+        page.lines()
+            .filter(|line| line.starts_with("fetchr_cache") && !line.starts_with("fetchr_cache_fill"))
+            .map(ToOwned::to_owned)
+            .collect::<BTreeSet<String>>()
     };
     let before = counted();
     for (path, method, field, outcome, why, detail) in [
@@ -267,9 +270,34 @@ async fn explanation_says_where_no_cache_has_a_say() {
 }
 
 #[tokio::test]
+async fn stored_answer_is_shown_with_head_and_body_or_why_there_is_none() {
+    let site = site("cache-control: max-age=600\r\nvary: x-a\r\nx-b: 1\r\nx-b: 2\r\n").await;
+    let object = async |query: &str| site.show(&format!("/cache/object?url=http://a.example/a&{query}")).await;
+    let answer = object("").await;
+    assert_eq!((answer.status, answer.text()), (404, "nothing is stored for it\n"));
+    site.proxy.ask("GET /a HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r\n\r\n").await;
+    assert_eq!(object("").await.text(), "nothing is stored for this variant\n");
+    let head: Value = serde_json::from_str(object("header=x-a:1").await.text()).unwrap();
+    assert_eq!((&head["stored"]["status"], &head["stored"]["bodyBytes"]), (&200.into(), &8.into()));
+    let fields = |name: &str| {
+        let headers = head["headers"].as_array().unwrap().iter().filter(|field| field["name"] == *name);
+        headers.map(|field| field["value"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!((fields("x-b"), fields("vary")), (vec!["1".to_owned(), "2".to_owned()], vec!["x-a".to_owned()]));
+    let whole = object("header=x-a:1&body=true").await;
+    assert_eq!((whole.status, whole.field("content-type")), (200, "message/http"));
+    assert!(whole.text().starts_with("HTTP/1.1 200 OK\r\n") && whole.text().contains("\r\nx-b: 2\r\n"), "{}", whole.text());
+    assert!(whole.text().ends_with("content-length: 8\r\n\r\nanswer 1"), "{}", whole.text());
+    assert_eq!(object("body=perhaps").await.status, 400);
+    site.purge(r#"{"all": true}"#).await;
+    let answer = object("header=x-a:1").await;
+    assert_eq!((answer.status, answer.text()), (404, "what was stored for it was purged\n"));
+}
+
+#[tokio::test]
 async fn cache_is_shown_with_the_token_alone() {
     let site = site("cache-control: max-age=600\r\n").await;
-    for target in ["/cache/objects", "/cache/stats", "/cache/explain"] {
+    for target in ["/cache/objects", "/cache/stats", "/cache/object?url=http://a/", "/cache/explain"] {
         assert_eq!(site.order_at(target, "wrong").await.status, 401, "{target}");
     }
 }

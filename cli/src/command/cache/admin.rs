@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
@@ -13,10 +13,12 @@ use serde::de::DeserializeOwned;
 use crate::{args::StateArgs, failure::Failure};
 
 /// How long a connection may take, and what is only looked up.
-const CONNECTING: Duration = Duration::from_secs(30);
+pub(super) const CONNECTING: Duration = Duration::from_secs(30);
 /// Bytes of an answer, and of its head.
 const LONGEST: u64 = 16 << 20;
 const LONGEST_HEAD: u64 = 16 << 10;
+/// Bytes of the head of an answer that is stored.
+const LONGEST_STORED: u64 = 2 << 20;
 
 /// A path with a query.
 #[derive(Debug)]
@@ -88,19 +90,27 @@ impl Answer {
             Ok(stream)
         });
         let mut stream = BufReader::new(sent.map_err(|e| nobody(address, e.to_string()))?);
-        let (status, length) = head(&mut stream, address)?;
-        let mut answer = Self { body: Box::new(stream.take(length)), address };
+        let head = head(&mut stream, LONGEST_HEAD, address)?;
+        let status = head.split(' ').nth(1).unwrap_or_default();
+        let mut answer = Self { body: Box::new(stream.take(length_after(&head).unwrap_or(u64::MAX))), address };
         if status == "200" {
             return Ok(answer);
         }
         let mut why = Vec::new();
         answer.read_to_end(&mut why)?;
         let why = String::from_utf8_lossy(&why).trim().to_owned();
-        Err(match status.as_str() {
+        Err(match status {
             "400" => Failure::usage(why),
             "404" if !why.is_empty() => Failure::new(why),
             _ => Failure::new(format!("the proxy answered {status}")).at(address).hint(why),
         })
+    }
+
+    /// Reads the head of the message that it holds, which is left with its body. The head, and how long that is.
+    pub(super) fn message(&mut self) -> Result<(String, u64), Failure> {
+        let head = head(&mut self.body, LONGEST_STORED, self.address)?;
+        let length = length_after(&head).ok_or_else(|| nobody(self.address, "what is stored has no length".to_owned()))?;
+        Ok((head, length))
     }
 
     /// Reads the whole of it, up to some length.
@@ -110,20 +120,30 @@ impl Answer {
     }
 }
 
-/// Reads a head: its status, and the length of what follows.
-fn head(stream: &mut impl BufRead, address: SocketAddr) -> Result<(String, u64), Failure> {
+impl Read for Answer {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.body.read(into)
+    }
+}
+
+/// Reads a head, of so many bytes at most.
+fn head(stream: &mut impl BufRead, most: u64, address: SocketAddr) -> Result<String, Failure> {
     let mut head = Vec::new();
-    let mut limited = stream.take(LONGEST_HEAD);
+    let mut limited = stream.take(most);
     while !head.ends_with(b"\r\n\r\n") {
         let read = limited.read_until(b'\n', &mut head).map_err(|e| nobody(address, e.to_string()))?;
         if read == 0 {
             return Err(nobody(address, "its answer has no end".to_owned()));
         }
     }
-    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    Ok((status.to_owned(), length.unwrap_or(u64::MAX)))
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+/// The length of what follows a head.
+fn length_after(head: &str) -> Option<u64> {
+    let lengths =
+        head.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    lengths.map(|(_, value)| value.trim().parse().ok()).next()?
 }
 
 fn nobody(address: SocketAddr, why: String) -> Failure {
