@@ -7,6 +7,7 @@ mod ls;
 mod purge;
 mod question;
 mod stats;
+mod top;
 
 use clap::Subcommand;
 
@@ -43,6 +44,9 @@ enum Command {
     /// List what is stored
     #[command(after_help = ls::EXAMPLES)]
     Ls(ls::Args),
+    /// List what is asked for most often, or takes most memory
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::Args),
     /// Show a stored answer, head and body
     #[command(after_help = get::EXAMPLES)]
     Get(get::Args),
@@ -57,6 +61,7 @@ enum Command {
 /// Does what the subcommand says.
 pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     match &args.command {
+        Command::Top(args) => top::execute(args, color),
         Command::Get(args) => get::execute(args, color),
         Command::Explain(args) => explain::execute(args, color),
         Command::Stats(args) => stats::execute(args, color),

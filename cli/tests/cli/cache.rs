@@ -147,3 +147,22 @@ fn get_shows_what_is_stored_or_ends_with_1() {
     assert_eq!(asked(&["/a", "--body", "-o", "json"]).code, 2);
     assert_eq!(asked(&["nowhere"]).code, 2);
 }
+
+#[test]
+fn top_lists_the_most_asked_for_and_the_largest() {
+    let proxy = caching();
+    let long = format!("/c/{}", "long/".repeat(100));
+    for path in ["/a", "/b", "/b", "/b", &long, &long] {
+        proxy.get(path);
+    }
+    let urls = |args: &[&str]| -> Vec<String> {
+        let top = cache(&proxy, "top", &[args, &["-o", "json"]].concat()).json();
+        top["objects"].as_array().unwrap().iter().map(|object| object["url"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(urls(&[]), ["http://localhost/b", &*format!("http://localhost{long}"), "http://localhost/a"]);
+    assert_eq!(urls(&["--by", "bytes", "--limit", "1"]), [format!("http://localhost{long}")]);
+    assert_eq!(urls(&["--prefix", "http://localhost/a"]), ["http://localhost/a"]);
+    let said = cache(&proxy, "top", &["--limit", "1"]);
+    assert_eq!((said.code, said.stdout.lines().count()), (0, 2), "{said:?}");
+    assert_eq!(cache(&proxy, "top", &["--by", "age"]).code, 2);
+}
