@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -19,7 +19,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Cache, store::Gone, tier};
+use super::{Cache, Caching, semantics::storable::NotStored, store::Gone, tier};
 use crate::metrics::OTHER;
 
 /// Routes that have series of their own, at most; what comes later is counted under [`OTHER`].
@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     bypassed: Family<ReasonLabels, Counter>,
     not_stored: Family<ReasonLabels, Counter>,
+    /// The counters of the same, found once.
+    refusals: [OnceLock<Counter>; NotStored::COUNT],
     bytes: Family<ResultLabels, Counter>,
     pub(super) tier: tier::Metrics,
     series: AtomicUsize,
@@ -57,18 +59,57 @@ struct StrengthLabels {
     strength: &'static str,
 }
 
+/// What came of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Came {
+    Hit,
+    Stale,
+    Revalidated,
+    Collapsed,
+    Miss,
+    Bypass,
+    Error,
+    ShadowHit,
+    ShadowMiss,
+}
+
+/// The counters of one rule, each found when it is first needed: a search for each request would cost more than what it counts.
+#[derive(Debug, Default)]
+pub(super) struct Counters([OnceLock<Counter>; Came::COUNT]);
+
+impl Came {
+    const COUNT: usize = Self::ShadowMiss as usize + 1;
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Revalidated => "revalidated",
+            Self::Collapsed => "collapsed",
+            Self::Miss => "miss",
+            Self::Bypass => "bypass",
+            Self::Error => "error",
+            Self::ShadowHit => "shadow_hit",
+            Self::ShadowMiss => "shadow_miss",
+        }
+    }
+}
+
 impl Metrics {
-    /// Counts a request of a rule: `hit`, `stale`, `revalidated`, `collapsed`, `miss`, `bypass` or `error`.
-    pub(super) fn request(&self, route: &Arc<str>, result: &'static str) {
+    /// Counts a request of a rule.
+    pub(super) fn request(&self, caching: &Caching, came: Came) {
+        caching.counters.0[came as usize].get_or_init(|| self.counter(&caching.label, came.as_str())).inc();
+    }
+
+    fn counter(&self, route: &Arc<str>, result: &'static str) -> Counter {
         let mut labels = RequestLabels { route: Arc::clone(route), result };
         if let Some(counter) = self.requests.get(&labels) {
-            counter.inc();
-            return;
+            return counter.clone();
         }
         if self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
             labels.route = OTHER.into();
         }
-        self.requests.get_or_create(&labels).inc();
+        self.requests.get_or_create(&labels).clone()
     }
 
     /// Counts why a request passed the cache by.
@@ -77,8 +118,9 @@ impl Metrics {
     }
 
     /// Counts why an answer was not stored.
-    pub(super) fn not_stored(&self, reason: &'static str) {
-        self.not_stored.get_or_create(&ReasonLabels { reason }).inc();
+    pub(super) fn not_stored(&self, reason: NotStored) {
+        let of = || self.not_stored.get_or_create(&ReasonLabels { reason: reason.as_str() }).clone();
+        self.refusals[reason as usize].get_or_init(of).inc();
     }
 
     /// Counts bytes of a body that the store gave.

@@ -12,6 +12,7 @@ use super::{
     fetch::Kept,
     fill::{Alone, Failure, Filler, NoHead, Reader, Turn},
     key,
+    metrics::Came,
     notes::{self, Names},
     purge::{Stamp, Verdict as Purged},
     purger,
@@ -52,7 +53,7 @@ struct Look<'a> {
     caching: &'a Arc<Caching>,
     asks: Asks,
     control: Control,
-    /// Which purges were known when the request was looked at.
+    /// Which purges were known when the request was looked at; none where nothing is stored.
     stamp: Stamp,
     /// Before which changes.
     began: Moment,
@@ -89,7 +90,7 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
         caching,
         asks,
         control,
-        stamp: cache.purges.stamp(),
+        stamp: Stamp::default(),
         began: cache.changes.now(),
         key: Vec::new(),
         variant: 0,
@@ -130,8 +131,8 @@ impl Look<'_> {
         self.key.reserve(160);
         // What Shadow keeps has no body, and so must not be found in another mode.
         self.key.push(u8::from(self.caching.mode == Mode::Shadow));
-        let host = self.ex.host();
-        self.caching.key.write(&self.ex.facts(self.parts, &host), &self.ex.authority, &mut self.key);
+        // A key has the authority, and so needs no host.
+        self.caching.key.write(&self.ex.facts(self.parts, ""), &self.ex.authority, &mut self.key);
         self.variant = self.key.len();
     }
 
@@ -329,7 +330,7 @@ impl Look<'_> {
             let handled = Handled::Forwarded(Forwarded { collapsed: Some(true), ..forwarded });
             self.tell(&Status { handled, ttl: Some(decision.ttl()), ..status }, response.headers_mut());
         }
-        self.cache.metrics.request(&self.caching.label, "collapsed");
+        self.cache.metrics.request(self.caching, Came::Collapsed);
         Ok(response)
     }
 
@@ -350,8 +351,8 @@ impl Look<'_> {
     fn hit(&self, kept: &Kept, decision: &Decision) -> Box<Response<Flow>> {
         let mut response = answer::of(&kept.object, &kept.meta, decision, &self.asks, &self.parts.headers);
         self.tell(&Status::hit(decision), response.headers_mut());
-        let result = if decision.verdict == Verdict::Fresh { "hit" } else { "stale" };
-        self.cache.metrics.request(&self.caching.label, result);
+        let came = if decision.verdict == Verdict::Fresh { Came::Hit } else { Came::Stale };
+        self.cache.metrics.request(self.caching, came);
         self.cache.metrics.served(response.body().exact_length().unwrap_or(0));
         response
     }
@@ -372,7 +373,7 @@ impl Look<'_> {
     }
 
     fn none(&self) -> Looked {
-        self.cache.metrics.request(&self.caching.label, "error");
+        self.cache.metrics.request(self.caching, Came::Error);
         Looked::Answered(answer::none())
     }
 
@@ -384,12 +385,13 @@ impl Look<'_> {
 
     /// Counts what would have been a hit.
     fn shadow(mut self) -> Looked {
+        self.stamp = self.cache.purges.stamp();
         let now = self.cache.now();
-        let result = match self.find(now) {
-            Stored::Kept(kept) if decide(&kept.meta, &self.control, now, Origin::Up).is_hit() => "shadow_hit",
-            _ => "shadow_miss",
+        let came = match self.find(now) {
+            Stored::Kept(kept) if decide(&kept.meta, &self.control, now, Origin::Up).is_hit() => Came::ShadowHit,
+            _ => Came::ShadowMiss,
         };
-        self.cache.metrics.request(&self.caching.label, result);
+        self.cache.metrics.request(self.caching, came);
         self.goes(Status::forwarded(Forward::Bypass), None, None)
     }
 
