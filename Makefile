@@ -54,11 +54,11 @@ cluster-down: ## end it and remove its files
 cluster-shell: ## a shell that reaches its pods and Services by address
 	@$(E2E) cluster shell
 
-bench: ## fetchr beside other proxies, start, memory, sections, streams, Services; 20 min; the tables of docs/performance.md
+bench: ## fetchr beside other proxies, start, memory, sections, cache, streams, Services; half an hour; the tables of docs/performance.md
 	@command -v wrk h2load nginx haproxy varnishd valgrind >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nghttp2-client nginx-light haproxy varnish valgrind)
 	$(RELEASE)
 	@FETCHR_BENCH_ENVOY=$$(scripts/envoy/install); export FETCHR_BENCH_ENVOY; set -e; \
-	for part in $(or $(PARTS),start pass scenarios workers rate idle rules sections streams endpoints); do \
+	for part in $(or $(PARTS),start pass scenarios workers rate idle rules sections cache streams endpoints); do \
 		$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md --figures docs/bench $$part; \
 	done
 

@@ -3,6 +3,7 @@
 //! Machines are shared, so what counts are ratios within a run: CPU time per request of each proxy's own processes, with the
 //! proxies pinned to one core and the load and the origin to another.
 
+mod cache;
 mod cluster;
 mod endpoints;
 mod findings;
@@ -58,6 +59,8 @@ enum Command {
     Sections(sections::Options),
     /// Time from start to ready, and memory when idle.
     Start(start::Options),
+    /// Hits beside the caches of the other proxies, misses, memory, pauses, hit ratios and purges.
+    Cache(cache::Options),
     /// From a changed EndpointSlice in a large cluster to the streams of an operator, and its memory.
     Endpoints(endpoints::Options),
     /// From a changed policy to a thousand streams of one operator, and its memory.
@@ -71,6 +74,7 @@ fn main() -> Result<()> {
     // The proxies inherit it.
     process::descriptors();
     let (name, findings) = match &args.command {
+        Command::Cache(options) => ("cache", cache::run(&binaries, options)?),
         Command::Endpoints(options) => ("endpoints", endpoints::run(&binaries, options)?),
         Command::Pass(options) => ("pass", traffic::run(&binaries, options)?),
         Command::Scenarios(options) => ("scenarios", scenarios::run(&binaries, options)?),

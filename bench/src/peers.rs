@@ -1,9 +1,9 @@
 //! The proxies that are compared, each a reverse proxy to the same origin.
 
-mod envoy;
+pub(crate) mod envoy;
 pub(crate) mod fetchr;
 mod haproxy;
-mod nginx;
+pub(crate) mod nginx;
 mod varnish;
 
 use std::{
@@ -162,7 +162,7 @@ pub(crate) fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn is_installed(program: &str) -> bool {
+pub(crate) fn is_installed(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", "command -v \"$1\"", "sh", program]).stdout(Stdio::null()).status();
     found.is_ok_and(|status| status.success())
 }

@@ -1,6 +1,6 @@
 //! Latency at a constant rate: half of what nginx can do.
 
-mod open_loop;
+pub(crate) mod open_loop;
 
 use std::{path::Path, time::Duration};
 

@@ -1,6 +1,6 @@
 //! What each section of a policy costs by itself, in user instructions a request: unlike time they are the same on a busy machine.
 
-mod callgrind;
+pub(crate) mod callgrind;
 
 use std::path::Path;
 
@@ -82,7 +82,8 @@ pub(crate) fn run(binaries: &Path, options: &Options) -> Result<Findings> {
     let _origin = peers::origin(folder.path())?;
     let count = |name: &str, rules: &[String]| {
         let documents = fetchr::documents(folder.path(), PORTS, 1, "localhost", rules)?;
-        let counted = callgrind::count(fetchr::run(binaries, &documents), folder.path(), PORTS.0, options.requests);
+        let counted =
+            callgrind::count(fetchr::run(binaries, &documents), folder.path(), PORTS.0, options.requests, &|_| "/1k".to_owned());
         let instructions = counted.with_context(|| format!("instructions with {name}"))?;
         anyhow::Ok(Figures { name: name.to_owned(), instructions })
     };

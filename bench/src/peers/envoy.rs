@@ -9,13 +9,13 @@ use super::{ORIGIN, Plan, Ports, certificate, words};
 const ENVOY: &str = "FETCHR_BENCH_ENVOY";
 
 pub(super) fn command(plan: &Plan<'_>, ports: Ports) -> Result<Option<Vec<String>>> {
-    let Some(program) = env::var(ENVOY).ok().filter(|program| !program.is_empty()) else { return Ok(None) };
-    let (pem, file) = (certificate(plan.folder)?, plan.folder.join("envoy.yaml"));
+    let pem = certificate(plan.folder)?;
     let listeners: String = [
-        listener(ports.0, ""),
-        listener(ports.http2(), ""),
+        listener(ports.0, "", ""),
+        listener(ports.http2(), "", ""),
         listener(
             ports.tls(),
+            "",
             &format!(
                 "\n      transport_socket:\n        name: envoy.transport_sockets.tls\n        typed_config:\n          \
                  \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n          \
@@ -26,6 +26,13 @@ pub(super) fn command(plan: &Plan<'_>, ports: Ports) -> Result<Option<Vec<String
         ),
     ]
     .concat();
+    with(plan, &listeners)
+}
+
+/// The command line of one with such listeners; None if it is not installed.
+pub(crate) fn with(plan: &Plan<'_>, listeners: &str) -> Result<Option<Vec<String>>> {
+    let Some(program) = env::var(ENVOY).ok().filter(|program| !program.is_empty()) else { return Ok(None) };
+    let file = plan.folder.join("envoy.yaml");
     fs::write(
         &file,
         format!(
@@ -37,12 +44,13 @@ pub(super) fn command(plan: &Plan<'_>, ports: Ports) -> Result<Option<Vec<String
     Ok(Some(words(&[&program, "-c", &file, "--concurrency", &workers, "-l", "error", "--disable-hot-restart"])))
 }
 
-fn listener(port: u16, more: &str) -> String {
+/// A listener with filters before the router, and more behind them.
+pub(crate) fn listener(port: u16, filters: &str, more: &str) -> String {
     format!(
         "\n  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}\n    filter_chains:\n    - filters:\n      \
          - name: envoy.filters.network.http_connection_manager\n        typed_config:\n          \
          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n          \
          stat_prefix: i\n          route_config: {{virtual_hosts: [{{name: v, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: {{cluster: o}}}}]}}]}}\n          \
-         http_filters:\n          - name: envoy.filters.http.router\n            typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}{more}"
+         http_filters:{filters}\n          - name: envoy.filters.http.router\n            typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}{more}"
     )
 }

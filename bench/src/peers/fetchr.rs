@@ -49,6 +49,11 @@ pub(crate) fn rule(fields: &str) -> String {
 
 /// Writes a proxy with a listener for each way to speak, and rules in as many policies as they need. `host` is the origin's.
 pub(crate) fn documents(folder: &Path, ports: Ports, workers: usize, host: &str, rules: &[String]) -> Result<PathBuf> {
+    documents_with(folder, ports, &format!("  workers: {workers}\n"), host, rules)
+}
+
+/// The same with these lines in the specification of the proxy.
+pub(crate) fn documents_with(folder: &Path, ports: Ports, spec: &str, host: &str, rules: &[String]) -> Result<PathBuf> {
     let documents = folder.join(format!("documents-{}", ports.0));
     fs::create_dir_all(&documents)?;
     let pem = certificate(folder)?;
@@ -57,7 +62,7 @@ pub(crate) fn documents(folder: &Path, ports: Ports, workers: usize, host: &str,
     };
     let tls = format!(", tls: {{certificates: [{{certificateFile: {pem}, keyFile: {pem}}}]}}");
     let mut text = format!(
-        "apiVersion: fetchr.sh/v1alpha1\nkind: FetchrProxy\nmetadata: {{name: bench}}\nspec:\n  workers: {workers}\n  drain: {{delay: 0s}}\n  \
+        "apiVersion: fetchr.sh/v1alpha1\nkind: FetchrProxy\nmetadata: {{name: bench}}\nspec:\n{spec}  drain: {{delay: 0s}}\n  \
          interception:\n    mode: Explicit\n    listeners:\n{}{}{}",
         listener("web", ports.0, ""),
         listener("http2", ports.http2(), ""),

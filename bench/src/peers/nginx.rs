@@ -12,6 +12,11 @@ const BODIES: [(&str, usize); 4] = [("0", 0), ("1k", 1 << 10), ("64k", 64 << 10)
 
 /// Starts the origin, which serves [`BODIES`] from memory or files, and takes what is posted to `/post`.
 pub(crate) fn origin(folder: &Path) -> Result<Process> {
+    origin_with(folder, "")
+}
+
+/// The same with more of nginx's directives for its server.
+pub(crate) fn origin_with(folder: &Path, more: &str) -> Result<Process> {
     let files = folder.join("files");
     fs::create_dir_all(&files)?;
     let mut places = String::from("location = /post { return 200 \"ok\"; } ");
@@ -22,7 +27,7 @@ pub(crate) fn origin(folder: &Path) -> Result<Process> {
         }
     }
     let server = format!(
-        "client_max_body_size 1m; sendfile on; open_file_cache max=16; server {{ listen 127.0.0.1:{ORIGIN} reuseport; root {}; {places} }}",
+        "client_max_body_size 1m; sendfile on; open_file_cache max=16; server {{ listen 127.0.0.1:{ORIGIN} reuseport; root {}; {more} {places} }}",
         files.display()
     );
     let config = config(folder, "origin", 1, 4096, &server)?;
@@ -47,7 +52,8 @@ pub(super) fn command(plan: &Plan<'_>, ports: Ports) -> Result<Option<Vec<String
     Ok(is_installed("nginx").then(|| words(&["nginx", "-c", &config])))
 }
 
-fn config(folder: &Path, name: &str, workers: usize, connections: usize, server: &str) -> Result<String> {
+/// Writes a configuration of that name; `server` stands in its part `http`.
+pub(crate) fn config(folder: &Path, name: &str, workers: usize, connections: usize, server: &str) -> Result<String> {
     let file = folder.join(format!("{name}.conf"));
     let pid = folder.join(format!("{name}.pid"));
     fs::write(

@@ -21,11 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is sent.
 #[derive(Clone, Copy)]
-pub(super) struct Schedule {
+pub(crate) struct Schedule {
     /// Requests a second.
-    pub(super) rate: f64,
-    pub(super) duration: Duration,
-    pub(super) connections: usize,
+    pub(crate) rate: f64,
+    pub(crate) duration: Duration,
+    pub(crate) connections: usize,
 }
 
 /// A connection, and what it waits for.
@@ -38,24 +38,32 @@ struct Connection {
 
 impl Schedule {
     /// Sends it; the latencies of all requests, in order of their length.
-    pub(super) fn send(self, address: SocketAddr) -> Result<Vec<Duration>> {
-        let sender = thread::spawn(move || {
-            process::pin_thread(LOAD_CORE);
-            self.send_here(address)
+    pub(crate) fn send(self, address: SocketAddr) -> Result<Vec<Duration>> {
+        self.send_each(address, &|_| REQUEST.to_vec())
+    }
+
+    /// The same with a request for each number.
+    pub(crate) fn send_each(self, address: SocketAddr, request: &(dyn Fn(usize) -> Vec<u8> + Sync)) -> Result<Vec<Duration>> {
+        let sent = thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                process::pin_thread(LOAD_CORE);
+                self.send_here(address, request)
+            });
+            sender.join()
         });
-        let Ok(sent) = sender.join() else { bail!("the sending thread panicked") };
+        let Ok(sent) = sent else { bail!("the sending thread panicked") };
         let mut latencies = sent?;
         latencies.sort_unstable();
         Ok(latencies)
     }
 
-    fn send_here(self, address: SocketAddr) -> Result<Vec<Duration>> {
+    fn send_here(self, address: SocketAddr, request: &dyn Fn(usize) -> Vec<u8>) -> Result<Vec<Duration>> {
         let mut connections = (0..self.connections).map(|_| Connection::open(address)).collect::<Result<Vec<_>>>()?;
         let mut polled: Vec<libc::pollfd> = connections.iter().map(Connection::polled).collect();
         let total = (self.rate * self.duration.as_secs_f64()) as usize;
         let (mut latencies, mut waiting) = (Vec::with_capacity(total), VecDeque::new());
         let mut idle: Vec<usize> = (0..self.connections).collect();
-        let (start, mut next) = (Instant::now(), 0);
+        let (start, mut next, mut sent) = (Instant::now(), 0, 0);
         let due = |index: usize| start + Duration::from_secs_f64(index as f64 / self.rate);
         let end = start + self.duration + PATIENCE;
         while latencies.len() < total {
@@ -68,7 +76,8 @@ impl Schedule {
                 next += 1;
             }
             while let (Some(&free), Some(&first)) = (idle.last(), waiting.front()) {
-                connections[free].send(first)?;
+                connections[free].send(first, &request(sent))?;
+                sent += 1;
                 polled[free].events = libc::POLLIN;
                 idle.pop();
                 waiting.pop_front();
@@ -100,10 +109,10 @@ impl Connection {
     }
 
     /// The socket was idle, so the request fits.
-    fn send(&mut self, due: Instant) -> Result<()> {
+    fn send(&mut self, due: Instant, request: &[u8]) -> Result<()> {
         (self.due, self.len) = (due, None);
         self.answer.clear();
-        self.stream.write_all(REQUEST).context("a request could not be sent")
+        self.stream.write_all(request).context("a request could not be sent")
     }
 
     fn has_answer(&mut self) -> Result<bool> {

@@ -12,6 +12,7 @@ use super::{
     changes::Moment,
     fill::{Failure, Filler},
     key,
+    metrics::Came,
     notes::{self, Names},
     purge::Stamp,
     semantics::{
@@ -97,8 +98,8 @@ impl Fetch {
         }
         let mut response = answered?;
         if self.key.is_empty() {
-            self.tell(&mut response, None, None);
-            self.count("bypass");
+            self.tell(&mut response, None);
+            self.count(Came::Bypass);
             return Ok(response);
         }
         let at = self.cache.now();
@@ -111,7 +112,7 @@ impl Fetch {
             let received = self.received(target, &response, at);
             storable(&received, &self.caching.settings, fastrand::u32(..))
         };
-        self.count("miss");
+        self.count(Came::Miss);
         match judged {
             Ok(storable) if self.filler.is_some() => Ok(self.store(&storable, response)),
             Ok(storable) => {
@@ -120,12 +121,12 @@ impl Fetch {
                 } else if let Some(key) = &self.marked {
                     self.cache.fills.unmark(key);
                 }
-                self.tell(&mut response, None, None);
+                self.tell(&mut response, None);
                 Ok(response)
             }
             Err(reason) => {
                 self.refuse(reason);
-                self.tell(&mut response, None, Some(reason.as_str()));
+                self.tell_refused(&mut response, reason);
                 Ok(response)
             }
         }
@@ -163,7 +164,7 @@ impl Fetch {
         if self.caching.tells {
             told.append(response.headers_mut());
         }
-        self.count("stale");
+        self.count(Came::Stale);
         Some(response)
     }
 
@@ -195,7 +196,7 @@ impl Fetch {
                 let _ = self.cache.changes.unless_changed(&key::url(&self.key), self.began, replace);
             }
             Err(reason) => {
-                self.cache.metrics.not_stored(reason.as_str());
+                self.cache.metrics.not_stored(reason);
                 if reason.is_of_response() {
                     self.cache.store().discard(&kept.object, super::store::Gone::Removed);
                 }
@@ -207,8 +208,8 @@ impl Fetch {
         }
         let decision = decide(&meta, &Control::default(), at, Origin::Up);
         let mut answer = answer::of(&object, &meta, &decision, &self.asks, &self.request);
-        self.tell(&mut answer, Some(304), None);
-        self.count("revalidated");
+        self.tell(&mut answer, Some(304));
+        self.count(Came::Revalidated);
         answer
     }
 
@@ -282,13 +283,13 @@ impl Fetch {
     }
 
     fn untouched(&self, mut response: Box<Response<Flow>>, reason: NotStored) -> Box<Response<Flow>> {
-        self.cache.metrics.not_stored(reason.as_str());
-        self.tell(&mut response, None, Some(reason.as_str()));
+        self.cache.metrics.not_stored(reason);
+        self.tell_refused(&mut response, reason);
         response
     }
 
     fn refuse(&mut self, reason: NotStored) {
-        self.cache.metrics.not_stored(reason.as_str());
+        self.cache.metrics.not_stored(reason);
         let Some(filler) = self.filler.take() else { return };
         if reason.is_of_response() {
             self.not_for_others(filler);
@@ -305,9 +306,9 @@ impl Fetch {
         }
     }
 
-    fn count(&self, result: &'static str) {
+    fn count(&self, came: Came) {
         if self.caching.mode != Mode::Shadow {
-            self.cache.metrics.request(&self.caching.label, result);
+            self.cache.metrics.request(&self.caching, came);
         }
     }
 
@@ -318,18 +319,30 @@ impl Fetch {
         }
     }
 
-    fn tell(&self, response: &mut Response<Flow>, came: Option<u16>, detail: Option<&'static str>) {
-        let mut status = Status { detail: detail.or(self.status.detail), ..self.status };
+    fn tell(&self, response: &mut Response<Flow>, came: Option<u16>) {
+        let mut status = self.status;
         if let Handled::Forwarded(forwarded) = &mut status.handled {
             forwarded.status = came;
         }
         self.tell_as(&status, response);
     }
 
+    fn tell_refused(&self, response: &mut Response<Flow>, reason: NotStored) {
+        if let Handled::Forwarded(forwarded) = self.status.handled
+            && self.is_told()
+        {
+            forwarded.why.append_refusal(reason, response.headers_mut());
+        }
+    }
+
     fn tell_as(&self, status: &Status<'_>, response: &mut Response<Flow>) {
-        if self.caching.tells && self.caching.mode != Mode::Shadow {
+        if self.is_told() {
             status.append(response.headers_mut());
         }
+    }
+
+    fn is_told(&self) -> bool {
+        self.caching.tells && self.caching.mode != Mode::Shadow
     }
 }
 
@@ -365,7 +378,7 @@ impl Keeper {
 
     /// It has grown longer than what is kept, and so will the next one.
     fn let_go(&mut self, filler: &Filler) {
-        self.cache.metrics.not_stored(NotStored::TooLarge.as_str());
+        self.cache.metrics.not_stored(NotStored::TooLarge);
         filler.mark(Instant::now() + MARK);
         if let Some(lease) = self.lease.take() {
             lease.uncacheable();

@@ -103,7 +103,9 @@ pub(crate) enum Failure {
 
 /// What driver and readers share.
 struct Fill {
-    key: Arc<[u8]>,
+    key: Box<[u8]>,
+    /// By which its table finds it.
+    hash: u64,
     epoch: u128,
     started: Instant,
     shared: Arc<Shared>,

@@ -4,7 +4,7 @@ use std::{
     fmt,
     hash::Hash,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -20,7 +20,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Cache, store::Gone, tier};
+use super::{Cache, Caching, semantics::storable::NotStored, store::Gone, tier};
 use crate::metrics::OTHER;
 
 /// Routes that have series of their own, at most; what comes later is counted under [`OTHER`].
@@ -29,9 +29,11 @@ const MAX_SERIES: usize = 2000;
 /// What came of requests, and of answers.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    requests: Counters<RequestLabels>,
-    bypassed: Counters<ReasonLabels>,
-    not_stored: Counters<ReasonLabels>,
+    requests: Readable<RequestLabels>,
+    bypassed: Readable<ReasonLabels>,
+    not_stored: Readable<ReasonLabels>,
+    /// The counters of the same, found once.
+    refusals: [OnceLock<Counter>; NotStored::COUNT],
     bytes: Family<ResultLabels, Counter>,
     pub(super) tier: tier::Metrics,
     series: AtomicUsize,
@@ -39,27 +41,29 @@ pub(crate) struct Metrics {
 
 /// Counters by their labels, which can be read one by one.
 #[derive(Debug)]
-struct Counters<L> {
+struct Readable<L> {
     family: Family<L, Counter>,
     /// The labels that there are.
     known: Mutex<Vec<L>>,
 }
 
-impl<L: Clone + Eq + Hash> Counters<L> {
-    /// Counts, if these labels were counted before.
-    fn again(&self, labels: &L) -> bool {
-        self.family.get(labels).map(|counter| counter.inc()).is_some()
+impl<L: Clone + Eq + Hash> Readable<L> {
+    /// The counter of these labels, if there is one.
+    fn known(&self, labels: &L) -> Option<Counter> {
+        self.family.get(labels).map(|counter| counter.clone())
     }
 
-    fn count(&self, labels: L) {
-        if self.again(&labels) {
-            return;
+    /// The counter of these labels.
+    fn counter(&self, labels: L) -> Counter {
+        if let Some(counter) = self.known(&labels) {
+            return counter;
         }
-        self.family.get_or_create(&labels).inc();
+        let counter = self.family.get_or_create(&labels).clone();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.contains(&labels) {
             known.push(labels);
         }
+        counter
     }
 
     /// What was counted.
@@ -70,7 +74,7 @@ impl<L: Clone + Eq + Hash> Counters<L> {
     }
 }
 
-impl<L: Clone + Eq + Hash> Default for Counters<L> {
+impl<L: Clone + Eq + Hash> Default for Readable<L> {
     fn default() -> Self {
         Self { family: Family::default(), known: Mutex::default() }
     }
@@ -97,27 +101,68 @@ struct StrengthLabels {
     strength: &'static str,
 }
 
+/// What came of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Came {
+    Hit,
+    Stale,
+    Revalidated,
+    Collapsed,
+    Miss,
+    Bypass,
+    Error,
+    ShadowHit,
+    ShadowMiss,
+}
+
+/// The counters of one rule, each found when it is first needed: a search for each request would cost more than what it counts.
+#[derive(Debug, Default)]
+pub(super) struct Counters([OnceLock<Counter>; Came::COUNT]);
+
+impl Came {
+    const COUNT: usize = Self::ShadowMiss as usize + 1;
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Revalidated => "revalidated",
+            Self::Collapsed => "collapsed",
+            Self::Miss => "miss",
+            Self::Bypass => "bypass",
+            Self::Error => "error",
+            Self::ShadowHit => "shadow_hit",
+            Self::ShadowMiss => "shadow_miss",
+        }
+    }
+}
+
 impl Metrics {
-    /// Counts a request of a rule: `hit`, `stale`, `revalidated`, `collapsed`, `miss`, `bypass` or `error`.
-    pub(super) fn request(&self, route: &Arc<str>, result: &'static str) {
+    /// Counts a request of a rule.
+    pub(super) fn request(&self, caching: &Caching, came: Came) {
+        caching.counters.0[came as usize].get_or_init(|| self.counter(&caching.label, came.as_str())).inc();
+    }
+
+    fn counter(&self, route: &Arc<str>, result: &'static str) -> Counter {
         let mut labels = RequestLabels { route: Arc::clone(route), result };
-        if self.requests.again(&labels) {
-            return;
+        if let Some(counter) = self.requests.known(&labels) {
+            return counter;
         }
         if self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
             labels.route = OTHER.into();
         }
-        self.requests.count(labels);
+        self.requests.counter(labels)
     }
 
     /// Counts why a request passed the cache by.
     pub(super) fn bypassed(&self, reason: &'static str) {
-        self.bypassed.count(ReasonLabels { reason });
+        self.bypassed.counter(ReasonLabels { reason }).inc();
     }
 
     /// Counts why an answer was not stored.
-    pub(super) fn not_stored(&self, reason: &'static str) {
-        self.not_stored.count(ReasonLabels { reason });
+    pub(super) fn not_stored(&self, reason: NotStored) {
+        let of = || self.not_stored.counter(ReasonLabels { reason: reason.as_str() });
+        self.refusals[reason as usize].get_or_init(of).inc();
     }
 
     /// Counts bytes of a body that the store gave.

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::{
     key::KeyPlan,
+    metrics::Counters,
     purge::{Name, Naming},
     semantics::{
         request::{Asks, Kind},
@@ -47,6 +48,8 @@ pub(crate) struct Caching {
     pub(crate) collapse_pods: Option<Duration>,
     /// Whether clients are told what the cache did.
     pub(crate) tells: bool,
+    /// What came of its requests.
+    pub(super) counters: Counters,
 }
 
 impl Caching {
@@ -105,6 +108,7 @@ impl Caching {
             collapse: (section.collapse.scope != CollapseScope::Disabled).then_some(section.collapse.wait.0),
             collapse_pods: (section.collapse.scope == CollapseScope::Cluster).then_some(section.collapse.wait.0),
             tells: section.status_field == StatusField::Always,
+            counters: Counters::default(),
         })
     }
 }

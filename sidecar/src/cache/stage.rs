@@ -13,6 +13,7 @@ use super::{
     fill::{Alone, Failure, Filler, NoHead, Reader, Turn},
     key,
     locate::{Located, locate},
+    metrics::Came,
     notes::{self, Names},
     purge::Stamp,
     purger,
@@ -49,7 +50,7 @@ struct Look<'a> {
     caching: &'a Arc<Caching>,
     asks: Asks,
     control: Control,
-    /// Which purges were known when the request was looked at.
+    /// Which purges were known when the request was looked at; none where nothing is stored.
     stamp: Stamp,
     /// Before which changes.
     began: Moment,
@@ -88,7 +89,7 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
         caching,
         asks,
         control,
-        stamp: cache.purges.stamp(),
+        stamp: Stamp::default(),
         began: cache.changes.now(),
         key: Vec::new(),
         variant: 0,
@@ -277,7 +278,7 @@ impl Look<'_> {
             let handled = Handled::Forwarded(Forwarded { collapsed: Some(true), ..forwarded });
             self.tell(&Status { handled, ttl: Some(decision.ttl()), ..status }, response.headers_mut());
         }
-        self.cache.metrics.request(&self.caching.label, "collapsed");
+        self.cache.metrics.request(self.caching, Came::Collapsed);
         Ok(response)
     }
 
@@ -298,8 +299,8 @@ impl Look<'_> {
     fn hit(&self, kept: &Kept, decision: &Decision) -> Box<Response<Flow>> {
         let mut response = answer::of(&kept.object, &kept.meta, decision, &self.asks, &self.parts.headers);
         self.tell(&Status::hit(decision), response.headers_mut());
-        let result = if decision.verdict == Verdict::Fresh { "hit" } else { "stale" };
-        self.cache.metrics.request(&self.caching.label, result);
+        let came = if decision.verdict == Verdict::Fresh { Came::Hit } else { Came::Stale };
+        self.cache.metrics.request(self.caching, came);
         self.cache.metrics.served(response.body().exact_length().unwrap_or(0));
         response
     }
@@ -320,7 +321,7 @@ impl Look<'_> {
     }
 
     fn none(&self) -> Looked {
-        self.cache.metrics.request(&self.caching.label, "error");
+        self.cache.metrics.request(self.caching, Came::Error);
         Looked::Answered(answer::none())
     }
 
@@ -332,12 +333,13 @@ impl Look<'_> {
 
     /// Counts what would have been a hit.
     fn shadow(mut self) -> Looked {
+        self.stamp = self.cache.purges.stamp();
         let now = self.cache.now();
-        let result = match self.find(now) {
-            Stored::Kept(kept) if decide(&kept.meta, &self.control, now, Origin::Up).is_hit() => "shadow_hit",
-            _ => "shadow_miss",
+        let came = match self.find(now) {
+            Stored::Kept(kept) if decide(&kept.meta, &self.control, now, Origin::Up).is_hit() => Came::ShadowHit,
+            _ => Came::ShadowMiss,
         };
-        self.cache.metrics.request(&self.caching.label, result);
+        self.cache.metrics.request(self.caching, came);
         self.goes(Status::forwarded(Forward::Bypass), None, None)
     }
 

@@ -70,7 +70,7 @@ impl Filler {
 
     /// The answer isn't for others: all that wait fetch by themselves, and so does who comes before `until`.
     pub(crate) fn uncacheable(self, until: Instant) {
-        self.fills.mark(&self.fill.key, until);
+        self.mark(until);
         self.close(Phase::Uncacheable);
     }
 
@@ -81,7 +81,10 @@ impl Filler {
 
     /// Who comes before `until` fetches by itself: the next answer won't be kept either.
     pub(crate) fn mark(&self, until: Instant) {
-        self.fills.mark(&self.fill.key, until);
+        // Of a fill that stands apart, which has no key, there is nothing to remember.
+        if !self.fill.key.is_empty() {
+            self.fills.mark(self.fill.hash, until);
+        }
     }
 
     /// Ready when the readers can take more.

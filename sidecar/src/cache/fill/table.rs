@@ -1,10 +1,11 @@
 //! The fills of a pod: who leads, who joins, who goes alone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hashbrown::HashTable;
 use tokio::time::Instant;
 
 use super::state::{Phase, State};
@@ -89,9 +90,10 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 struct Table {
-    fills: HashMap<Arc<[u8]>, Arc<Fill>>,
+    /// By the hash that each of them has.
+    fills: HashTable<Arc<Fill>>,
     /// Hashes of keys that are uncacheable, and until when.
-    marks: HashMap<u64, Instant>,
+    marks: HashTable<(u64, Instant)>,
     /// The same, oldest first; a key that was marked again stands here twice.
     order: VecDeque<(u64, Instant)>,
 }
@@ -128,16 +130,17 @@ impl Fills {
             return Turn::Alone(Alone::Budget);
         }
         self.shared.count(Counter::Led, 1);
-        Turn::Lead(Filler::new(self.fill(Arc::default(), epoch, now), Arc::clone(self)))
+        Turn::Lead(Filler::new(self.fill(Box::default(), 0, epoch, now), Arc::clone(self)))
     }
 
     fn decide(self: &Arc<Self>, key: &[u8], epoch: u128, now: Instant) -> (Turn, Counter) {
-        let hash = self.random.hash_one(key);
+        let hash = self.hash(key);
         let mut table = self.lock(hash);
         if table.is_marked(hash, now) {
             return (Turn::Alone(Alone::HitForMiss), Counter::HitForMiss);
         }
-        if let Some(fill) = table.fills.get(key).filter(|fill| fill.epoch >= epoch) {
+        let found = table.fills.find(hash, |fill| *fill.key == *key);
+        if let Some(fill) = found.filter(|fill| fill.epoch >= epoch) {
             let mut state = fill.state();
             let slow = state.phase == Phase::Waiting && now.saturating_duration_since(fill.started) >= self.shared.limits.wait;
             if slow {
@@ -161,34 +164,29 @@ impl Fills {
         if self.open.load(Relaxed) >= self.shared.limits.fills {
             return (Turn::Alone(Alone::Crowded), Counter::Crowded);
         }
-        let key = Arc::<[u8]>::from(key);
-        let fill = self.fill(Arc::clone(&key), epoch, now);
+        let fill = self.fill(key.into(), hash, epoch, now);
         // Another one of this key goes on for its readers; nobody finds it any more.
-        if table.fills.insert(key, Arc::clone(&fill)).is_none() {
+        if table.put(Arc::clone(&fill)).is_none() {
             self.open.fetch_add(1, Relaxed);
         }
         (Turn::Lead(Filler::new(fill, Arc::clone(self))), Counter::Led)
     }
 
-    fn fill(&self, key: Arc<[u8]>, epoch: u128, now: Instant) -> Arc<Fill> {
+    fn fill(&self, key: Box<[u8]>, hash: u64, epoch: u128, now: Instant) -> Arc<Fill> {
         let (shared, state) = (Arc::clone(&self.shared), Mutex::new(State::new()));
-        Arc::new(Fill { key, epoch, started: now, shared, state })
+        Arc::new(Fill { key, hash, epoch, started: now, shared, state })
     }
 
-    /// Remembers that answers to `key` are not cacheable. Of a fill that stands apart, which has no key, there is nothing to remember.
-    pub(crate) fn mark(&self, key: &[u8], until: Instant) {
-        if key.is_empty() {
-            return;
-        }
-        let hash = self.random.hash_one(key);
+    /// Remembers that answers to a key with this hash are not cacheable.
+    pub(super) fn mark(&self, hash: u64, until: Instant) {
         let dropped = self.lock(hash).mark(hash, until, (self.shared.limits.marks / SHARDS).max(1));
         self.shared.count(Counter::MarksDropped, dropped);
     }
 
     /// Forgets it, since a cacheable answer came.
     pub(crate) fn unmark(&self, key: &[u8]) {
-        let hash = self.random.hash_one(key);
-        self.lock(hash).marks.remove(&hash);
+        let hash = self.hash(key);
+        self.lock(hash).unmark(hash);
     }
 
     /// What was counted since the start.
@@ -215,41 +213,72 @@ impl Fills {
 
     /// Nobody finds this fill any more.
     pub(super) fn forget(&self, fill: &Arc<Fill>) {
-        let mut table = self.lock(self.random.hash_one(&fill.key[..]));
-        if table.fills.get(&fill.key).is_some_and(|found| Arc::ptr_eq(found, fill)) {
-            table.fills.remove(&fill.key);
+        let mut table = self.lock(fill.hash);
+        if let Ok(found) = table.fills.find_entry(fill.hash, |found| Arc::ptr_eq(found, fill)) {
+            found.remove();
             self.open.fetch_sub(1, Relaxed);
         }
     }
 
+    pub(super) fn hash(&self, key: &[u8]) -> u64 {
+        self.random.hash_one(key)
+    }
+
     fn lock(&self, hash: u64) -> MutexGuard<'_, Table> {
-        self.shards[(hash >> 60) as usize].lock().unwrap_or_else(PoisonError::into_inner)
+        // Neither the lowest bits nor the highest, by which a table finds its places.
+        self.shards[(hash >> 32) as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Table {
+    /// Puts a fill in the place of another one of its key, which is given back.
+    fn put(&mut self, fill: Arc<Fill>) -> Option<Arc<Fill>> {
+        let hash = fill.hash;
+        match self.fills.find_mut(hash, |found| found.key == fill.key) {
+            Some(found) => Some(std::mem::replace(found, fill)),
+            None => {
+                self.fills.insert_unique(hash, fill, |fill| fill.hash);
+                None
+            }
+        }
+    }
+
     fn is_marked(&mut self, hash: u64, now: Instant) -> bool {
-        match self.marks.get(&hash) {
-            Some(until) if now < *until => true,
+        match self.until(hash) {
+            Some(until) if now < until => true,
             Some(_) => {
-                self.marks.remove(&hash);
+                self.unmark(hash);
                 false
             }
             None => false,
         }
     }
 
+    /// Until when a key is marked.
+    fn until(&self, hash: u64) -> Option<Instant> {
+        self.marks.find(hash, |mark| mark.0 == hash).map(|mark| mark.1)
+    }
+
+    fn unmark(&mut self, hash: u64) {
+        if let Ok(mark) = self.marks.find_entry(hash, |mark| mark.0 == hash) {
+            mark.remove();
+        }
+    }
+
     /// Returns how many were forgotten before their time.
     fn mark(&mut self, hash: u64, until: Instant, most: usize) -> u64 {
-        self.marks.insert(hash, until);
+        match self.marks.find_mut(hash, |mark| mark.0 == hash) {
+            Some(mark) => mark.1 = until,
+            None => drop(self.marks.insert_unique(hash, (hash, until), |mark| mark.0)),
+        }
         self.order.push_back((hash, until));
         let mut dropped = 0;
         while self.order.len() > most
             && let Some((hash, until)) = self.order.pop_front()
         {
             // Marked again since, its later place counts.
-            if self.marks.get(&hash) == Some(&until) {
-                self.marks.remove(&hash);
+            if self.until(hash) == Some(until) {
+                self.unmark(hash);
                 dropped += 1;
             }
         }

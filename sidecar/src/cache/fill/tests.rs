@@ -210,7 +210,7 @@ async fn marks_are_bounded_the_oldest_go() {
     let fills = fills(limits());
     let until = Instant::now() + Duration::from_secs(120);
     for n in 0..1000u32 {
-        fills.mark(&n.to_le_bytes(), until);
+        fills.mark(fills.hash(&n.to_le_bytes()), until);
     }
     let left = (0..1000u32).filter(|n| alone(&fills, &n.to_le_bytes()) == Some(Alone::HitForMiss)).count();
     assert_eq!(left, 64);

@@ -33,7 +33,7 @@ pub(crate) fn format(date: Seconds) -> String {
 /// `Sun, 06 Nov 1994 08:49:37 GMT`
 fn imf_fixdate(text: &[u8]) -> Option<Seconds> {
     let [w0, w1, w2, b',', b' ', d0, d1, b' ', m0, m1, m2, b' ', y0, y1, y2, y3, b' ', rest @ ..] = text else { return None };
-    weekday(&[*w0, *w1, *w2], true)?;
+    short_weekday([*w0, *w1, *w2])?;
     let year = number(&[*y0, *y1, *y2, *y3])?;
     instant(year, month(&[*m0, *m1, *m2])?, number(&[*d0, *d1])?, time_gmt(rest)?)
 }
@@ -41,7 +41,7 @@ fn imf_fixdate(text: &[u8]) -> Option<Seconds> {
 /// `Sunday, 06-Nov-94 08:49:37 GMT`
 fn rfc850(day_name: &[u8], rest: &[u8], now: Seconds) -> Option<Seconds> {
     let [b',', b' ', d0, d1, b'-', m0, m1, m2, b'-', y0, y1, b' ', rest @ ..] = rest else { return None };
-    weekday(day_name, false)?;
+    weekday(day_name)?;
     let this_year = civil_year(now);
     let mut year = this_year - this_year.rem_euclid(100) + number(&[*y0, *y1])?;
     // The century is the one that brings the year nearest, and never more than 50 years ahead.
@@ -56,7 +56,7 @@ fn rfc850(day_name: &[u8], rest: &[u8], now: Seconds) -> Option<Seconds> {
 /// `Sun Nov  6 08:49:37 1994`
 fn asctime(text: &[u8]) -> Option<Seconds> {
     let [w0, w1, w2, b' ', m0, m1, m2, b' ', d0, d1, b' ', rest @ ..] = text else { return None };
-    weekday(&[*w0, *w1, *w2], true)?;
+    short_weekday([*w0, *w1, *w2])?;
     let (time, year) = rest.split_at_checked(8)?;
     let [b' ', year @ ..] = year else { return None };
     let day = if *d0 == b' ' { number(&[*d1])? } else { number(&[*d0, *d1])? };
@@ -105,16 +105,33 @@ fn number(digits: &[u8]) -> Option<i64> {
 }
 
 fn month(name: &[u8; 3]) -> Option<i64> {
-    const NAMES: [&[u8; 3]; 12] =
-        [b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec"];
-    (1..).zip(NAMES).find(|(_, month)| name.eq_ignore_ascii_case(*month)).map(|(number, _)| number)
+    Some(match &name.map(|byte| byte.to_ascii_lowercase()) {
+        b"jan" => 1,
+        b"feb" => 2,
+        b"mar" => 3,
+        b"apr" => 4,
+        b"may" => 5,
+        b"jun" => 6,
+        b"jul" => 7,
+        b"aug" => 8,
+        b"sep" => 9,
+        b"oct" => 10,
+        b"nov" => 11,
+        b"dec" => 12,
+        _ => return None,
+    })
 }
 
-/// The name of a day, of three letters or whole.
-fn weekday(name: &[u8], short: bool) -> Option<()> {
+/// The name of a day, of three letters.
+fn short_weekday(name: [u8; 3]) -> Option<()> {
+    matches!(&name.map(|byte| byte.to_ascii_lowercase()), b"mon" | b"tue" | b"wed" | b"thu" | b"fri" | b"sat" | b"sun")
+        .then_some(())
+}
+
+/// The whole name of a day.
+fn weekday(name: &[u8]) -> Option<()> {
     const NAMES: [&str; 7] = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"];
-    let known = NAMES.iter().any(|day| name.eq_ignore_ascii_case(if short { &day.as_bytes()[..3] } else { day.as_bytes() }));
-    known.then_some(())
+    NAMES.iter().any(|day| name.eq_ignore_ascii_case(day.as_bytes())).then_some(())
 }
 
 #[cfg(test)]

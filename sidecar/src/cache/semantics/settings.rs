@@ -120,6 +120,11 @@ impl Ttl {
 }
 
 impl Settings {
+    /// Whether an answer whose origin gives it no lifetime may have one.
+    pub(super) fn gives_lifetimes(&self) -> bool {
+        self.ttl.default.is_some() || !self.ttl.by_status.is_empty() || !self.negative.is_empty() || self.heuristic
+    }
+
     /// The lifetime of an error, if one fits.
     pub(crate) fn negative(&self, status: u16) -> Option<Duration> {
         if status >= 400 { lookup(&self.negative, status) } else { None }

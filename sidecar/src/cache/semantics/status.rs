@@ -1,10 +1,16 @@
 //! `Cache-Status` (RFC 9211): how this cache handled a request.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    sync::OnceLock,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::serve::{Decision, Why};
+use super::{
+    serve::{Decision, Why},
+    storable::NotStored,
+};
 
 /// The field.
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -47,6 +53,10 @@ pub(crate) struct Forwarded {
     pub(crate) collapsed: Option<bool>,
 }
 
+/// Values for answers that are not stored, by why their requests went on and why they are not: many have the same.
+static REFUSALS: [[OnceLock<HeaderValue>; NotStored::COUNT]; Forward::COUNT] =
+    [const { [const { OnceLock::new() }; NotStored::COUNT] }; Forward::COUNT];
+
 /// Why a request went on (section 2.2).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Forward {
@@ -88,56 +98,80 @@ impl<'a> Status<'a> {
     /// Adds it behind what the caches before us said.
     pub(crate) fn append(&self, headers: &mut HeaderMap) {
         // All that is written is visible ASCII or a space.
-        if let Ok(value) = HeaderValue::try_from(self.to_string()) {
+        if let Ok(value) = HeaderValue::try_from(self.text()) {
             headers.append(CACHE_STATUS, value);
         }
+    }
+
+    /// As text. Each answer has one, so the names in it are written without the machinery of `fmt`.
+    fn text(&self) -> String {
+        let mut text = String::with_capacity(96);
+        text.push_str(NAME);
+        match self.handled {
+            Handled::Hit => text.push_str("; hit"),
+            Handled::Forwarded(forwarded) => forwarded.write(&mut text),
+        }
+        if let Some(ttl) = self.ttl {
+            let _ = write!(text, "; ttl={}", ttl.clamp(-999_999_999_999_999, 999_999_999_999_999));
+        }
+        if let Some(key) = self.key {
+            text.push_str("; key=\"");
+            key.bytes().take(MOST_KEY).for_each(|byte| escaped(byte, &mut text));
+            text.push('"');
+        }
+        if let Some(detail) = self.detail {
+            text.push_str("; detail=");
+            text.push_str(detail);
+        }
+        text
     }
 }
 
 impl fmt::Display for Status<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(NAME)?;
-        match self.handled {
-            Handled::Hit => f.write_str("; hit")?,
-            Handled::Forwarded(forwarded) => forwarded.fmt(f)?,
-        }
-        if let Some(ttl) = self.ttl {
-            write!(f, "; ttl={}", ttl.clamp(-999_999_999_999_999, 999_999_999_999_999))?;
-        }
-        if let Some(key) = self.key {
-            f.write_str("; key=\"")?;
-            key.bytes().take(MOST_KEY).try_for_each(|byte| escaped(byte, f))?;
-            f.write_char('"')?;
-        }
-        self.detail.map_or(Ok(()), |detail| write!(f, "; detail={detail}"))
+        f.write_str(&self.text())
     }
 }
 
-impl fmt::Display for Forwarded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "; fwd={}", self.why.as_str())?;
+impl Forwarded {
+    fn write(&self, text: &mut String) {
+        text.push_str("; fwd=");
+        text.push_str(self.why.as_str());
         if let Some(status) = self.status {
-            write!(f, "; fwd-status={status}")?;
+            let _ = write!(text, "; fwd-status={status}");
         }
         match self.collapsed {
-            Some(true) => f.write_str("; collapsed")?,
-            Some(false) => f.write_str("; collapsed=?0")?,
+            Some(true) => text.push_str("; collapsed"),
+            Some(false) => text.push_str("; collapsed=?0"),
             None => {}
         }
-        if self.stored { f.write_str("; stored") } else { Ok(()) }
+        if self.stored {
+            text.push_str("; stored");
+        }
     }
 }
 
 /// A byte of a string of structured fields, which holds ASCII only: others are written as in a URI.
-fn escaped(byte: u8, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn escaped(byte: u8, text: &mut String) {
     match byte {
-        b'"' | b'\\' => write!(f, "\\{}", char::from(byte)),
-        b' '..=b'~' => f.write_char(char::from(byte)),
-        _ => write!(f, "%{byte:02X}"),
+        b'"' | b'\\' => text.extend(['\\', char::from(byte)]),
+        b' '..=b'~' => text.push(char::from(byte)),
+        _ => drop(write!(text, "%{byte:02X}")),
     }
 }
 
 impl Forward {
+    const COUNT: usize = Self::Partial as usize + 1;
+
+    /// Adds what is said of a request that went on for this reason, and of whose answer nothing is stored.
+    pub(crate) fn append_refusal(self, reason: NotStored, headers: &mut HeaderMap) {
+        let made = REFUSALS[self as usize][reason as usize].get_or_init(|| {
+            let status = Status { detail: Some(reason.as_str()), ..Status::forwarded(self) };
+            HeaderValue::try_from(status.text()).unwrap_or(HeaderValue::from_static(NAME))
+        });
+        headers.append(CACHE_STATUS, made.clone());
+    }
+
     /// The token of the RFC.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

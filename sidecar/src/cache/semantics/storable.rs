@@ -1,6 +1,6 @@
 //! Whether a response may be stored, and what is known of it then (RFC 9111 section 3).
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 
 use super::{
     age,
@@ -14,7 +14,7 @@ use super::{
     request::{Asks, Has, Kind},
     settings::{Authorized, SetCookie, Settings},
     status_code,
-    targeted::Say,
+    targeted::{self, Say},
     uri::Target,
     validators::Validators,
     vary::{self, Selecting, Unselectable},
@@ -86,16 +86,21 @@ pub(crate) fn storable(received: &Received<'_>, settings: &Settings, random: u32
     let status = received.status.as_u16();
     request_allows(received.asks)?;
     let part = status_allows(received, settings)?;
-    let say = Say::of(received.headers);
-    response_allows(received, &say, settings)?;
-    let validators = Validators::of(received.headers);
-    let selecting = vary::selecting(received.headers)?;
-    let groups = groups::of(received.headers).map_err(|_| NotStored::Groups)?;
+    let there = There::of(received.headers);
+    let say = if there.any(There::SAYS) { Say::of(received.headers) } else { Say::default() };
+    response_allows(received, &say, there, settings)?;
+    let selecting = if there.any(There::VARY) { vary::selecting(received.headers)? } else { Selecting::new() };
+    let groups =
+        if there.any(There::GROUPS) { groups::of(received.headers).map_err(|_| NotStored::Groups)? } else { Groups::new() };
     if content_length(received.headers).is_some_and(|length| length > settings.max_object) {
         return Err(NotStored::TooLarge);
     }
+    if !there.any(There::GIVES_LIFETIME) && !settings.gives_lifetimes() {
+        return Err(NotStored::NoFreshness);
+    }
     let date = fields::date_of(received.headers, received.at).unwrap_or(received.at.seconds());
     let found = lifetime(received, &say, date, settings)?;
+    let validators = Validators::of(received.headers);
     if received.asks.kind == Kind::Post && !found.source.is_explicit() {
         return Err(NotStored::Method);
     }
@@ -120,6 +125,41 @@ pub(crate) fn storable(received: &Received<'_>, settings: &Settings, random: u32
         return Err(NotStored::Expired);
     }
     Ok(Storable { meta, selecting, cut: Cut::of(received.headers, &say), groups, part })
+}
+
+/// Fields of a response that matter here. One look at all names costs less than a search for each.
+#[derive(Clone, Copy, Debug, Default)]
+struct There(u8);
+
+impl There {
+    /// What directives stand in.
+    const SAYS: Self = Self(1);
+    const EXPIRES: Self = Self(1 << 1);
+    const VARY: Self = Self(1 << 2);
+    const GROUPS: Self = Self(1 << 3);
+    const SET_COOKIE: Self = Self(1 << 4);
+    /// Without any of these only the policy gives a lifetime.
+    const GIVES_LIFETIME: Self = Self(Self::SAYS.0 | Self::EXPIRES.0);
+
+    fn of(headers: &HeaderMap) -> Self {
+        headers.keys().fold(Self::default(), |all, name| Self(all.0 | Self::which(name).0))
+    }
+
+    fn which(name: &HeaderName) -> Self {
+        match *name {
+            header::CACHE_CONTROL => Self::SAYS,
+            header::EXPIRES => Self::EXPIRES,
+            header::VARY => Self::VARY,
+            header::SET_COOKIE => Self::SET_COOKIE,
+            _ if targeted::TARGETS.contains(name) => Self::SAYS,
+            _ if *name == groups::CACHE_GROUPS => Self::GROUPS,
+            _ => Self::default(),
+        }
+    }
+
+    fn any(self, fields: Self) -> bool {
+        self.0 & fields.0 != 0
+    }
 }
 
 fn request_allows(asks: &Asks) -> Result<(), NotStored> {
@@ -158,7 +198,7 @@ fn is_about_the_target(received: &Received<'_>) -> bool {
     location.and_then(|location| received.target.resolve(location)).is_some_and(|path| path == received.target.path_and_query)
 }
 
-fn response_allows(received: &Received<'_>, say: &Say, settings: &Settings) -> Result<(), NotStored> {
+fn response_allows(received: &Received<'_>, say: &Say, there: There, settings: &Settings) -> Result<(), NotStored> {
     let directives = &say.directives;
     let understood = status_code::is_understood(received.status.as_u16());
     if directives.must_understand && !understood {
@@ -179,7 +219,7 @@ fn response_allows(received: &Received<'_>, say: &Say, settings: &Settings) -> R
             Authorized::Explicit | Authorized::Never => return Err(NotStored::Authorization),
         }
     }
-    let cookie = received.headers.contains_key(header::SET_COOKIE) && !say.names.contains(&header::SET_COOKIE);
+    let cookie = there.any(There::SET_COOKIE) && !say.names.contains(&header::SET_COOKIE);
     if cookie && settings.set_cookie == SetCookie::Refuse { Err(NotStored::SetCookie) } else { Ok(()) }
 }
 
@@ -234,6 +274,9 @@ impl From<Unselectable> for NotStored {
 }
 
 impl NotStored {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::Expired as usize + 1;
+
     /// Whether the next answer for the same key won't be stored either, so that requests needn't wait for each other (hit-for-miss).
     /// What one client brought about by how it asked says nothing of others.
     pub(crate) fn is_of_response(self) -> bool {

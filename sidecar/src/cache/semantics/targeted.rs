@@ -12,7 +12,7 @@ pub(crate) const FETCHR_CACHE_CONTROL: HeaderName = HeaderName::from_static("fet
 pub(crate) const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
 
 /// The target list (RFC 9213 section 2.2): the first with a valid value that isn't empty decides.
-const TARGETS: [HeaderName; 2] = [FETCHR_CACHE_CONTROL, CDN_CACHE_CONTROL];
+pub(super) static TARGETS: [HeaderName; 2] = [FETCHR_CACHE_CONTROL, CDN_CACHE_CONTROL];
 
 /// What a response says to this cache.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -3,7 +3,10 @@
 use sfv::{List, Parser};
 
 use super::*;
-use crate::cache::semantics::status::{Forward, Forwarded, Handled, Status};
+use crate::cache::semantics::{
+    status::{Forward, Forwarded, Handled, Status},
+    storable::NotStored,
+};
 
 fn forwarded(why: Forward, change: impl FnOnce(&mut Forwarded)) -> Status<'static> {
     let mut status = Status::forwarded(why);
@@ -67,5 +70,18 @@ fn rfc9211_2_7_any_key_is_a_string_and_has_an_end() {
         let value = headers.get("cache-status").unwrap().as_bytes();
         assert!(value.len() < 900, "{} bytes", value.len());
         Parser::new(value).parse::<List>().unwrap();
+    }
+}
+
+#[test]
+fn refusals_say_the_same_each_time() {
+    for (why, reason, expected) in [
+        (Forward::UriMiss, NotStored::NoFreshness, "fetchr; fwd=uri-miss; detail=NoFreshness"),
+        (Forward::Stale, NotStored::Expired, "fetchr; fwd=stale; detail=Expired"),
+        (Forward::UriMiss, NotStored::NoFreshness, "fetchr; fwd=uri-miss; detail=NoFreshness"),
+    ] {
+        let mut headers = HeaderMap::new();
+        why.append_refusal(reason, &mut headers);
+        assert_eq!(headers["cache-status"], expected);
     }
 }
