@@ -214,7 +214,7 @@ pub(super) struct Target {
     pub(super) rule: String,
     /// Empty if the key leaves the host out.
     pub(super) scheme: String,
-    /// Host and port, as they came but for the case; empty without a scheme.
+    /// Host and port, as they came; empty without a scheme.
     pub(super) authority: String,
     pub(super) path: String,
     /// The part of it that counts.
@@ -510,7 +510,7 @@ mod tests {
         let expected = [
             ("rule", Some("shop/catalogue/products")),
             ("scheme", Some("http")),
-            ("host", Some("a.example:8080")),
+            ("host", Some("A.example:8080")),
             ("path", Some("/p")),
             ("query", Some("q=1")),
             ("header x-a", Some("1, 2")),
