@@ -2,6 +2,7 @@
 
 mod admin;
 mod explain;
+mod filter;
 mod get;
 mod ls;
 mod purge;

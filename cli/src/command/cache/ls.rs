@@ -3,7 +3,10 @@
 use serde::Serialize;
 use sidecar::show::{Objects, Stored, Value};
 
-use super::admin::{Target, look_up};
+use super::{
+    admin::{Target, look_up},
+    filter::Filter,
+};
 use crate::{
     args::{FormatArgs, StateArgs},
     failure::{Exit, Failure},
@@ -28,15 +31,8 @@ const PAGE: usize = 1000;
 /// The flags.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// URLs that begin so
-    #[arg(long, env = "FETCHR_PREFIX", value_name = "URL")]
-    prefix: Option<String>,
-    /// Answers that the origin gave this tag
-    #[arg(long, env = "FETCHR_TAG", value_name = "TAG")]
-    tag: Option<String>,
-    /// Answers that this policy had stored
-    #[arg(long, env = "FETCHR_POLICY", value_name = "NAMESPACE/NAME")]
-    policy: Option<String>,
+    #[command(flatten)]
+    filter: Filter,
     /// Answers at most, up to 10000
     #[arg(long, env = "FETCHR_LIMIT", value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     limit: u16,
@@ -74,8 +70,7 @@ fn list(args: &Args) -> Result<Listing, Failure> {
     let (mut listing, mut after) = (Listing::default(), None);
     loop {
         let page = PAGE.min(limit - listing.objects.len());
-        let target = Target::new("/cache/objects").with("prefix", args.prefix.as_ref()).with("tag", args.tag.as_ref());
-        let target = target.with("policy", args.policy.as_ref()).with("limit", Some(page)).with("after", after);
+        let target = args.filter.ask(Target::new("/cache/objects")).with("limit", Some(page)).with("after", after);
         let Objects { objects, next } = look_up(&args.state, &target)?;
         listing.objects.extend(objects);
         (listing.more, after) = (next.is_some(), next);

@@ -5,6 +5,7 @@ use sidecar::show::Objects;
 
 use super::{
     admin::{Target, look_up},
+    filter::Filter,
     ls::table,
 };
 use crate::{
@@ -28,15 +29,8 @@ pub(super) struct Args {
     /// By what
     #[arg(long, env = "FETCHR_BY", value_enum, default_value = "hits", hide_possible_values = true, value_name = "hits|bytes")]
     by: By,
-    /// URLs that begin so
-    #[arg(long, env = "FETCHR_PREFIX", value_name = "URL")]
-    prefix: Option<String>,
-    /// Answers that the origin gave this tag
-    #[arg(long, env = "FETCHR_TAG", value_name = "TAG")]
-    tag: Option<String>,
-    /// Answers that this policy had stored
-    #[arg(long, env = "FETCHR_POLICY", value_name = "NAMESPACE/NAME")]
-    policy: Option<String>,
+    #[command(flatten)]
+    filter: Filter,
     /// Answers at most, up to 1000
     #[arg(long, env = "FETCHR_LIMIT", value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
@@ -59,7 +53,7 @@ pub(super) fn execute(args: &Args, _: Color) -> Result<Exit, Failure> {
         By::Bytes => "bytes",
     };
     let target = Target::new("/cache/objects").with("order", Some(order)).with("limit", Some(args.limit));
-    let target = target.with("prefix", args.prefix.as_ref()).with("tag", args.tag.as_ref()).with("policy", args.policy.as_ref());
+    let target = args.filter.ask(target);
     let top: Objects = look_up(&args.state, &target)?;
     output::print(args.format.output, &top, |wide| match top.objects.as_slice() {
         [] => "Nothing is stored that is like this.\n".to_owned(),
