@@ -67,6 +67,8 @@ pub struct Status {
     pub started: u64,
     /// Process id of the worker that serves, or is about to.
     pub worker: Option<i32>,
+    /// Whether that worker has said that it serves.
+    pub serves: bool,
     /// Version of the worker.
     pub version: String,
     /// Workers that ended unasked.
@@ -314,6 +316,7 @@ impl Supervisor {
             pid,
             started: start_time(pid).unwrap_or_default(),
             worker,
+            serves: tally.serves,
             version: tally.version,
             restarts: tally.restarts,
             upgrades: tally.upgrades,

@@ -261,6 +261,8 @@ pub(crate) fn start_before_origin(program: &Path, drain: &str) -> (Proxy, Origin
 
 /// Asks again and again for so long.
 fn serve_for(proxy: &Proxy, time: Duration) {
+    // The supervisor counts from when it has heard of it.
+    status_when(proxy, |status| status["serves"] == true);
     let began = Instant::now();
     while began.elapsed() < time {
         assert!(proxy.get("/").ends_with("hello"));
@@ -270,13 +272,18 @@ fn serve_for(proxy: &Proxy, time: Duration) {
 
 /// The process that serves.
 pub(crate) fn worker(proxy: &Proxy) -> i64 {
+    status_when(proxy, |status| status["worker"].is_i64())["worker"].as_i64().unwrap()
+}
+
+/// What the supervisor tells of itself, once that is so.
+fn status_when(proxy: &Proxy, is_so: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
     let began = Instant::now();
     loop {
         let status: serde_json::Value =
             serde_json::from_slice(&fs::read(proxy.state().join("supervisor.json")).unwrap_or_default()).unwrap_or_default();
         assert!(status.is_null() || status["pid"] == proxy.child.id(), "{status}");
-        if let Some(worker) = status["worker"].as_i64() {
-            return worker;
+        if is_so(&status) {
+            return status;
         }
         assert!(began.elapsed() < DEADLINE, "{status}");
         thread::sleep(Duration::from_millis(5));

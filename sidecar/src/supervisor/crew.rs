@@ -58,6 +58,8 @@ pub(super) struct Tally {
     pub(super) version: String,
     /// Number of the worker that serves, or is about to.
     pub(super) main: Option<u64>,
+    /// Whether it has said that it serves.
+    pub(super) serves: bool,
 }
 
 /// All workers.
@@ -100,7 +102,8 @@ impl Crew {
 
     /// What has happened so far.
     pub(super) fn tally(&self) -> Tally {
-        Tally { main: self.main.as_ref().map(|main| main.number), ..self.tally.clone() }
+        let (main, serves) = self.main.as_ref().map_or((None, false), |main| (Some(main.number), main.ready.is_some()));
+        Tally { main, serves, ..self.tally.clone() }
     }
 
     /// A worker serves.
