@@ -12,11 +12,12 @@ mod link;
 mod locate;
 mod metrics;
 mod notes;
+mod part;
 mod pod;
 pub(crate) mod purge;
 mod purger;
 mod rules;
-#[allow(dead_code, unused_imports, reason = "parts of answers are not kept yet")]
+#[allow(dead_code, unused_imports, reason = "not all of HTTP's rules are needed by this cache")]
 mod semantics;
 pub mod show;
 mod stage;

@@ -1,13 +1,13 @@
 //! Answers that are made of what is stored.
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use smallvec::SmallVec;
 
 use super::{
     semantics::{
         conditional::{self, Answer},
-        meta::Meta,
+        meta::{Flags, Meta},
+        parts::Content,
         range::{self, ByteRange},
         request::{Asks, Kind},
         serve::Decision,
@@ -17,28 +17,58 @@ use super::{
 };
 use crate::flow::{Flow, Pieces};
 
-/// The answer to a request, of what is stored.
-pub(super) fn of(object: &Object, meta: &Meta, decision: &Decision, asks: &Asks, request: &HeaderMap) -> Box<Response<Flow>> {
-    let mut headers = object.headers(6);
-    let length = object.body_len();
-    let validators = Validators::of(&headers);
-    let answer = conditional::answer(asks, request, meta, &validators, Some(length));
-    let (status, pieces) = match answer {
-        Answer::Whole => (object.status(), object.body().collect()),
-        Answer::NotModified => {
-            let has_tag = validators.etag.is_some();
-            retain(&mut headers, |name| not_modified(name, has_tag));
-            (StatusCode::NOT_MODIFIED, Pieces::new())
-        }
-        Answer::Parts(parts) => (StatusCode::PARTIAL_CONTENT, in_parts(object, &mut headers, &parts)),
-        Answer::Unsatisfiable => {
-            retain(&mut headers, |name| conditional::in_parts(name, true));
-            set(&mut headers, header::CONTENT_RANGE, range::unsatisfied(length));
-            (StatusCode::RANGE_NOT_SATISFIABLE, Pieces::new())
-        }
-    };
-    headers.insert(header::AGE, decision.age_field().into());
-    finish(status, headers, pieces, asks)
+/// What a request gets of what is stored, before its age is told.
+pub(super) struct Plan {
+    object: Object,
+    headers: HeaderMap,
+    content: Content,
+    answer: Answer,
+}
+
+impl Plan {
+    /// None if parts alone are stored, and lack what the request asks for.
+    pub(super) fn of(object: &Object, meta: &Meta, asks: &Asks, request: &HeaderMap) -> Option<Self> {
+        let mut headers = object.headers(6);
+        let partial = meta.flags.any(Flags::PARTIAL);
+        let content = if partial { pieces(object, &mut headers)? } else { Content::whole(object.body_len()) };
+        let answer = conditional::answer(asks, request, meta, &Validators::of(&headers), Some(content.complete));
+        // The length of the whole is known, and that is all that HEAD wants.
+        let enough = !partial || asks.kind == Kind::Head || content.pieces.serve(&answer, content.complete);
+        enough.then(|| Self { object: object.clone(), headers, content, answer })
+    }
+
+    /// The answer.
+    pub(super) fn response(self, decision: &Decision, asks: &Asks) -> Box<Response<Flow>> {
+        let Self { object, mut headers, content, answer } = self;
+        let mut length = None;
+        let (status, pieces) = match answer {
+            Answer::Whole => {
+                length = Some(content.complete);
+                let partial = object.status() == StatusCode::PARTIAL_CONTENT;
+                (if partial { StatusCode::OK } else { object.status() }, object.body().collect())
+            }
+            Answer::NotModified => {
+                let has_tag = Validators::of(&headers).etag.is_some();
+                retain(&mut headers, |name| not_modified(name, has_tag));
+                (StatusCode::NOT_MODIFIED, Pieces::new())
+            }
+            Answer::Parts(parts) => (StatusCode::PARTIAL_CONTENT, in_parts(&object, &content, &mut headers, &parts)),
+            Answer::Unsatisfiable => {
+                retain(&mut headers, |name| conditional::in_parts(name, true));
+                set(&mut headers, header::CONTENT_RANGE, range::unsatisfied(content.complete));
+                (StatusCode::RANGE_NOT_SATISFIABLE, Pieces::new())
+            }
+        };
+        headers.insert(header::AGE, decision.age_field().into());
+        finish(status, headers, pieces, length, asks)
+    }
+}
+
+/// Which pieces are stored. None if that doesn't fit to the bytes.
+fn pieces(object: &Object, headers: &mut HeaderMap) -> Option<Content> {
+    let content = Content::of(headers).filter(|content| content.length() == object.body_len());
+    headers.remove(header::CONTENT_RANGE);
+    content
 }
 
 /// The head of an answer whose body is still on its way, and whether the client needs that body: none for HEAD, and for who has it.
@@ -68,10 +98,10 @@ pub(super) fn none() -> Box<Response<Flow>> {
     Box::new(response)
 }
 
-fn finish(status: StatusCode, mut headers: HeaderMap, pieces: Pieces, asks: &Asks) -> Box<Response<Flow>> {
-    let length: usize = pieces.iter().map(Bytes::len).sum();
+/// `length`: of the whole, if that is asked for.
+fn finish(status: StatusCode, mut headers: HeaderMap, pieces: Pieces, length: Option<u64>, asks: &Asks) -> Box<Response<Flow>> {
     let body = if asks.kind == Kind::Head && status != StatusCode::NOT_MODIFIED {
-        headers.insert(header::CONTENT_LENGTH, length.into());
+        headers.insert(header::CONTENT_LENGTH, length.unwrap_or(0).into());
         Flow::bytes("")
     } else {
         headers.remove(header::CONTENT_LENGTH); // the body tells its length
@@ -84,9 +114,9 @@ fn finish(status: StatusCode, mut headers: HeaderMap, pieces: Pieces, asks: &Ask
 }
 
 /// The parts that are asked for, with the fields that say which they are.
-fn in_parts(object: &Object, headers: &mut HeaderMap, parts: &[ByteRange]) -> Pieces {
-    let complete = object.body_len();
-    let bytes = |range: &ByteRange| object.part(range.first..range.last.saturating_add(1));
+fn in_parts(object: &Object, content: &Content, headers: &mut HeaderMap, parts: &[ByteRange]) -> Pieces {
+    let complete = content.complete;
+    let bytes = |range: &ByteRange| object.part(content.place(*range).unwrap_or_default());
     if let [one] = parts {
         retain(headers, |name| conditional::in_parts(name, false));
         set(headers, header::CONTENT_RANGE, one.content_range(complete));

@@ -8,16 +8,18 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use tokio::time::Instant;
 
 use super::{
-    Cache, Caching, answer,
+    Cache, Caching,
+    answer::{self, Plan},
     changes::Moment,
     fill::{Failure, Filler},
     key,
     metrics::Came,
     notes::{self, Names},
+    part,
     purge::Stamp,
     semantics::{
         clock::Now,
-        meta::Meta,
+        meta::{Flags, Meta},
         request::{Asks, Control, Has},
         serve::{self, Origin, decide},
         status::{Forwarded, Handled, Status},
@@ -48,6 +50,8 @@ pub(crate) struct Fetch {
     pub(super) caching: Arc<Caching>,
     pub(super) asks: Asks,
     pub(super) control: Control,
+    /// Whether it is for one part: that is asked for as it is.
+    pub(super) part: bool,
     /// Which purges were known before it was sent.
     pub(super) stamp: Stamp,
     /// Before which changes of its target.
@@ -80,8 +84,15 @@ impl Fetch {
         match &self.stale {
             Some(Kept { object, .. }) => {
                 let stored = object.headers(0);
-                validate::make_conditional(headers, &[Validators::of(&stored)]);
+                let validators = Validators::of(&stored);
+                if self.part {
+                    validate::make_conditional_in_part(headers, &validators);
+                } else {
+                    validate::make_conditional(headers, &[validators]);
+                }
             }
+            // Of what is missing the client gets what the origin says, and asks for no more than it needs.
+            None if self.part => {}
             None if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) => validate::make_whole(headers),
             None => {}
         }
@@ -110,7 +121,8 @@ impl Fetch {
         }
         let judged = {
             let received = self.received(target, &response, at);
-            storable(&received, &self.caching.settings, fastrand::u32(..))
+            let judged = storable(&received, &self.caching.settings, fastrand::u32(..));
+            judged.and_then(|storable| if storable.part.is_none() || self.part { Ok(storable) } else { Err(NotStored::Partial) })
         };
         self.count(Came::Miss);
         match judged {
@@ -156,7 +168,7 @@ impl Fetch {
             return None;
         }
         let decision = decide(&kept.meta, &self.control, now, Origin::Down);
-        let mut response = answer::of(&kept.object, &kept.meta, &decision, &self.asks, &self.request);
+        let mut response = Plan::of(&kept.object, &kept.meta, &self.asks, &self.request)?.response(&decision, &self.asks);
         let mut told = Status { detail: Some("StaleIfError"), ttl: Some(decision.ttl()), ..self.status };
         if let Handled::Forwarded(forwarded) = &mut told.handled {
             forwarded.status = status;
@@ -171,12 +183,46 @@ impl Fetch {
     /// The origin says that what is stored is right still.
     fn validated(mut self, kept: &Kept, target: Target<'_>, response: &Response<Flow>, at: Now) -> Box<Response<Flow>> {
         let stored = kept.object.headers(0);
-        let updated = {
+        // One that is about something else changes nothing that is stored.
+        let (object, meta) = if validate::confirms(response.headers(), at, &Validators::of(&stored), &kept.meta) {
+            self.update(kept, &stored, target, response, at)
+        } else {
+            (kept.object.clone(), kept.meta)
+        };
+        // Who waits for it finds it in the store.
+        if let Some(filler) = self.filler.take() {
+            filler.fail(Failure::Abandoned);
+        }
+        let decision = decide(&meta, &Control::default(), at, Origin::Up);
+        // Before, what is stored was enough: a head by which it is not is of no use here.
+        let plan = Plan::of(&object, &meta, &self.asks, &self.request)
+            .or_else(|| Plan::of(&kept.object, &kept.meta, &self.asks, &self.request));
+        let mut answer = plan.map_or_else(answer::none, |plan| plan.response(&decision, &self.asks));
+        self.tell(&mut answer, Some(304));
+        self.count(Came::Revalidated);
+        answer
+    }
+
+    /// Changes the head of what is stored as a 304 says.
+    fn update(
+        &mut self,
+        kept: &Kept,
+        stored: &HeaderMap,
+        target: Target<'_>,
+        response: &Response<Flow>,
+        at: Now,
+    ) -> (Object, Meta) {
+        let mut updated = {
             let received = self.received(target, response, at);
             validate::updated(stored.iter(), &kept.meta, &received, &self.caching.settings, fastrand::u32(..))
         };
+        let partial = kept.meta.flags.any(Flags::PARTIAL);
         let meta = updated.storable.as_ref().map_or(kept.meta, |storable| storable.meta);
-        let mut updated = updated;
+        let meta = Meta { flags: meta.flags.set(Flags::PARTIAL, partial), ..meta };
+        // Which pieces there are is nothing that a newer head changes.
+        for value in stored.get_all(header::CONTENT_RANGE).iter().filter(|_| partial) {
+            updated.head.append(header::CONTENT_RANGE, value.clone());
+        }
         let names = match self.caching.tags.as_ref().filter(|tags| response.headers().contains_key(*tags)) {
             Some(_) => self.names(response.headers()),
             None => notes::names(&kept.object),
@@ -202,25 +248,26 @@ impl Fetch {
                 }
             }
         }
-        // Who waits for it finds it in the store.
-        if let Some(filler) = self.filler.take() {
-            filler.fail(Failure::Abandoned);
-        }
-        let decision = decide(&meta, &Control::default(), at, Origin::Up);
-        let mut answer = answer::of(&object, &meta, &decision, &self.asks, &self.request);
-        self.tell(&mut answer, Some(304));
-        self.count(Came::Revalidated);
-        answer
+        (object, meta)
     }
 
     /// Begins to store an answer, for the client and for who waits for it.
     fn store(mut self, storable: &Storable, response: Box<Response<Flow>>) -> Box<Response<Flow>> {
         let Some(mut filler) = self.filler.take() else { return response };
-        let length = response.body().exact_length();
+        let mut length = response.body().exact_length();
         let Some((head, vary)) = self.head(storable, &response) else {
             self.not_for_others(filler);
             return self.untouched(response, NotStored::Vary);
         };
+        if let Some(part) = storable.part {
+            let told = length.replace(part.range.length());
+            // Of a part to `If-Range` the head may be no more than what differs from that of the rest (RFC 9110, section 15.3.7).
+            let alone = !self.asks.has.any(Has::IF_RANGE);
+            if told.is_some_and(|told| Some(told) != length) || !(alone || part::would_join(&self.cache, &head, vary.as_ref())) {
+                filler.fail(Failure::Abandoned);
+                return self.untouched(response, NotStored::Partial);
+            }
+        }
         if !filler.begin(head.clone(), length, self.caching.settings.max_object) {
             self.not_for_others(filler);
             return self.untouched(response, NotStored::TooLarge);
@@ -230,7 +277,9 @@ impl Fetch {
         let reader = filler.reader();
         let (mut parts, body) = response.into_parts();
         let (cache, lease) = (Arc::clone(&self.cache), self.lease.take());
-        start(drive(body, filler, Keeper { cache, target: key::url(&self.key), began: self.began, vary, lease }));
+        let part =
+            storable.part.map(|_| Part { most: self.caching.settings.max_object, alone: !self.asks.has.any(Has::IF_RANGE) });
+        start(drive(body, filler, Keeper { cache, target: key::url(&self.key), began: self.began, vary, lease, part }));
         let mut wants_body = true;
         if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) {
             let decision = decide(&storable.meta, &Control::default(), self.cache.now(), Origin::Up);
@@ -262,7 +311,11 @@ impl Fetch {
         let parts = Parts { primary: &self.key, variant: &variant, meta: &meta, status: response.status() };
         let kept = storable.cut.kept(response.headers()).map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
         let fields = kept.filter(|(name, _)| self.caching.tags.as_ref().is_none_or(|tags| tags.as_str().as_bytes() != *name));
-        Some((Object::head(parts, fields).ok()?, vary))
+        // Of a part it says which one it is, and the length is that of the part alone.
+        let range = storable.part.map(|part| part.range.content_range(part.complete));
+        let fields = fields.filter(|(name, _)| range.is_none() || *name != header::CONTENT_LENGTH.as_str().as_bytes());
+        let range = range.iter().map(|range| (header::CONTENT_RANGE.as_str().as_bytes(), range.as_bytes()));
+        Some((Object::head(parts, fields.chain(range)).ok()?, vary))
     }
 
     /// By what an answer may be purged, besides its URL: its policy, and the tags that it lists.
@@ -276,7 +329,9 @@ impl Fetch {
 
     /// In Shadow: keeps what a hit would be known by.
     fn keep_head(&self, storable: &Storable, response: &Response<Flow>) {
-        if let Some((head, vary)) = self.head(storable, response) {
+        if storable.part.is_none()
+            && let Some((head, vary)) = self.head(storable, response)
+        {
             // Too little room is no news.
             let _ = self.cache.store().insert(head, vary.as_ref());
         }
@@ -291,7 +346,8 @@ impl Fetch {
     fn refuse(&mut self, reason: NotStored) {
         self.cache.metrics.not_stored(reason);
         let Some(filler) = self.filler.take() else { return };
-        if reason.is_of_response() {
+        // The next one for this very range will be a part, too.
+        if reason.is_of_response() || reason == NotStored::Partial && self.part {
             self.not_for_others(filler);
         } else {
             filler.fail(Failure::Abandoned);
@@ -363,12 +419,28 @@ struct Keeper {
     began: Moment,
     vary: Option<Vary>,
     lease: Option<Lease>,
+    part: Option<Part>,
+}
+
+/// That it is a part.
+struct Part {
+    /// So many bytes of all parts of an answer may be stored.
+    most: u64,
+    /// Whether it may be stored although there is nothing to join it with.
+    alone: bool,
 }
 
 impl Keeper {
     fn keep(self, object: &Object) {
-        let Self { cache, target, began, vary, lease } = self;
+        let Self { cache, target, began, vary, lease, part } = self;
         let store = || {
+            if let Some(Part { most, alone }) = part {
+                match part::keep(&cache, object.clone(), vary.as_ref(), most, alone) {
+                    part::Kept::Stored(Some(whole)) => share(&cache, &whole, vary, lease),
+                    part::Kept::Stored(None) | part::Kept::Not => {}
+                }
+                return;
+            }
             // Too little room is counted there.
             let _ = cache.store().insert(object.clone(), vary.as_ref());
             share(&cache, object, vary, lease);
@@ -395,10 +467,11 @@ fn vary_of(object: &Object) -> Option<Vary> {
     Vary::new(names.iter().map(http::HeaderName::as_str))
 }
 
-/// Has other pods find what is stored here, if they share answers.
+/// Has other pods find what is stored here, if they share answers. Parts they don't.
 fn share(cache: &Cache, object: &Object, vary: Option<Vary>, lease: Option<Lease>) {
     let Some(tier) = cache.tier() else { return };
-    let (Some(meta), Some(position)) = (notes::read(object), cache.purges.position(notes::stamp(object))) else { return };
+    let meta = notes::read(object).filter(|meta| !meta.flags.any(Flags::PARTIAL));
+    let (Some(meta), Some(position)) = (meta, cache.purges.position(notes::stamp(object))) else { return };
     let now = cache.now();
     let answer = Shared { object: object.clone(), meta: meta.departing(now), position, tags: notes::names(object).tags };
     tier.put(answer, vary, now, lease);

@@ -35,6 +35,7 @@ pub(crate) struct Metrics {
     /// The counters of the same, found once.
     refusals: [OnceLock<Counter>; NotStored::COUNT],
     bytes: Family<ResultLabels, Counter>,
+    parts: Readable<EventLabels>,
     pub(super) tier: tier::Metrics,
     series: AtomicUsize,
 }
@@ -94,6 +95,11 @@ struct ReasonLabels {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct ResultLabels {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct EventLabels {
+    event: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -165,6 +171,16 @@ impl Metrics {
         self.refusals[reason as usize].get_or_init(of).inc();
     }
 
+    /// Counts what became of a part of an answer.
+    pub(super) fn part(&self, event: &'static str) {
+        self.parts.counter(EventLabels { event }).inc();
+    }
+
+    /// Parts of answers, by what became of them.
+    pub(super) fn parts(&self) -> Vec<(&'static str, u64)> {
+        self.parts.read().into_iter().map(|(labels, count)| (labels.event, count)).collect()
+    }
+
     /// Counts bytes of a body that the store gave.
     pub(super) fn served(&self, bytes: u64) {
         self.bytes.get_or_create(&ResultLabels { result: "hit" }).inc_by(bytes);
@@ -198,6 +214,7 @@ impl Metrics {
         );
         registry.register("fetchr_cache_bypassed", "Requests that passed the cache by, by reason", self.bypassed.family.clone());
         registry.register("fetchr_cache_not_stored", "Answers that were not stored, by reason", self.not_stored.family.clone());
+        registry.register("fetchr_cache_parts", "Parts of answers that came, by what became of them", self.parts.family.clone());
         self.tier.register(registry);
         registry.register("fetchr_cache_served_bytes", "Bytes of bodies that the cache gave", self.bytes.clone());
     }

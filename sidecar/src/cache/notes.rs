@@ -25,6 +25,14 @@ pub(super) struct Names {
     pub(super) tags: Vec<u8>,
 }
 
+impl Names {
+    /// These, or those of an older answer if this one's has listed no tags.
+    pub(super) fn or_of(self, older: Self) -> Self {
+        // One is that of its policy.
+        if self.names.len() > 1 { self } else { older }
+    }
+}
+
 /// Writes notes.
 pub(super) fn write(meta: &Meta, stamp: Stamp, Names { names, tags }: &Names) -> Vec<u8> {
     let names = &names[..names.len().min(NAMES)];

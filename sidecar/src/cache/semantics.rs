@@ -7,9 +7,10 @@
 //! - [`vary::variant`] with the fields that the stored responses of a key name, to find those that match it.
 //! - [`serve::decide`] about the one that is to be used, with what the policy lets requests ask for ([`request::Asks::heeded`]).
 //! - On a hit, [`conditional::answer`]: whole, 304, parts or 416. `Age` is in the decision.
-//! - On a miss, [`validate::make_whole`]; with something stored, [`validate::make_conditional`]; for a missing part,
-//!   [`validate::make_partial`]. Then the [`validate::outcome`] of what came.
+//! - On a miss, [`validate::make_whole`]; with something stored, [`validate::make_conditional`]. A request for one part goes on as it is, or
+//!   with [`validate::make_conditional_in_part`]. Then the [`validate::outcome`] of what came.
 //! - [`storable::storable`] says of a response whether it may be stored, with what [`meta::Meta`] and which of its fields.
+//! - Of a part, [`parts::relation`] to what is stored, and [`parts::Content::joined`].
 //! - [`status::Status`] for the client.
 
 mod age;

@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use crds::policy::Mode;
-use http::{HeaderMap, Response, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Response, header, request::Parts};
 use tokio::time::Instant;
 
 use super::{
-    Cache, Caching, Fetch, answer,
+    Cache, Caching, Fetch,
+    answer::{self, Plan},
     changes::Moment,
     fetch::Kept,
     fill::{Alone, Failure, Filler, NoHead, Reader, Turn},
@@ -19,7 +20,8 @@ use super::{
     purger,
     semantics::{
         clock::Now,
-        request::{Asks, Control, Has, Kind},
+        meta::Flags,
+        request::{Asks, Control, Kind},
         serve::{Decision, Origin, Verdict, decide},
         status::{Forward, Forwarded, Handled, Status},
         vary,
@@ -50,6 +52,8 @@ struct Look<'a> {
     caching: &'a Arc<Caching>,
     asks: Asks,
     control: Control,
+    /// Whether it is for one part, which may be stored as such.
+    part: bool,
     /// Which purges were known when the request was looked at; none where nothing is stored.
     stamp: Stamp,
     /// Before which changes.
@@ -71,6 +75,18 @@ enum Stored {
     Unselectable,
 }
 
+/// What may be done with what is stored.
+enum Use {
+    /// It answers.
+    Answer(Plan, Decision),
+    /// The origin has to be asked first whether it is right still.
+    Validate(Status<'static>),
+    /// It is in parts, and lacks what is asked for.
+    Lacking(Status<'static>),
+    /// There may be no answer but a stored one, and this may not be it.
+    Never,
+}
+
 /// Looks for an answer. A request that misses what another one fetches already waits for that.
 pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked {
     let Some(caching) = ex.route.cache() else { return Looked::Passes };
@@ -89,6 +105,7 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
         caching,
         asks,
         control,
+        part: asks.is_for_part(&parts.headers),
         stamp: Stamp::default(),
         began: cache.changes.now(),
         key: Vec::new(),
@@ -172,16 +189,19 @@ impl Look<'_> {
             if found.is_none() && !forced && (!self.may_be_stored() || self.control.only_if_cached) {
                 found = self.find_shared(None).await.0;
             }
-            let stale = match found {
-                None if self.control.only_if_cached => return self.none(),
+            let stale = match found.map(|kept| (self.usable(&kept), kept)) {
+                Some((Use::Answer(plan, decision), kept)) => return self.answered(kept, plan, &decision, None),
+                Some((Use::Never, _)) => return self.none(),
+                Some((Use::Validate(unusable), kept)) => {
+                    status = unusable;
+                    Some(kept)
+                }
+                Some((Use::Lacking(_), _)) | None if self.control.only_if_cached => return self.none(),
+                Some((Use::Lacking(partial), _)) => {
+                    status = partial;
+                    None
+                }
                 None => None,
-                Some(kept) => match self.usable(&kept) {
-                    Ok(decision) => return self.answered(kept, &decision, None),
-                    Err(unusable) => {
-                        status = unusable;
-                        Some(kept)
-                    }
-                },
             };
             if !self.may_be_stored() {
                 return self.goes(status, stale, None);
@@ -201,46 +221,49 @@ impl Look<'_> {
         self.goes(Status::forwarded(Forward::Miss), None, None)
     }
 
-    /// What may be done with what is stored, unless the origin has to be asked first.
-    fn usable(&self, kept: &Kept) -> Result<Decision, Status<'static>> {
+    /// What may be done with what is stored.
+    fn usable(&self, kept: &Kept) -> Use {
         let decision = decide(&kept.meta, &self.control, self.cache.now(), Origin::Up);
-        match decision.verdict {
-            Verdict::Revalidate { .. } => Err(Status::unusable(&decision)),
-            _ => Ok(decision),
+        let plan = Plan::of(&kept.object, &kept.meta, &self.asks, &self.parts.headers);
+        match (decision.verdict, plan) {
+            (Verdict::GatewayTimeout, _) => Use::Never,
+            (_, None) => Use::Lacking(Status::forwarded(Forward::Partial)),
+            (Verdict::Revalidate { .. }, Some(_)) => Use::Validate(Status::unusable(&decision)),
+            (_, Some(plan)) => Use::Answer(plan, decision),
         }
     }
 
     /// Answers with what is stored. `filler` has those who wait for it.
-    fn answered(self, kept: Kept, decision: &Decision, filler: Option<Filler>) -> Looked {
-        match decision.verdict {
-            Verdict::GatewayTimeout => self.none(),
-            Verdict::StaleWhileRevalidate => self.stale(kept, decision, filler),
-            _ => {
-                // They find it in the store.
-                filler.into_iter().for_each(|filler| filler.fail(Failure::Abandoned));
-                Looked::Answered(self.hit(&kept, decision))
-            }
+    fn answered(self, kept: Kept, plan: Plan, decision: &Decision, filler: Option<Filler>) -> Looked {
+        if decision.verdict == Verdict::StaleWhileRevalidate {
+            return self.stale(kept, plan, decision, filler);
         }
+        // They find it in the store.
+        filler.into_iter().for_each(|filler| filler.fail(Failure::Abandoned));
+        Looked::Answered(self.hit(plan, decision))
     }
 
     /// Fetches for all that miss the same, unless another pod has it.
-    async fn lead(self, status: Status<'static>, filler: Filler) -> Looked {
-        match self.find_shared(self.caching.collapse_pods).await {
-            (Some(kept), _) => match self.usable(&kept) {
-                Ok(decision) => self.answered(kept, &decision, Some(filler)),
-                Err(unusable) => self.goes(unusable, Some(kept), Some(filler)),
-            },
-            (None, lease) => {
-                let mut fetch = self.fetch(status, None, Some(filler));
-                fetch.lease = lease;
-                Looked::Goes(Box::new(fetch))
+    async fn lead(self, mut status: Status<'static>, filler: Filler) -> Looked {
+        // Others wait for the whole of it alone.
+        let waits = self.caching.collapse_pods.filter(|_| !self.part);
+        let (found, lease) = self.find_shared(waits).await;
+        if let Some(kept) = found {
+            match self.usable(&kept) {
+                Use::Answer(plan, decision) => return self.answered(kept, plan, &decision, Some(filler)),
+                Use::Validate(unusable) => return self.goes(unusable, Some(kept), Some(filler)),
+                Use::Never => return self.none(),
+                Use::Lacking(partial) => status = partial,
             }
         }
+        let mut fetch = self.fetch(status, None, Some(filler));
+        fetch.lease = lease;
+        Looked::Goes(Box::new(fetch))
     }
 
     /// Whether what the request gets may be stored, as far as it depends on the request.
     fn may_be_stored(&self) -> bool {
-        self.asks.kind == Kind::Get && !self.control.no_store && !self.asks.has.any(Has::RANGE)
+        self.asks.stores(&self.parts.headers)
     }
 
     /// Whether the request fetches, for whom, or waits for another one that does. Who does not want another one's answer stands apart.
@@ -255,6 +278,13 @@ impl Look<'_> {
         let mut key = self.key.clone();
         // What is being fetched since before the target was changed is for nobody who comes after.
         key.extend_from_slice(&self.cache.changes.newest(&key::url(&self.key)).bytes());
+        // Who asks for another part gets another answer.
+        for name in [header::RANGE, header::IF_RANGE] {
+            let value = self.parts.headers.get(name).filter(|_| self.part).map(HeaderValue::as_bytes);
+            key.extend_from_slice(value.unwrap_or_default());
+            // Behind the value, so that no two lists of them give the same bytes.
+            key.extend_from_slice(&value.map_or(u32::MAX, |value| value.len() as u32).to_le_bytes());
+        }
         let turn = self.cache.fills.turn(&key, self.stamp.order(), Instant::now());
         if matches!(turn, Turn::Alone(Alone::HitForMiss)) {
             self.marked = Some(key);
@@ -286,7 +316,7 @@ impl Look<'_> {
     fn is_selected(&self, head: &Object) -> bool {
         let mut lines = HeaderMap::new();
         for (_, value) in head.fields().filter(|(name, _)| *name == header::VARY.as_str().as_bytes()) {
-            if let Ok(value) = http::HeaderValue::from_bytes(value) {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
                 lines.append(header::VARY, value);
             }
         }
@@ -296,8 +326,8 @@ impl Look<'_> {
         vary::variant(names, &self.parts.headers, &mut values).is_ok() && values == head.variant()
     }
 
-    fn hit(&self, kept: &Kept, decision: &Decision) -> Box<Response<Flow>> {
-        let mut response = answer::of(&kept.object, &kept.meta, decision, &self.asks, &self.parts.headers);
+    fn hit(&self, plan: Plan, decision: &Decision) -> Box<Response<Flow>> {
+        let mut response = plan.response(decision, &self.asks);
         self.tell(&Status::hit(decision), response.headers_mut());
         let came = if decision.verdict == Verdict::Fresh { Came::Hit } else { Came::Stale };
         self.cache.metrics.request(self.caching, came);
@@ -306,8 +336,10 @@ impl Look<'_> {
     }
 
     /// A stale answer, for which one request asks the origin anew.
-    fn stale(mut self, kept: Kept, decision: &Decision, filler: Option<Filler>) -> Looked {
-        let response = self.hit(&kept, decision);
+    fn stale(mut self, kept: Kept, plan: Plan, decision: &Decision, filler: Option<Filler>) -> Looked {
+        let response = self.hit(plan, decision);
+        // What is stored whole is asked for as a whole, by whoever comes first.
+        self.part &= kept.meta.flags.any(Flags::PARTIAL);
         let mut turn = || match self.turn_of_key() {
             Turn::Lead(filler) => Some(filler),
             Turn::Join(_) | Turn::Alone(_) => None,
@@ -358,6 +390,7 @@ impl Look<'_> {
             caching: Arc::clone(self.caching),
             asks: self.asks,
             control: self.control,
+            part: self.part,
             stamp: self.stamp,
             began: self.began,
             marked: self.marked,

@@ -175,6 +175,11 @@ impl Store {
         self.lock(key.shard).listed(&key, object)
     }
 
+    /// The longest body for which there is room beside a head and all that it takes to hold it in chunks, more or less.
+    pub(crate) fn largest_body(&self) -> u64 {
+        self.capacity.load(Relaxed) / LARGEST / 4 * 3
+    }
+
     /// Stores an object under its own key, with the names of its `Vary` if it has one. What was under the key goes.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 mod cache;
 mod cache_hostile;
+mod cache_parts;
 mod cache_shared;
 mod cache_show;
 mod cuts;

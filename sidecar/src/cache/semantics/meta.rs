@@ -81,6 +81,11 @@ impl Flags {
         if set { self.and(mark) } else { self }
     }
 
+    /// These, with or without `mark`.
+    pub(crate) fn set(self, mark: Self, set: bool) -> Self {
+        Self(self.0 & !mark.0).with(mark, set)
+    }
+
     /// With the source of the lifetime.
     pub(crate) fn sourced(self, source: Source) -> Self {
         Self(self.0 & Self::MARKS | (source as u16) << 12)

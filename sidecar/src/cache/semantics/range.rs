@@ -54,13 +54,10 @@ pub(crate) fn select<'a>(mut values: impl Iterator<Item = &'a [u8]>, length: u64
     Answer::Parts(joined(&wanted))
 }
 
-/// The one range of a `Range` with a single one, for a look at what is stored in parts. None if there are more or if it isn't one.
-pub(crate) fn single<'a>(mut values: impl Iterator<Item = &'a [u8]>, length: u64) -> Option<ByteRange> {
-    let (Some(value), None) = (values.next(), values.next()) else { return None };
-    match specs(value)?.as_slice() {
-        [spec] => spec.of(length),
-        _ => None,
-    }
+/// Whether it is a `Range` with a single one, whose answer is a single part.
+pub(crate) fn is_single<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> bool {
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    specs(value).is_some_and(|specs| specs.len() == 1)
 }
 
 impl ByteRange {
@@ -77,6 +74,29 @@ impl ByteRange {
     /// The value of `Content-Range` (section 14.4).
     pub(crate) fn content_range(self, complete: u64) -> String {
         format!("bytes {}-{}/{complete}", self.first, self.last)
+    }
+
+    /// What of it lies before `other`, and what behind.
+    pub(crate) fn without(self, other: Self) -> impl Iterator<Item = Self> {
+        let before = other.first.checked_sub(1).map(|last| Self { first: self.first, last: self.last.min(last) });
+        let behind = other.last.checked_add(1).map(|first| Self { first: self.first.max(first), last: self.last });
+        [before, behind].into_iter().flatten().filter(|range| range.first <= range.last)
+    }
+
+    /// Bytes between it and `other`, which it doesn't overlap.
+    pub(crate) fn distance(self, other: Self) -> u64 {
+        if self.last < other.first {
+            other.first - self.last - 1
+        } else {
+            self.first.saturating_sub(other.last).saturating_sub(1)
+        }
+    }
+
+    /// The `most` bytes of it that are nearest to `other`, which it doesn't overlap.
+    pub(crate) fn nearest(self, other: Self, most: u64) -> Option<Self> {
+        let more = most.min(self.length()).checked_sub(1)?;
+        let before = self.last < other.first;
+        Some(if before { Self { first: self.last - more, ..self } } else { Self { last: self.first + more, ..self } })
     }
 
     fn overlaps(self, other: Self) -> bool {

@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, Method, header};
 use super::{
     directives::{Argument, directives, lines},
     list::members,
+    range,
     settings::Settings,
 };
 
@@ -125,6 +126,19 @@ impl Asks {
             _ if self.has.any(Has::UPGRADE) => Err(Bypass::Upgrade),
             Kind::Get | Kind::Head => Ok(()),
         }
+    }
+
+    /// Whether it is for one part, and what comes may be stored as that: it has no conditions besides.
+    pub(crate) fn is_for_part(&self, headers: &HeaderMap) -> bool {
+        self.kind == Kind::Get
+            && self.has.any(Has::RANGE)
+            && !self.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE))
+            && range::is_single(lines(headers, &header::RANGE))
+    }
+
+    /// Whether what it gets may be stored, as far as that depends on the request.
+    pub(crate) fn stores(&self, headers: &HeaderMap) -> bool {
+        self.kind == Kind::Get && !self.control.no_store && (!self.has.any(Has::RANGE) || self.is_for_part(headers))
     }
 
     /// As if it were a GET: for judging what a HEAD said of a stored answer to one.

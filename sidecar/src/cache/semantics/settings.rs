@@ -26,8 +26,6 @@ pub(crate) struct Settings {
     pub(crate) obey_requests: bool,
     /// Whether the answer to a POST is stored for later GETs, if the origin says that it is one (RFC 9110 section 9.3.3).
     pub(crate) post: bool,
-    /// Whether parts (206) are stored.
-    pub(crate) partial: bool,
     /// Whether an answer is at least as old as its `Date` (RFC 9111 section 4.2.3): right even behind a cache that sends no `Age`,
     /// but with an origin whose clock is behind, all answers seem old.
     pub(crate) apparent_age: bool,
@@ -105,7 +103,6 @@ impl Default for Settings {
             set_cookie: SetCookie::default(),
             obey_requests: true,
             post: false,
-            partial: false,
             apparent_age: true,
             max_object: 1 << 20,
         }

@@ -60,7 +60,7 @@ pub(crate) enum NotStored {
     Bypass,
     /// Nothing is stored with this status.
     Status,
-    /// It is a part, and parts aren't stored or this one can't be.
+    /// It is a part that nobody has asked for, or several, or one that can't be joined with others.
     Partial,
     /// `must-understand`, with a status that we don't know.
     MustUnderstand,
@@ -83,9 +83,10 @@ pub(crate) enum NotStored {
 
 /// Judges a response. `random` is any number, for the jitter of lifetimes.
 pub(crate) fn storable(received: &Received<'_>, settings: &Settings, random: u32) -> Result<Storable, NotStored> {
-    let status = received.status.as_u16();
     request_allows(received.asks)?;
     let part = status_allows(received, settings)?;
+    // A part is as a 200 that is incomplete (section 3.3).
+    let status = if part.is_some() { StatusCode::OK.as_u16() } else { received.status.as_u16() };
     let there = There::of(received.headers);
     let say = if there.any(There::SAYS) { Say::of(received.headers) } else { Say::default() };
     response_allows(received, &say, there, settings)?;
@@ -99,8 +100,12 @@ pub(crate) fn storable(received: &Received<'_>, settings: &Settings, random: u32
         return Err(NotStored::NoFreshness);
     }
     let date = fields::date_of(received.headers, received.at).unwrap_or(received.at.seconds());
-    let found = lifetime(received, &say, date, settings)?;
+    let found = lifetime(status, received.headers, &say, date, settings)?;
     let validators = Validators::of(received.headers);
+    // Without a strong validator it could never be joined with another one, nor be asked for again.
+    if part.is_some() && !validators.is_strong(date) {
+        return Err(NotStored::Partial);
+    }
     if received.asks.kind == Kind::Post && !found.source.is_explicit() {
         return Err(NotStored::Method);
     }
@@ -182,7 +187,7 @@ fn status_allows(received: &Received<'_>, settings: &Settings) -> Result<Option<
     match status {
         // 1xx aren't final, a 304 has no content of its own, and a 101 or a code below 100 isn't for caches at all.
         0..=199 | 304 => Err(NotStored::Status),
-        206 if settings.partial && received.asks.kind == Kind::Get => {
+        206 if received.asks.kind == Kind::Get && received.asks.has.any(Has::RANGE) => {
             ContentRange::of(received.headers).map(Some).ok_or(NotStored::Partial)
         }
         206 => Err(NotStored::Partial),
@@ -224,9 +229,8 @@ fn response_allows(received: &Received<'_>, say: &Say, there: There, settings: &
 }
 
 /// The lifetime. Without one a response is stored only for validation, and only if the origin asks for that by `no-cache`.
-fn lifetime(received: &Received<'_>, say: &Say, date: i64, settings: &Settings) -> Result<Freshness, NotStored> {
-    let status = received.status.as_u16();
-    let found = freshness::lifetime(status, received.headers, say, date, settings);
+fn lifetime(status: u16, headers: &HeaderMap, say: &Say, date: i64, settings: &Settings) -> Result<Freshness, NotStored> {
+    let found = freshness::lifetime(status, headers, say, date, settings);
     let cacheable = say.directives.public || status_code::is_heuristically_cacheable(status);
     let to_validate = (say.directives.no_cache && cacheable).then_some(Freshness { lifetime: 0, source: Source::Nobody });
     found.or(to_validate).ok_or(NotStored::NoFreshness)

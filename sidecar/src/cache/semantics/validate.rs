@@ -4,10 +4,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use smallvec::SmallVec;
 
 use super::{
+    clock::Now,
     fields,
     list::trim,
     meta::Meta,
-    range::ByteRange,
     settings::Settings,
     status_code,
     storable::{NotStored, Received, Storable, storable},
@@ -66,22 +66,14 @@ pub(crate) fn make_whole(request: &mut HeaderMap) {
     }
 }
 
-/// Makes a request one for a part that is missing, of the representation whose other parts are stored (sections 3.3 and 4.3.1): should
-/// it have changed, the whole of it comes. False if there is no strong validator to say so.
-pub(crate) fn make_partial(request: &mut HeaderMap, missing: ByteRange, stored: &Validators<'_>, meta: &Meta) -> bool {
-    let validator = match stored.tag() {
-        Some(tag) if tag.is_strong() => stored.etag,
-        Some(_) => None,
-        None => stored.last_modified.filter(|_| stored.strong_modified(meta.date()).is_some()),
-    };
-    let range = format!("bytes={}-{}", missing.first, missing.last);
-    let (Some(Ok(validator)), Ok(range)) = (validator.map(HeaderValue::from_bytes), HeaderValue::try_from(range)) else {
-        return false;
-    };
-    make_whole(request);
-    request.insert(header::IF_RANGE, validator);
-    request.insert(header::RANGE, range);
-    true
+/// As [`make_conditional`] of a request for a part that is stored. It asks for no more than that part: should the representation have changed, its
+/// part of the new one comes (RFC 9110 section 13.2.2), or all of that if the client has said by `If-Range` of which one it has the rest.
+pub(crate) fn make_conditional_in_part(request: &mut HeaderMap, stored: &Validators<'_>) {
+    let kept = [header::RANGE, header::IF_RANGE].map(|name| (request.remove(&name), name));
+    make_conditional(request, std::slice::from_ref(stored));
+    for (value, name) in kept {
+        value.map(|value| request.insert(name, value));
+    }
 }
 
 /// Which of the stored responses that match a request a 304 to it updates (section 4.3.4), by their places in `stored`.
@@ -107,6 +99,12 @@ pub(crate) fn selected(not_modified: &HeaderMap, date: i64, stored: &[(Validator
         None if stored.len() == 1 => with(&|_, _| true),
         None => SmallVec::new(),
     }
+}
+
+/// Whether a 304 is about the stored response that was asked for, so that it updates it.
+pub(crate) fn confirms(not_modified: &HeaderMap, received: Now, stored: &Validators<'_>, meta: &Meta) -> bool {
+    let date = fields::date_of(not_modified, received).unwrap_or(received.seconds());
+    !selected(not_modified, date, &[(*stored, *meta)]).is_empty()
 }
 
 /// A stored response after a 304, or after the answer to a HEAD.

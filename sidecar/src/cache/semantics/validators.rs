@@ -49,6 +49,14 @@ impl<'a> Validators<'a> {
     pub(crate) fn strong_modified(&self, date: Seconds) -> Option<Seconds> {
         self.modified(date).filter(|modified| *modified < date)
     }
+
+    /// Whether it says for sure that two responses are of the same representation; `date` is that of the response.
+    pub(crate) fn is_strong(&self, date: Seconds) -> bool {
+        match self.etag {
+            Some(_) => self.tag().is_some_and(EntityTag::is_strong),
+            None => self.strong_modified(date).is_some(),
+        }
+    }
 }
 
 impl<'a> EntityTag<'a> {

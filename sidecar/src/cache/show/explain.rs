@@ -9,16 +9,18 @@ use super::{ShowError, Stored, Value, list};
 use crate::{
     ask::ExplainRequest,
     cache::{
-        Cache, Caching, key,
+        Cache, Caching,
+        answer::Plan,
+        key,
         locate::{Located, locate},
         notes,
         purge::{self, host},
         semantics::{
             clock::{Millis, Now},
             meta::{Flags, Meta},
-            request::{Asks, Control, Has, Kind},
+            request::{Asks, Control},
             serve::{Origin, Verdict, decide},
-            status::{Forward, Status},
+            status::{Forward, Forwarded, Handled, Status},
             vary,
         },
         standing::Standing,
@@ -223,19 +225,20 @@ impl Question<'_> {
         said.variant = self.variant(&keyed.key, end);
         let control = keyed.asks.heeded(&caching.settings);
         let kept = match &located {
-            Located::Object(object, _) => self.tell_stored(object, now, &mut said),
+            Located::Object(object, _) => self.tell_stored(object, now, &mut said).map(|meta| (object.clone(), meta)),
             Located::Nothing(_) | Located::Unselectable => None,
         };
         let (outcome, status) = match (keyed.bypass, located) {
             (Some((forward, reason)), _) => (Outcome::Bypass, Status { detail: Some(reason), ..Status::forwarded(forward) }),
             (None, Located::Unselectable) => (Outcome::Miss, Status::forwarded(Forward::VaryMiss)),
             (None, Located::Nothing(why) | Located::Object(_, why)) => {
-                let usable = kept.filter(|_| !keyed.forced);
-                outcome(usable, kept.is_some(), why, &control, now)
+                let usable = kept.as_ref().filter(|_| !keyed.forced);
+                let enough = usable.is_none_or(|(object, meta)| Plan::of(object, meta, &keyed.asks, facts.headers).is_some());
+                outcome(usable.map(|(_, meta)| *meta), kept.is_some(), enough, why, &control, now)
             }
         };
         said.outcome = outcome;
-        said.why = why(&status, &said, &keyed.asks, &control);
+        said.why = why(&status, &said, keyed.asks.stores(facts.headers));
         if outcome == Outcome::Miss && kept.is_none() && self.cache.tier().is_some() {
             said.why.push_str("; what pods share is looked at before the origin is asked");
         }
@@ -274,8 +277,16 @@ impl Question<'_> {
     }
 }
 
-/// What a request gets that doesn't pass by. `usable`: what is stored, unless the rule has the origin asked anew.
-fn outcome(usable: Option<Meta>, kept: bool, otherwise: Forward, control: &Control, now: Now) -> (Outcome, Status<'static>) {
+/// What a request gets that doesn't pass by. `usable`: what is stored, unless the rule has the origin asked anew; `enough`: whether that has all
+/// that is asked for.
+fn outcome(
+    usable: Option<Meta>,
+    kept: bool,
+    enough: bool,
+    otherwise: Forward,
+    control: &Control,
+    now: Now,
+) -> (Outcome, Status<'static>) {
     let Some(meta) = usable else {
         let forced = Status { detail: Some("Policy"), ..Status::forwarded(Forward::Request) };
         return match kept {
@@ -286,33 +297,39 @@ fn outcome(usable: Option<Meta>, kept: bool, otherwise: Forward, control: &Contr
     };
     let decision = decide(&meta, control, now, Origin::Up);
     match decision.verdict {
+        Verdict::GatewayTimeout => (Outcome::GatewayTimeout, Status::unusable(&decision)),
+        _ if !enough && control.only_if_cached => (Outcome::GatewayTimeout, Status::forwarded(Forward::Partial)),
+        _ if !enough => (Outcome::Miss, Status::forwarded(Forward::Partial)),
         Verdict::Fresh => (Outcome::Hit, Status::hit(&decision)),
         Verdict::Stale | Verdict::StaleWhileRevalidate => (Outcome::Stale, Status::hit(&decision)),
-        Verdict::GatewayTimeout => (Outcome::GatewayTimeout, Status::unusable(&decision)),
         Verdict::Revalidate { .. } if meta.flags.any(Flags::VALIDATOR) => (Outcome::Revalidate, Status::unusable(&decision)),
         Verdict::Revalidate { .. } => (Outcome::Miss, Status::unusable(&decision)),
     }
 }
 
 /// Why, in words where the status has none.
-fn why(status: &Status<'_>, said: &CacheExplanation, asks: &Asks, control: &Control) -> String {
+fn why(status: &Status<'_>, said: &CacheExplanation, stores: bool) -> String {
     let word = match (said.outcome, status.detail) {
         (Outcome::Hit, None) => "Fresh".to_owned(),
         (_, Some(detail)) => detail.to_owned(),
         (_, None) => match (said.purged, &said.stored) {
             (Some(Purged::Hard), _) => "what was stored was purged".to_owned(),
+            (_, Some(_)) if is_partial(status) => "parts are stored, and lack what is asked for".to_owned(),
             (_, Some(_)) => "what is stored is too old for any use".to_owned(),
             (_, None) if said.variant.is_empty() => "nothing is stored".to_owned(),
             (_, None) => "nothing is stored for this variant".to_owned(),
         },
     };
-    let stores = asks.kind == Kind::Get && !control.no_store && !asks.has.any(Has::RANGE);
     match said.outcome {
         Outcome::Miss | Outcome::Revalidate if !stores => {
-            word + ", and nothing will be, for it is HEAD, or has Range or no-store"
+            word + ", and nothing will be, for it is HEAD, or has no-store, several ranges, or conditions beside one"
         }
         _ => word,
     }
+}
+
+fn is_partial(status: &Status<'_>) -> bool {
+    matches!(status.handled, Handled::Forwarded(Forwarded { why: Forward::Partial, .. }))
 }
 
 impl Freshness {

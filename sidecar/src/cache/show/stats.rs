@@ -33,6 +33,10 @@ pub struct Figures {
     pub bypassed: BTreeMap<String, u64>,
     /// Answers that were not stored, by reason.
     pub not_stored: BTreeMap<String, u64>,
+    /// Parts of answers that came, by what became of them: `first` of its answer, `joined` with others, of a newer answer that `replaced` another,
+    /// `outdated`; `completed` answers, and others that were `cut`, for there were too many bytes or parts.
+    #[serde(default)]
+    pub parts: BTreeMap<String, u64>,
     /// Bytes of bodies that the store gave, and so no origin.
     pub served_bytes: u64,
     /// Purges that were asked for at this pod: `hard`, `soft`.
@@ -90,6 +94,7 @@ pub(super) fn figures(cache: &Cache) -> Figures {
         rules: rules(metrics.requests()),
         bypassed: named(metrics.reasons_of_bypass()),
         not_stored: named(metrics.reasons_not_stored()),
+        parts: named(metrics.parts()),
         served_bytes: metrics.bytes_served(),
         purges: named(cache.purges.counts()),
         cut_off: cache.purges.is_cut_off(),

@@ -262,11 +262,26 @@ impl Object {
         let object = self.clone();
         let mut at = 0u64;
         (0..).map_while(move |index| object.piece(index)).filter_map(move |piece| {
-            let from = range.start.saturating_sub(at).min(piece.len() as u64) as usize;
-            let to = range.end.saturating_sub(at).min(piece.len() as u64) as usize;
+            let (from, to) = clipped(&range, at, piece.len());
             at += piece.len() as u64;
             (from < to).then(|| piece.slice(from..to))
         })
+    }
+
+    /// As [`Object::part`], for another object to keep: chunks are shared as wholes only, or a few bytes could hold a long one.
+    pub(crate) fn owned(&self, range: Range<u64>) -> Vec<Bytes> {
+        let is_chunk = |index: usize, piece: &Bytes| {
+            self.chunks.as_ref().and_then(|chunks| chunks.get(index)).is_some_and(|chunk| chunk.len() == piece.len())
+        };
+        let mut at = 0u64;
+        let piece = |index: usize| {
+            let piece = self.piece(index)?;
+            let (from, to) = clipped(&range, at, piece.len());
+            at += piece.len() as u64;
+            Some((index, piece.slice(from..to)))
+        };
+        let pieces = (0..).map_while(piece).filter(|(_, piece)| !piece.is_empty());
+        pieces.map(|(index, piece)| if is_chunk(index, &piece) { piece } else { Bytes::copy_from_slice(&piece) }).collect()
     }
 
     /// Piece `index` of the body, `None` behind the last.
@@ -296,6 +311,12 @@ impl fmt::Debug for Object {
         let key = String::from_utf8_lossy(self.primary());
         f.debug_struct("Object").field("key", &key).field("status", &self.status()).field("body", &self.body_len()).finish()
     }
+}
+
+/// Which bytes of a piece of this length, that begins at `at`, lie in a range: the second is never before the first.
+fn clipped(range: &Range<u64>, at: u64, length: usize) -> (usize, usize) {
+    let place = |end: u64| end.saturating_sub(at).min(length as u64) as usize;
+    (place(range.start), place(range.end.max(range.start)))
 }
 
 /// The counter that `Bytes` allocates when it is first shared.

@@ -89,7 +89,7 @@ async fn conditions_of_one_client_decide_nothing_for_others() {
 #[tokio::test]
 async fn part_that_nobody_asked_for_is_not_kept_nor_shared() {
     let site = Site::start(ALL, |_, number| match number {
-        1 => "HTTP/1.1 206 Partial Content\r\ncache-control: max-age=600\r\ncontent-range: bytes 0-3/9\r\ncontent-length: 4\r\n\r\nwhol"
+        1 => "HTTP/1.1 206 Partial Content\r\ncache-control: max-age=600\r\netag: \"1\"\r\ncontent-range: bytes 0-3/9\r\ncontent-length: 4\r\n\r\nwhol"
             .to_owned(),
         _ => ok("cache-control: max-age=600\r\n", "whole one"),
     })

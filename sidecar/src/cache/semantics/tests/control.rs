@@ -86,6 +86,25 @@ fn rfc9111_4_3_2_preconditions_for_an_origin_are_left_to_it() {
 }
 
 #[test]
+fn rfc9111_3_3_requests_for_one_part_without_other_conditions_may_store_it() {
+    let table: [(&str, Lines<'_>, bool, bool); 9] = [
+        ("GET", &[], false, true),
+        ("GET", &[("range", "bytes=0-9")], true, true),
+        ("GET", &[("range", "bytes=-9"), ("if-range", "\"1\"")], true, true),
+        ("GET", &[("range", "bytes=0-9,20-29")], false, false),
+        ("GET", &[("range", "lines=0-9")], false, false),
+        ("GET", &[("range", "bytes=0-9"), ("if-none-match", "\"1\"")], false, false),
+        ("GET", &[("range", "bytes=0-9"), ("if-modified-since", DATE)], false, false),
+        ("GET", &[("range", "bytes=0-9"), ("cache-control", "no-store")], true, false),
+        ("HEAD", &[("range", "bytes=0-9")], false, false),
+    ];
+    for (method, lines, part, stores) in table {
+        let asks = of(method, lines);
+        assert_eq!((asks.is_for_part(&fields(lines)), asks.stores(&fields(lines))), (part, stores), "{method} {lines:?}");
+    }
+}
+
+#[test]
 fn rfc9110_9_3_1_content_of_a_get_is_not_part_of_the_key_so_it_is_passed_on() {
     assert_eq!(Asks::of(&Method::GET, &HeaderMap::new(), true).lookup(), Err(Bypass::Content));
     assert_eq!(Asks::of(&Method::HEAD, &HeaderMap::new(), true).lookup(), Err(Bypass::Content));

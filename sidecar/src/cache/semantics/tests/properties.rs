@@ -9,7 +9,7 @@ use crate::cache::semantics::{
     conditional::{Answer, answer},
     freshness::jittered,
     meta::Flags,
-    parts::Pieces,
+    parts::{Content, Pieces, Slice},
     range::{ByteRange, select},
     serve::{Verdict, may_answer_failure},
     settings::{Authorized, SetCookie, StatusTtl},
@@ -214,11 +214,45 @@ proptest! {
         let wanted = ByteRange { first: wanted.0, last: wanted.0 + wanted.1 };
         let there = |at: u64| model[usize::try_from(at).unwrap()];
         prop_assert_eq!(pieces.covers(wanted), (wanted.first..=wanted.last).all(there));
-        let gap = (wanted.first..=wanted.last).find(|at| !there(*at)).map(|first| {
-            let length = (first..=wanted.last).take_while(|at| !there(*at)).count() as u64;
-            ByteRange { first, last: first + length - 1 }
-        });
-        prop_assert_eq!(pieces.missing(wanted), gap);
+    }
+
+    #[test]
+    fn joined_parts_are_never_anything_but_the_bytes_of_the_whole(
+        whole in vec(any::<u8>(), 1..400),
+        parts in vec((0..400u64, 1..120u64), 1..40),
+        most in prop_oneof![Just(u64::MAX), 120..300u64],
+        asked in vec((0..400u64, 1..100u64), 1..20),
+    ) {
+        let complete = whole.len() as u64;
+        let clip = |(first, length): (u64, u64)| {
+            let first = first % complete;
+            ByteRange { first, last: (first + length - 1).min(complete - 1) }
+        };
+        let of_whole = |range: ByteRange| whole[range.first as usize..=range.last as usize].to_vec();
+        let (mut content, mut body) = (Content { pieces: Pieces::default(), complete }, Vec::new());
+        for part in parts.into_iter().map(clip) {
+            let joined = content.joined(part, most);
+            if let Some(slices) = joined.slices {
+                let of = |slice: &Slice| match slice {
+                    Slice::Stored(range) => body[range.start as usize..range.end as usize].to_vec(),
+                    Slice::Newer => of_whole(part),
+                };
+                body = slices.iter().flat_map(of).collect();
+            }
+            content = joined.content;
+            prop_assert!(content.pieces.covers(part), "a part that has just come is there");
+            prop_assert_eq!(content.length(), body.len() as u64);
+            prop_assert!(content.length() <= most.max(part.length()));
+            prop_assert_eq!(content.is_whole(), body == whole);
+            let mut noted = HeaderMap::new();
+            content.note(&mut noted);
+            prop_assert!(content.is_whole() || Content::of(&noted).as_ref() == Some(&content));
+            for wanted in asked.iter().copied().map(clip) {
+                let found = content.place(wanted).map(|place| body[place.start as usize..place.end as usize].to_vec());
+                prop_assert_eq!(found.is_some(), content.pieces.covers(wanted));
+                prop_assert!(found.is_none_or(|found| found == of_whole(wanted)));
+            }
+        }
     }
 
     #[test]
@@ -264,7 +298,7 @@ proptest! {
             all
         };
         let exchange = Exchange { request: of(&request, &ASKS), response: of(&response, &SAYS), status, ..Exchange::get(&[]) };
-        let exchange = exchange.set(|settings| (settings.heuristic, settings.partial) = (true, true));
+        let exchange = exchange.set(|settings| settings.heuristic = true);
         let mut key = Vec::new();
         let _ = variant(ASKS.map(HeaderName::from_static), &exchange.request, &mut key);
         if let Ok(stored) = exchange.judged() {

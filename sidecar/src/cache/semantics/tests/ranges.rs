@@ -3,8 +3,8 @@
 use super::*;
 use crate::cache::semantics::{
     conditional::Answer,
-    parts::{ContentRange, MOST_PIECES, Pieces, may_be_joined},
-    range::{ByteRange, MOST_RANGES, multipart_length, multipart_type, part_head, parts_end, select, single, unsatisfied},
+    parts::{Content, ContentRange, MOST_PIECES, Pieces, Relation, Slice, may_be_joined, relation},
+    range::{ByteRange, MOST_RANGES, is_single, multipart_length, multipart_type, part_head, parts_end, select, unsatisfied},
     validators::Validators,
 };
 
@@ -44,10 +44,11 @@ fn rfc9110_14_1_2_ranges_of_bytes_are_read() {
     ];
     for (value, expected) in table {
         assert_eq!(chosen(value, 10_000), parts(&[expected]), "{value}");
-        assert_eq!(single([value.as_bytes()].into_iter(), 10_000), Some(bytes(expected.0, expected.1)), "{value}");
+        assert!(is_single([value.as_bytes()].into_iter()), "{value}");
     }
-    assert_eq!(single([&b"bytes=0-1,5-6"[..]].into_iter(), 10), None);
-    assert_eq!(single([&b"bytes=10-"[..]].into_iter(), 10), None);
+    for several in [&[&b"bytes=0-1,5-6"[..]][..], &[b"bytes=0-1", b"bytes=5-6"], &[b"bytes=a"], &[b"lines=0-1"], &[]] {
+        assert!(!is_single(several.iter().copied()), "{several:?}");
+    }
 }
 
 #[test]
@@ -233,17 +234,6 @@ fn rfc9111_3_4_pieces_are_joined_until_the_whole_is_there() {
         assert!(!pieces.is_whole(100));
     }
     assert_eq!(pieces.ranges(), [bytes(0, 29), bytes(50, 99)]);
-    let table = [
-        ((0, 99), Some((30, 49))),
-        ((0, 29), None),
-        ((25, 35), Some((30, 35))),
-        ((60, 70), None),
-        ((40, 45), Some((40, 45))),
-        ((90, 120), Some((100, 120))),
-    ];
-    for ((first, last), expected) in table {
-        assert_eq!(pieces.missing(bytes(first, last)).map(|gap| (gap.first, gap.last)), expected, "{first}-{last}");
-    }
     assert!(pieces.add(bytes(25, 60)));
     assert!(pieces.is_whole(100) && pieces.ranges() == [bytes(0, 99)]);
     assert!(Pieces::default().is_whole(0), "of nothing, all is there");
@@ -258,4 +248,105 @@ fn pieces_are_bounded() {
     assert!(!pieces.add(bytes(100_000, 100_001)));
     assert!(pieces.add(bytes(2, 9)), "one that joins others is welcome");
     assert_eq!(pieces.ranges().len(), MOST_PIECES - 1);
+}
+
+/// Content with these pieces.
+fn content(ranges: &[(u64, u64)], complete: u64) -> Content {
+    let mut content = Content { pieces: Pieces::default(), complete };
+    assert!(ranges.iter().all(|(first, last)| content.pieces.add(bytes(*first, *last))));
+    content
+}
+
+#[test]
+fn rfc9111_3_3_what_is_incomplete_is_recorded_as_that() {
+    let noted = |content: &Content| {
+        let mut head = fields(&[("etag", "\"1\""), ("content-range", "bytes 7-8/9")]);
+        content.note(&mut head);
+        head.get_all("content-range").iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let parts = content(&[(0, 9), (20, 29)], 100);
+    assert_eq!(noted(&parts), ["bytes 0-9/100", "bytes 20-29/100"]);
+    let lines = [("content-range", "bytes 0-9/100"), ("content-range", "bytes 20-29/100")];
+    assert_eq!(Content::of(&fields(&lines)), Some(parts));
+    assert!(noted(&Content::whole(100)).is_empty(), "and what is complete isn't");
+    let odd: [Lines<'_>; 5] = [
+        &[],
+        &[("content-range", "bytes 0-9/100"), ("content-range", "bytes 20-29/101")],
+        &[("content-range", "bytes 20-29/100"), ("content-range", "bytes 0-9/100")],
+        &[("content-range", "bytes 0-9/100"), ("content-range", "bytes 10-19/100")],
+        &[("content-range", "bytes 0-9/100"), ("content-range", "nonsense")],
+    ];
+    for lines in odd {
+        assert_eq!(Content::of(&fields(lines)), None, "{lines:?}");
+    }
+    let many: Vec<_> = (0..=MOST_PIECES as u64).map(|index| bytes(index * 10, index * 10).content_range(10_000)).collect();
+    let many: Vec<_> = many.iter().map(|value| ("content-range", value.as_str())).collect();
+    assert!(Content::of(&fields(&many[1..])).is_some() && Content::of(&fields(&many)).is_none());
+}
+
+#[test]
+fn rfc9111_3_4_parts_of_one_representation_are_joined_and_the_newer_of_two_stays() {
+    use Relation::*;
+    let meta = |status, since| {
+        let meta = Exchange::control("max-age=60").meta();
+        Meta { status, since, ..meta }
+    };
+    let tag: Lines<'_> = &[("etag", "\"1\"")];
+    let other: Lines<'_> = &[("etag", "\"2\"")];
+    let table: [(_, _, _); 7] = [
+        ((tag, meta(200, 1), 100), (tag, meta(200, 2), 100), Same),
+        ((tag, meta(200, 2), 100), (tag, meta(200, 1), 100), Same),
+        ((tag, meta(200, 1), 100), (tag, meta(200, 2), 101), Replaces),
+        ((tag, meta(200, 1), 100), (other, meta(200, 2), 100), Replaces),
+        ((tag, meta(200, 2), 100), (other, meta(200, 1), 100), Outdated),
+        ((tag, meta(404, 1), 100), (tag, meta(200, 2), 100), Replaces),
+        ((&[], meta(200, 1), 100), (tag, meta(200, 2), 100), Replaces),
+    ];
+    for (stored, newer, expected) in table {
+        let heads = (fields(stored.0), fields(newer.0));
+        let found = relation((&heads.0, &stored.1, stored.2), (&heads.1, &newer.1, newer.2));
+        assert_eq!(found, expected, "{stored:?} {newer:?}");
+    }
+}
+
+#[test]
+fn rfc9111_3_4_joined_content_is_what_is_stored_around_the_newer_part() {
+    let stored = |from: u64, to: u64| Slice::Stored(from..to);
+    let kept = content(&[(0, 9), (20, 29), (50, 99)], 200);
+    let table: [((u64, u64), &[(u64, u64)], Vec<Slice>); 6] = [
+        ((10, 19), &[(0, 29), (50, 99)], vec![stored(0, 10), Slice::Newer, stored(10, 20), stored(20, 70)]),
+        ((5, 24), &[(0, 29), (50, 99)], vec![stored(0, 5), Slice::Newer, stored(15, 20), stored(20, 70)]),
+        ((0, 49), &[(0, 99)], vec![Slice::Newer, stored(20, 70)]),
+        ((100, 199), &[(0, 9), (20, 29), (50, 199)], vec![stored(0, 10), stored(10, 20), stored(20, 70), Slice::Newer]),
+        ((0, 199), &[(0, 199)], vec![Slice::Newer]),
+        ((30, 35), &[(0, 9), (20, 35), (50, 99)], vec![stored(0, 10), stored(10, 20), Slice::Newer, stored(20, 70)]),
+    ];
+    for ((first, last), pieces, slices) in table {
+        let joined = kept.joined(bytes(first, last), u64::MAX);
+        assert_eq!(joined.content, content(pieces, 200), "{first}-{last}");
+        assert_eq!((joined.slices, joined.dropped), (Some(slices), 0), "{first}-{last}");
+        assert_eq!(joined.content.is_whole(), (first, last) == (0, 199));
+    }
+    let within = kept.joined(bytes(55, 60), u64::MAX);
+    assert_eq!((within.content, within.slices), (kept, None), "what is stored has it already");
+}
+
+#[test]
+fn joined_content_is_bounded_by_leaving_out_what_is_far_away() {
+    let kept = content(&[(0, 9), (20, 29), (50, 99)], 1000);
+    let table: [((u64, u64), u64, &[(u64, u64)], u64); 6] = [
+        ((100, 109), 80, &[(0, 9), (20, 29), (50, 109)], 0),
+        ((100, 109), 79, &[(1, 9), (20, 29), (50, 109)], 1),
+        ((100, 109), 60, &[(50, 109)], 20),
+        ((100, 109), 40, &[(70, 109)], 40),
+        ((100, 109), 10, &[(100, 109)], 70),
+        ((30, 39), 25, &[(20, 39), (50, 54)], 55),
+    ];
+    for ((first, last), most, pieces, dropped) in table {
+        let joined = kept.joined(bytes(first, last), most);
+        assert_eq!((joined.content, joined.dropped), (content(pieces, 1000), dropped), "{first}-{last} of {most}");
+    }
+    let many: Vec<_> = (0..MOST_PIECES as u64).map(|index| (index * 10, index * 10 + 1)).collect();
+    let joined = content(&many, 100_000).joined(bytes(50_000, 50_001), u64::MAX);
+    assert_eq!((joined.content, joined.dropped), (content(&[&many[1..], &[(50_000, 50_001)]].concat(), 100_000), 2));
 }

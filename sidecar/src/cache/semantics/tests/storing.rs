@@ -217,22 +217,47 @@ fn rfc9111_3_1_all_fields_are_stored_except_those_of_one_hop() {
     assert_eq!(kept, expected);
 }
 
+/// A part of ten bytes, with these fields.
+fn part(lines: Lines<'_>) -> Exchange {
+    Exchange::control("max-age=60").status(206).asking(&[("range", "bytes=0-4")]).with(lines)
+}
+
 #[test]
-fn rfc9111_3_3_parts_are_stored_only_by_who_understands_them() {
-    let part = Exchange::control("max-age=60").status(206).with(&[("content-range", "bytes 0-4/10")]);
-    assert_eq!(part.refused(), NotStored::Partial);
-    let partial: fn(&mut Settings) = |settings| settings.partial = true;
-    let stored = part.clone().set(partial).stored();
+fn rfc9111_3_3_a_part_is_stored_as_an_incomplete_200() {
+    let stored = part(&[("content-range", "bytes 0-4/10"), ("etag", "\"1\"")]).stored();
     assert!(stored.meta.flags.any(Flags::PARTIAL));
+    assert_eq!((stored.meta.status, stored.meta.lifetime), (200, 60_000));
     assert_eq!(stored.part.map(|part| (part.range.first, part.range.last, part.complete)), Some((0, 4, 10)));
+    let named = part(&[("content-range", "bytes 0-4/10"), ("etag", "\"1\"")]).without("cache-control").set(|settings| {
+        settings.ttl.by_status = vec![StatusTtl { from: 200, to: 200, ttl: Duration::from_secs(7) }];
+    });
+    assert_eq!(lifetime(&named), 7);
     for range in
         ["lines 0-4/10", "bytes 0-4/*", "bytes 4-0/10", "bytes 0-10/10", "bytes */10", "bytes 0-4", "bytes +0-4/10", "0-4/10"]
     {
-        let odd = Exchange::control("max-age=60").status(206).with(&[("content-range", range)]).set(partial);
-        assert_eq!(odd.refused(), NotStored::Partial, "{range}");
+        assert_eq!(part(&[("content-range", range), ("etag", "\"1\"")]).refused(), NotStored::Partial, "{range}");
     }
-    let multipart = Exchange::control("max-age=60").status(206).with(&[("content-type", "multipart/byteranges; boundary=a")]);
-    assert_eq!(multipart.set(partial).refused(), NotStored::Partial);
+    let unasked = part(&[("content-range", "bytes 0-4/10"), ("etag", "\"1\"")]).asking(&[]);
+    assert_eq!(unasked.refused(), NotStored::Partial);
+    let multipart = part(&[("content-type", "multipart/byteranges; boundary=a"), ("etag", "\"1\"")]);
+    assert_eq!(multipart.refused(), NotStored::Partial);
+}
+
+#[test]
+fn rfc9111_3_4_a_part_without_a_strong_validator_could_not_be_joined_and_is_not_stored() {
+    const MODIFIED: &str = "Fri, 27 Nov 2026 12:00:00 GMT";
+    let table: [(Lines<'_>, bool); 6] = [
+        (&[("etag", "\"1\"")], true),
+        (&[("etag", "W/\"1\"")], false),
+        (&[("etag", "W/\"1\""), ("last-modified", MODIFIED)], false),
+        (&[("last-modified", MODIFIED)], true),
+        (&[("last-modified", DATE)], false),
+        (&[], false),
+    ];
+    for (validators, expected) in table {
+        let judged = part(&[&[("content-range", "bytes 0-4/10")], validators].concat()).judged();
+        assert_eq!(judged.map(drop), if expected { Ok(()) } else { Err(NotStored::Partial) }, "{validators:?}");
+    }
 }
 
 #[test]

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::cache::semantics::{
-    range::ByteRange,
-    validate::{Outcome, make_conditional, make_partial, make_whole, outcome, selected},
+    validate::{Outcome, confirms, make_conditional, make_conditional_in_part, make_whole, outcome, selected},
     validators::Validators,
 };
 
@@ -59,22 +58,47 @@ fn rfc9111_4_3_2_tags_of_the_client_are_not_sent_for_a_304_may_not_say_whose_is_
 }
 
 #[test]
-fn rfc9111_4_3_1_a_missing_part_is_asked_for_with_a_strong_validator() {
-    let asked = |lines: Lines<'_>| {
+fn rfc9111_4_3_1_a_stored_part_is_validated_by_a_request_for_no_more_than_that() {
+    let asked = |request: Lines<'_>, lines: Lines<'_>| {
         let exchange = stored(lines);
-        let mut request = fields(&[("range", "bytes=0-"), ("if-none-match", "\"7\"")]);
-        let can =
-            make_partial(&mut request, ByteRange { first: 10, last: 19 }, &Validators::of(&exchange.response), &exchange.meta());
-        can.then(|| request.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect::<Vec<_>>())
+        let mut request = fields(request);
+        make_conditional_in_part(&mut request, &Validators::of(&exchange.response));
+        let mut lines: Vec<_> = request.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        lines.sort_unstable();
+        lines
     };
-    assert_eq!(asked(&[("etag", "\"1\"")]).unwrap(), ["if-range: \"1\"", "range: bytes=10-19"]);
+    let tag: Lines<'_> = &[("etag", "\"1\"")];
+    assert_eq!(asked(&[("range", "bytes=0-9")], tag), ["if-none-match: \"1\"", "range: bytes=0-9"]);
+    // Should it have changed, the client must not get the part of another one than that of which it has the rest.
     assert_eq!(
-        asked(&[("last-modified", MODIFIED)]).unwrap(),
-        [format!("if-range: {MODIFIED}"), "range: bytes=10-19".to_owned()]
+        asked(&[("range", "bytes=5-"), ("if-range", "\"1\"")], tag),
+        ["if-none-match: \"1\"", "if-range: \"1\"", "range: bytes=5-"]
     );
-    for weak in [&[("etag", "W/\"1\"")][..], &[("etag", "W/\"1\""), ("last-modified", MODIFIED)], &[("last-modified", DATE)], &[]]
-    {
-        assert_eq!(asked(weak), None, "{weak:?}");
+    assert_eq!(
+        asked(&[("range", "bytes=-5")], &[("last-modified", MODIFIED)]),
+        [format!("if-modified-since: {MODIFIED}"), "range: bytes=-5".to_owned()]
+    );
+}
+
+#[test]
+fn rfc9111_4_3_4_a_304_about_something_else_updates_nothing() {
+    let confirmed = |not_modified: Lines<'_>, lines: Lines<'_>| {
+        let exchange = stored(lines);
+        confirms(&fields(not_modified), T0, &Validators::of(&exchange.response), &exchange.meta())
+    };
+    let (tag, weak, date): (Lines<'_>, Lines<'_>, Lines<'_>) =
+        (&[("etag", "\"1\"")], &[("etag", "W/\"1\"")], &[("last-modified", MODIFIED)]);
+    for (not_modified, stored, expected) in [
+        (tag, tag, true),
+        (&[("etag", "\"2\"")][..], tag, false),
+        (weak, weak, true),
+        (weak, tag, true),
+        (tag, weak, false),
+        (&[], tag, true),
+        (date, date, true),
+        (tag, date, false),
+    ] {
+        assert_eq!(confirmed(not_modified, stored), expected, "{not_modified:?} {stored:?}");
     }
 }
 
