@@ -39,6 +39,8 @@ pub const GROUP: &str = "api.fetchr.sh";
 /// Its version.
 pub const VERSION: &str = "v1alpha1";
 
+/// What may be asked of a cache: the last part of a path. Only what changes nothing.
+const QUESTIONS: [&str; 4] = ["stats", "objects", "object", "explain"];
 /// Largest description of a request to explain, in bytes.
 const MAX_BODY: usize = 1 << 20;
 /// How long a sidecar may take for its answer.
@@ -88,6 +90,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/namespaces/{namespace}/sidecars", get(list))
         .route("/namespaces/{namespace}/sidecars/{pod}", get(read))
         .route("/namespaces/{namespace}/sidecars/{pod}/config", get(config))
+        .route("/namespaces/{namespace}/sidecars/{pod}/cache/{question}", get(cache))
         .route("/namespaces/{namespace}/sidecars/{pod}/explain", post(explain))
         .route("/namespaces/{namespace}/sidecars/{pod}/purge", post(purge))
         .route("/version", get(version));
@@ -142,6 +145,22 @@ async fn config(Path((namespace, pod)): Path<(String, String)>, (State(api), Ext
         api.command((&namespace, &pod), "config", Bytes::new(), COMMAND_DEADLINE).await
     };
     api.answer("sidecars/config", config.await)
+}
+
+async fn cache(
+    Path((namespace, pod, question)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+    (State(api), Extension(peer), headers): Asked,
+) -> Response {
+    let action =
+        Action { verb: "get", resource: "sidecars", subresource: "cache", namespace: Some(&namespace), name: Some(&pod) };
+    let answer = async {
+        api.admit(&peer, &headers, action).await?;
+        let question = QUESTIONS.into_iter().find(|known| *known == question).ok_or(Failure::NoSuchPath)?;
+        let target = format!("/cache/{question}?{}", query.as_deref().unwrap_or_default());
+        api.command((&namespace, &pod), "cache", target.into(), COMMAND_DEADLINE).await
+    };
+    api.answer("sidecars/cache", answer.await)
 }
 
 async fn explain(Path((namespace, pod)): Path<(String, String)>, asked: Asked, request: Request) -> Response {

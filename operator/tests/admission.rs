@@ -52,7 +52,7 @@ struct Flags {
     settings: Settings,
 }
 
-/// Streams with one sidecar, which answers each command with its verb.
+/// Streams with one sidecar, which answers each command with its verb and its body.
 fn one_sidecar(registry: &mut Registry) -> Hub {
     let hub = Hub::new(deliver::Metrics::register(registry), "cluster.local");
     let hello = Hello {
@@ -68,8 +68,9 @@ fn one_sidecar(registry: &mut Registry) -> Hub {
     let answering = hub.clone();
     tokio::spawn(async move {
         while let Some(command) = inbox.commands.recv().await {
-            let body = json!({"verb": command.verb}).to_string().into();
-            let answer = v1::CommandAnswer { id: command.id, body, error: String::new() };
+            let body = String::from_utf8_lossy(&command.body);
+            let body = json!({"verb": command.verb, "body": body}).to_string().into();
+            let answer = v1::CommandAnswer { id: command.id, body, ..Default::default() };
             answering.hear(&session, v1::Up { message: Some(v1::up::Message::CommandAnswer(answer)) });
         }
     });
@@ -388,6 +389,10 @@ async fn aggregated_api_answers_any_kubeconfig_with_rights() {
     assert_eq!(list["items"][0]["metadata"]["name"], "web-1");
     let config = get(&client, "/namespaces/shop/sidecars/web-1/config").await.unwrap();
     assert_eq!(config["verb"], "config");
+    // The API server writes the query anew, sorted.
+    let cache =
+        get(&client, "/namespaces/shop/sidecars/web-1/cache/objects?prefix=http%3A%2F%2Fa%2F%3Fb+c&limit=5").await.unwrap();
+    assert_eq!(cache, json!({"verb": "cache", "body": "/cache/objects?limit=5&prefix=http%3A%2F%2Fa%2F%3Fb+c"}));
 
     let server = ApiServer::shared().await.unwrap();
     // A cache of its own: that of all may know another server that had the same port.
@@ -409,4 +414,6 @@ async fn aggregated_api_answers_any_kubeconfig_with_rights() {
     let nobody = Client::try_from(config).unwrap();
     let error = get(&nobody, "/namespaces/shop/sidecars").await.unwrap_err().to_string();
     assert!(error.contains("nobody") && error.contains("cannot list resource"), "{error}");
+    let error = get(&nobody, "/namespaces/shop/sidecars/web-1/cache/stats").await.unwrap_err().to_string();
+    assert!(error.contains("cannot get resource \"sidecars/cache\""), "{error}");
 }

@@ -1,7 +1,9 @@
 //! What an administrator may ask: the configuration in force, and what it does to a request. The admin port and the operator's
 //! stream give the same answers.
 
+pub(crate) mod cache;
 pub(crate) mod redact;
+mod refused;
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +17,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::refused::Refused;
 use crate::{
-    PodPurges, PurgeRequest, cache,
+    PodPurges, PurgeRequest,
+    cache::forms,
     config::{Config, Shared},
     facts::Facts,
     fields,
@@ -24,28 +28,27 @@ use crate::{
 };
 
 /// Sections and verbs that [`answer`] knows, by verb.
-pub const VERBS: [&str; 3] = ["config", "explain", "purge"];
+pub const VERBS: [&str; 4] = ["config", "explain", "cache", "purge"];
 
-/// Answers a command of the stream as JSON; all but `purge`, which takes time.
-pub fn answer(shared: &Shared, verb: &str, body: &[u8]) -> Result<Vec<u8>, String> {
+/// Answers a command of the stream as JSON; all but `cache` and `purge`, which take time.
+pub fn answer(shared: &Shared, verb: &str, body: &[u8]) -> Result<Vec<u8>, Refused> {
     let config = shared.load();
     let answer = match verb {
         "config" => describe(shared),
         "explain" => {
             let request: ExplainRequest =
-                serde_json::from_slice(body).map_err(|error| format!("not a request to explain: {error}"))?;
-            json!(request.explain(config.routes(request.direction))?)
+                serde_json::from_slice(body).map_err(|error| Refused::wrong(format!("not a request to explain: {error}")))?;
+            json!(request.explain(config.routes(request.direction)).map_err(Refused::wrong)?)
         }
-        _ => return Err(format!("unknown verb {verb:?}; this sidecar knows {}", VERBS.join(", "))),
+        _ => return Err(Refused::wrong(format!("unknown verb {verb:?}; this sidecar knows {}", VERBS.join(", ")))),
     };
     Ok(answer.to_string().into_bytes())
 }
 
 /// Answers the command `purge` of the stream as JSON, within some time.
-pub async fn purge(config: Arc<Config>, purges: &PodPurges, body: &[u8], at_most: Duration) -> Result<Vec<u8>, String> {
-    let request: PurgeRequest = serde_json::from_slice(body).map_err(|error| format!("not a purge: {error}"))?;
-    let answer = purges.purge_forms(&request, |url| cache::forms(&config, url), at_most).await;
-    let answer = answer.map_err(|error| error.to_string())?;
+pub async fn purge(config: Arc<Config>, purges: &PodPurges, body: &[u8], at_most: Duration) -> Result<Vec<u8>, Refused> {
+    let request: PurgeRequest = serde_json::from_slice(body).map_err(|error| Refused::wrong(format!("not a purge: {error}")))?;
+    let answer = purges.purge_forms(&request, |url| forms(&config, url), at_most).await?;
     Ok(json!(answer).to_string().into_bytes())
 }
 
@@ -99,6 +102,23 @@ impl ExplainRequest {
     /// A GET request to the application.
     pub fn to(url: impl Into<String>) -> Self {
         Self { direction: Direction::Inbound, method: get(), url: url.into(), headers: BTreeMap::new(), client: localhost() }
+    }
+
+    /// From its parts: `?url=http://shop/products&method=GET&direction=Inbound&client=10.0.0.1&header=x-tier:gold`; `header` may stand
+    /// several times. The error says which part is wrong.
+    pub(crate) fn in_parts(parts: Vec<(String, String)>) -> Result<Self, String> {
+        let mut fields = serde_json::Map::new();
+        let mut headers = BTreeMap::new();
+        for (name, value) in parts {
+            if name == "header" {
+                let field = value.split_once(':').ok_or_else(|| format!("header: {value:?} is not like x-tier:gold"))?;
+                headers.insert(field.0.trim().to_ascii_lowercase(), field.1.trim().to_owned());
+            } else {
+                fields.insert(name, value.into());
+            }
+        }
+        fields.insert("headers".to_owned(), json!(headers));
+        serde_json::from_value(fields.into()).map_err(|error| error.to_string())
     }
 
     /// What a table does to the request. The error says which part of the request is wrong.
@@ -163,7 +183,7 @@ mod tests {
         Shared::new(Config::build(planned, Identity::default()).unwrap())
     }
 
-    fn text(answer: Result<Vec<u8>, String>) -> String {
+    fn text(answer: Result<Vec<u8>, Refused>) -> String {
         String::from_utf8(answer.unwrap()).unwrap()
     }
 
@@ -196,11 +216,11 @@ mod tests {
 
     #[test]
     fn wrong_questions_say_what_is_wrong() {
-        let wrong = |body: &str| answer(&config(), "explain", body.as_bytes()).unwrap_err();
+        let wrong = |body: &str| answer(&config(), "explain", body.as_bytes()).unwrap_err().why;
         assert!(wrong(r#"{"url": "/a"}"#).starts_with("url:"));
         assert!(wrong(r#"{"url": "http://a/", "method": "G T"}"#).starts_with("method:"));
         assert!(wrong(r#"{"url": "http://a/", "headers": {"a b": ""}}"#).starts_with("headers:"));
         assert!(wrong(r#"{"url": "http://a/", "verb": 1}"#).contains("unknown field"));
-        assert!(answer(&config(), "reboot", b"").unwrap_err().contains("config, explain"));
+        assert!(answer(&config(), "reboot", b"").unwrap_err().why.contains("config, explain"));
     }
 }

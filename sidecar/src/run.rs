@@ -158,17 +158,17 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         Configuration::Files(_) => std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned()),
         Configuration::Pod(pod) => pod.name.clone(),
     });
+    let cache = PodCache::default();
     // Before anything is accepted: without a plan, those who waited for this process would be refused.
     let streams = match &options.configuration {
         Configuration::Files(_) => None,
         Configuration::Pod(pod) => {
-            let settings = stream_settings(pod, &state, purges.clone());
+            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone()));
             Some(Streams::begin(settings, shared.clone(), health.clone(), source_metrics.clone()).await)
         }
     };
     before.go_on(&drain, &shared); // with the settings of the plan
     let token = before.admin_token(&state).context("could not write the admin token")?;
-    let cache = PodCache::default();
     let own = Own {
         metrics: Arc::clone(&metrics),
         health: health.clone(),
@@ -270,7 +270,7 @@ fn rough_time() -> u128 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
 
-fn stream_settings(pod: &Pod, state: &StateDir, purges: PodPurges) -> stream::Settings {
+fn stream_settings(pod: &Pod, state: &StateDir, (purges, cache): (PodPurges, PodCache)) -> stream::Settings {
     let (workload_kind, workload_name) = pod.workload.clone().unwrap_or_default();
     let cold_start = ColdStart {
         plan_dir: pod.plan_dir.clone(),
@@ -288,6 +288,7 @@ fn stream_settings(pod: &Pod, state: &StateDir, purges: PodPurges) -> stream::Se
         pod_uid: pod.uid.clone(),
         cold_start,
         purges,
+        cache,
     }
 }
 

@@ -25,8 +25,8 @@ pub(super) enum Failure {
     NoSidecar { pod: String },
     #[error("the sidecar of {pod} did not answer in time")]
     NoAnswer { pod: String },
-    #[error("the sidecar of {pod} says: {reason}")]
-    Refused { pod: String, reason: String },
+    #[error("the sidecar of {pod} says: {why}")]
+    Refused { pod: String, status: u16, why: String },
     #[error("the sidecar of {pod} answered what is not JSON")]
     Garbled { pod: String },
     #[error("the body is not JSON: {0}")]
@@ -45,20 +45,32 @@ impl Failure {
         match error {
             CommandError::NotConnected => Self::NoSidecar { pod },
             CommandError::NoAnswer => Self::NoAnswer { pod },
-            CommandError::Refused(reason) => Self::Refused { pod, reason },
+            CommandError::Refused { status, why } => Self::Refused { pod, status, why },
         }
     }
 
     fn code(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::NoFrontProxy | Self::Unauthorizable(_) => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
+            Self::NoFrontProxy | Self::Unauthorizable(_) | Self::Refused { status: 503, .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")
+            }
             Self::Unauthenticated(_) => (StatusCode::UNAUTHORIZED, "Unauthorized"),
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "Forbidden"),
-            Self::NoSidecar { .. } | Self::NoSuchPath => (StatusCode::NOT_FOUND, "NotFound"),
+            Self::NoSidecar { .. } | Self::NoSuchPath | Self::Refused { status: 404, .. } => (StatusCode::NOT_FOUND, "NotFound"),
             Self::NoAnswer { .. } => (StatusCode::GATEWAY_TIMEOUT, "Timeout"),
             Self::Refused { .. } | Self::NotJson(_) | Self::Query(_) => (StatusCode::BAD_REQUEST, "BadRequest"),
             Self::Garbled { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
+        }
+    }
+
+    /// What a client tells a pod without a sidecar by, and a sidecar that has nothing to show.
+    fn details(&self) -> Option<Value> {
+        let of = |pod: &str, causes: Value| json!({"name": pod, "group": GROUP, "kind": "sidecars", "causes": causes});
+        match self {
+            Self::NoSidecar { pod } => Some(of(pod, json!([]))),
+            Self::Refused { pod, why, .. } => Some(of(pod, json!([{"reason": "Refused", "message": why}]))),
+            _ => None,
         }
     }
 }
@@ -66,8 +78,11 @@ impl Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (code, reason) = self.code();
-        let status = json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+        let mut status = json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
             "message": self.to_string(), "reason": reason, "code": code.as_u16()});
+        if let Some(details) = self.details() {
+            status["details"] = details;
+        }
         (code, axum::Json(status)).into_response()
     }
 }

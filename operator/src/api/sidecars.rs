@@ -61,7 +61,12 @@ pub enum CommandError {
     /// The sidecar did not answer in time, or its stream ended before it did.
     #[error("the sidecar did not answer in time")]
     NoAnswer,
-    /// The sidecar says that the command is wrong.
-    #[error("the sidecar refused the command: {0}")]
-    Refused(String),
+    /// The sidecar has none.
+    #[error("the sidecar refused the command: {why}")]
+    Refused {
+        /// A status of HTTP: 400, 404 or 503.
+        status: u16,
+        /// In its words.
+        why: String,
+    },
 }

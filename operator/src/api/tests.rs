@@ -43,13 +43,19 @@ impl Sidecars for One {
             match (namespace, pod) {
                 ("shop", "web-1") => Ok(format!("{{\"verb\":\"{verb}\",\"body\":{:?}}}", String::from_utf8_lossy(&body)).into()),
                 ("shop", "slow") => Err(CommandError::NoAnswer),
-                ("shop", "picky") => Err(CommandError::Refused("unknown verb".to_owned())),
+                ("shop", "picky") => Err(refused(400, "unknown verb")),
+                ("shop", "empty") => Err(refused(404, "nothing is stored for it")),
+                ("shop", "busy") => Err(refused(503, "ask again")),
                 ("shop", "garbled") => Ok("<html>".into()),
                 _ => Err(CommandError::NotConnected),
             }
         }
         .boxed()
     }
+}
+
+fn refused(status: u16, why: &str) -> CommandError {
+    CommandError::Refused { status, why: why.to_owned() }
 }
 
 /// Alice may do everything in `shop`, the group `ops` everything, Carol's rights can't be found out.
@@ -217,7 +223,7 @@ async fn commands_travel_down_the_stream_and_failures_come_back_as_status() {
     let fixture = Fixture::start().await;
     let (status, config) = fixture.get_as("alice", "/namespaces/shop/sidecars/web-1/config").await;
     assert_eq!((status, config["verb"].as_str()), (200, Some("config")));
-    for (pod, code) in [("slow", 504), ("picky", 400), ("garbled", 500), ("nope", 404)] {
+    for (pod, code) in [("slow", 504), ("picky", 400), ("empty", 404), ("busy", 503), ("garbled", 500), ("nope", 404)] {
         let (status, body) = fixture.get_as("alice", &format!("/namespaces/shop/sidecars/{pod}/config")).await;
         assert_eq!((status, body["code"].as_u64(), body["kind"].as_str()), (code, Some(code.into()), Some("Status")), "{pod}");
     }
@@ -230,6 +236,32 @@ async fn commands_travel_down_the_stream_and_failures_come_back_as_status() {
         assert_eq!((status, answer["verb"].as_str(), answer["body"].as_str()), (200, Some(verb), Some(r#"{"url":"/a"}"#)));
         assert_eq!(fixture.send(Some(&fixture.front_proxy), order("url=/a")).await.unwrap().0, 400);
     }
+}
+
+#[tokio::test]
+async fn questions_about_the_cache_are_relayed_and_no_others() {
+    let fixture = Fixture::start().await;
+    let asked =
+        async |user, pod, question| fixture.get_as(user, &format!("/namespaces/shop/sidecars/{pod}/cache/{question}")).await;
+    for (question, relayed) in [
+        ("stats", "/cache/stats?"),
+        ("objects?prefix=http%3A%2F%2Fa%2F&limit=5", "/cache/objects?prefix=http%3A%2F%2Fa%2F&limit=5"),
+        ("object?url=http://a/", "/cache/object?url=http://a/"),
+        ("explain?url=http://a/", "/cache/explain?url=http://a/"),
+    ] {
+        let (status, answer) = asked("alice", "web-1", question).await;
+        assert_eq!((status, &answer), (200, &json!({"verb": "cache", "body": relayed})), "{question}");
+    }
+    for question in ["purge", "import", "..%2Fdrain", "objects/1"] {
+        assert_eq!(asked("alice", "web-1", question).await.0, 404, "{question}");
+    }
+    let (status, body) = asked("mallory", "web-1", "stats").await;
+    let expected = r#"User "mallory" cannot get resource "sidecars/cache" in API group "api.fetchr.sh" in the namespace "shop""#;
+    assert_eq!((status, body["message"].as_str()), (403, Some(expected)));
+    let (_, nothing) = asked("alice", "empty", "object?url=http://a/").await;
+    assert_eq!(nothing["details"]["causes"][0]["message"], "nothing is stored for it");
+    let (_, nobody) = asked("alice", "nope", "stats").await;
+    assert_eq!(nobody["details"], json!({"name": "nope", "group": "api.fetchr.sh", "kind": "sidecars", "causes": []}));
 }
 
 #[tokio::test]

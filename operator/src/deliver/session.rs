@@ -190,7 +190,9 @@ impl Session {
         let answer = tokio::time::timeout(deadline, exchange).await;
         match answer {
             Ok(Ok(answer)) if answer.error.is_empty() => Ok(answer.body),
-            Ok(Ok(answer)) => Err(CommandError::Refused(answer.error)),
+            Ok(Ok(v1::CommandAnswer { error: why, status, .. })) => {
+                Err(CommandError::Refused { status: u16::try_from(status).unwrap_or_default(), why })
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(CommandError::NoAnswer),
         }

@@ -208,7 +208,7 @@ async fn command_finds_its_answer() {
     let answering = async {
         let command = inbox.commands.recv().await.unwrap();
         assert_eq!((command.verb.as_str(), command.deadline_ms), ("config", 5000));
-        let answer = v1::CommandAnswer { id: command.id, body: Bytes::from_static(b"!"), error: String::new() };
+        let answer = v1::CommandAnswer { id: command.id, body: Bytes::from_static(b"!"), ..Default::default() };
         hub.hear(&session, v1::Up { message: Some(v1::up::Message::CommandAnswer(answer)) });
     };
     let (answer, ()) = tokio::join!(asking, answering);

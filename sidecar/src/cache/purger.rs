@@ -2,8 +2,8 @@
 
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 
-use super::{Caching, PurgeAnswer, PurgeError, key, pod::Cache};
-use crate::{exchange::Exchange, flow::Flow};
+use super::{Caching, PurgeAnswer, key, pod::Cache};
+use crate::{ask::Refused, exchange::Exchange, flow::Flow};
 
 /// The method.
 const PURGE: &str = "PURGE";
@@ -30,9 +30,9 @@ pub(super) async fn purge(ex: &Exchange, cache: &Cache, caching: &Caching, parts
     let soft = parts.headers.get(SOFT).is_some_and(|value| value == "1");
     match cache.purges.purge_url(&key::url(&of), soft).await {
         Ok(answer) => done(&answer),
-        Err(error @ PurgeError::Wrong(_)) => text(StatusCode::BAD_REQUEST, format!("fetchr: {error}\n")),
-        Err(error @ (PurgeError::Unreachable(_) | PurgeError::Busy)) => {
-            text(StatusCode::SERVICE_UNAVAILABLE, format!("fetchr: {error}\n"))
+        Err(error) => {
+            let Refused { status, why } = error.into();
+            text(status, format!("fetchr: {why}\n"))
         }
     }
 }

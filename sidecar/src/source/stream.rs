@@ -31,7 +31,7 @@ use wire::v1;
 
 use self::{connect::session, receive::Receiver};
 use super::{Metrics, coldstart::ColdStart, order::StreamId, state::StateDir};
-use crate::{PodPurges, config::Shared, health::Health};
+use crate::{PodCache, PodPurges, config::Shared, health::Health};
 
 /// How often the operator's name is resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
@@ -62,6 +62,8 @@ pub struct Settings {
     pub cold_start: ColdStart,
     /// What was purged from the cache.
     pub purges: PodPurges,
+    /// What the cache holds.
+    pub cache: PodCache,
 }
 
 impl Settings {

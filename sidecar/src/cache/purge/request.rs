@@ -31,7 +31,7 @@ pub struct PurgeRequest {
 }
 
 /// What became of a purge.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PurgeAnswer {
     /// Whether it is a purge of all pods of the workload; else of this one.
@@ -51,7 +51,7 @@ pub struct PurgeAnswer {
 }
 
 /// A member that has applied a purge.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Acknowledged {
     /// The pod.

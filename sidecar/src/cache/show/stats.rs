@@ -81,6 +81,67 @@ pub struct RuleFigures {
     pub hit_ratio: Option<f64>,
 }
 
+impl Figures {
+    /// Adds what another pod has counted.
+    pub fn add(&mut self, other: &Self) {
+        // Each by its name, so that none is forgotten.
+        let Self {
+            objects,
+            bytes,
+            limit_bytes,
+            fills,
+            evictions,
+            refused,
+            rules: theirs,
+            bypassed,
+            not_stored,
+            parts,
+            served_bytes,
+            purges,
+            cut_off,
+        } = other;
+        self.objects += objects;
+        self.bytes += bytes;
+        self.limit_bytes += limit_bytes;
+        self.served_bytes += served_bytes;
+        self.fills.add(*fills);
+        for (mine, others) in [
+            (&mut self.evictions, evictions),
+            (&mut self.refused, refused),
+            (&mut self.bypassed, bypassed),
+            (&mut self.not_stored, not_stored),
+            (&mut self.parts, parts),
+            (&mut self.purges, purges),
+        ] {
+            for (name, count) in others {
+                *mine.entry(name.clone()).or_default() += count;
+            }
+        }
+        let both = self.rules.iter().chain(theirs);
+        self.rules = rules(both.flat_map(|RuleFigures { rule, requests, .. }| {
+            requests.iter().map(move |(result, count)| (rule, result.as_str(), *count))
+        }));
+        self.cut_off = match (self.cut_off, *cut_off) {
+            (None, other) => other,
+            (mine, None) => mine,
+            (Some(mine), Some(other)) => Some(mine || other),
+        };
+    }
+}
+
+impl Fills {
+    fn add(&mut self, other: Self) {
+        let Self { open, bytes, led, joined, not_storable, crowded, failed } = other;
+        self.open += open;
+        self.bytes += bytes;
+        self.led += led;
+        self.joined += joined;
+        self.not_storable += not_storable;
+        self.crowded += crowded;
+        self.failed += failed;
+    }
+}
+
 /// Reads the counters. They are read one after another, so sums may differ by what happened meanwhile.
 pub(super) fn figures(cache: &Cache) -> Figures {
     let (store, metrics) = (cache.store().stats(), &cache.metrics);
@@ -119,7 +180,7 @@ fn named(counts: impl IntoIterator<Item = (&'static str, u64)>) -> BTreeMap<Stri
 }
 
 /// Sums up what was counted by rule and result.
-fn rules<R: AsRef<str>>(counts: impl IntoIterator<Item = (R, &'static str, u64)>) -> Vec<RuleFigures> {
+fn rules<'a, R: AsRef<str>>(counts: impl IntoIterator<Item = (R, &'a str, u64)>) -> Vec<RuleFigures> {
     let mut rules: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for (rule, result, count) in counts {
         *rules.entry(rule.as_ref().to_owned()).or_default().entry(result.to_owned()).or_default() += count;
@@ -144,5 +205,22 @@ mod tests {
         let rules = rules(counts);
         let ratios: Vec<_> = rules.iter().map(|rule| (rule.rule.as_str(), rule.total, rule.hit_ratio)).collect();
         assert_eq!(ratios, [("a", 98, Some(0.75)), ("b", 1, None)]);
+    }
+
+    #[test]
+    fn sum_of_pods_has_the_ratio_of_all_their_requests() {
+        let pod = |counts: &[(&'static str, &'static str, u64)], cut_off| Figures {
+            objects: 2,
+            rules: rules(counts.iter().copied()),
+            purges: named([("hard", 1), ("soft", 0)]),
+            cut_off,
+            ..Figures::default()
+        };
+        let mut sum = pod(&[("a", "hit", 9), ("a", "miss", 1)], None);
+        sum.add(&pod(&[("a", "miss", 10), ("b", "bypass", 3)], Some(true)));
+        sum.add(&pod(&[], Some(false)));
+        assert_eq!((sum.objects, sum.cut_off, sum.purges), (6, Some(true), named([("hard", 3), ("soft", 0)])));
+        let ratios: Vec<_> = sum.rules.iter().map(|rule| (rule.rule.as_str(), rule.total, rule.hit_ratio)).collect();
+        assert_eq!(ratios, [("a", 20, Some(0.45)), ("b", 3, None)]);
     }
 }

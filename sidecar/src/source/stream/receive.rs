@@ -6,16 +6,17 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use axum::{Router, http::StatusCode};
 use crds::plan::{Identity, Plan, Position, digest_bytes};
 use tokio::{
-    sync::mpsc,
-    time::{MissedTickBehavior, interval, sleep_until},
+    sync::{Semaphore, mpsc},
+    time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
 use wire::{signed::PublicKey, v1};
 
 use super::{Event, Settings, services::Offers};
 use crate::{
-    ask,
+    ask::{self, Refused},
     config::{Config, ConfigError, PlanSource, Planned, Shared, Standing},
     health::Health,
     services::Services,
@@ -31,6 +32,8 @@ const STATUS_EVERY: Duration = Duration::from_secs(30);
 const COLD_START_EVERY: Duration = Duration::from_secs(2);
 /// Largest answer to a command, in bytes.
 const MAX_ANSWER: usize = 3 << 20;
+/// Questions about the cache that are answered at a time; each may look at many objects.
+const MAX_QUESTIONS: usize = 8;
 
 /// Owns the order of plans and the configuration.
 pub(super) struct Receiver {
@@ -45,6 +48,8 @@ pub(super) struct Receiver {
     told: Option<v1::Status>,
     /// The mounted plan that was looked at last.
     mounted: Option<SystemTime>,
+    /// Questions about the cache, and places for those that are being answered.
+    questions: (Router, Arc<Semaphore>),
 }
 
 impl Receiver {
@@ -52,7 +57,8 @@ impl Receiver {
         let identity = settings.cold_start.identity.clone();
         let services = Offers::new(settings.cold_start.namespace.clone());
         let (order, streams) = (Order::default(), BTreeMap::new());
-        Self { settings, shared, health, metrics, order, services, identity, streams, told: None, mounted: None }
+        let questions = (ask::cache::routes(shared.clone(), settings.cache.clone()), Arc::new(Semaphore::new(MAX_QUESTIONS)));
+        Self { settings, shared, health, metrics, order, services, identity, streams, told: None, mounted: None, questions }
     }
 
     /// Puts the mounted or the kept plan in force, if there is one.
@@ -271,32 +277,39 @@ impl Receiver {
         }
     }
 
-    /// Beside the rest, for it may wait for other pods.
-    fn purge(&self, stream: StreamId, command: v1::Command) {
-        let Some(up) = self.streams.get(&stream).cloned() else { return };
-        let (config, purges) = (Arc::clone(&self.shared.load()), self.settings.purges.clone());
-        tokio::spawn(async move {
-            // Some is left for the answer's way.
-            let at_most = Duration::from_millis(command.deadline_ms.into()).mul_f32(0.9);
-            let answer = ask::purge(config, &purges, &command.body, at_most).await;
-            // Nobody waits for it where that stream has ended.
-            let _ = up.try_send(v1::Up { message: Some(answer_to(command.id, answer)) });
-        });
+    fn command(&mut self, stream: StreamId, command: v1::Command) {
+        // Some is left for the answer's way.
+        let at_most = Duration::from_millis(command.deadline_ms.into()).mul_f32(0.9);
+        match &*command.verb {
+            "purge" => {
+                let (config, purges) = (Arc::clone(&self.shared.load()), self.settings.purges.clone());
+                let body = command.body;
+                self.beside(stream, command.id, async move { ask::purge(config, &purges, &body, at_most).await });
+            }
+            "cache" => {
+                let (routes, places) = self.questions.clone();
+                let body = command.body;
+                self.beside(stream, command.id, async move {
+                    let busy = || Refused::later("as many questions as can be are being answered: ask again");
+                    let _place = places.try_acquire_owned().map_err(|_| busy())?;
+                    timeout(at_most, ask::cache::relay(routes, &body)).await.unwrap_or_else(|_| Err(busy()))
+                });
+            }
+            verb => {
+                let answer = ask::answer(&self.shared, verb, &command.body);
+                self.send(stream, answer_to(command.id, answer));
+            }
+        }
     }
 
-    fn command(&mut self, stream: StreamId, command: v1::Command) {
-        if command.verb == "purge" {
-            return self.purge(stream, command);
-        }
-        let answer = ask::answer(&self.shared, &command.verb, &command.body).and_then(|body| {
-            let size = body.len();
-            if size > MAX_ANSWER {
-                Err(format!("the answer has {size} bytes, at most {MAX_ANSWER} can be sent"))
-            } else {
-                Ok(body)
-            }
+    /// Answers beside the rest what takes time.
+    fn beside(&self, stream: StreamId, id: String, answer: impl Future<Output = Result<Vec<u8>, Refused>> + Send + 'static) {
+        let Some(up) = self.streams.get(&stream).cloned() else { return };
+        tokio::spawn(async move {
+            let answer = answer.await;
+            // Nobody waits for it where that stream has ended.
+            let _ = up.try_send(v1::Up { message: Some(answer_to(id, answer)) });
         });
-        self.send(stream, answer_to(command.id, answer));
     }
 
     /// Tells all streams how the sidecar is; unless `anyway`, only if that has changed.
@@ -340,12 +353,17 @@ impl Receiver {
     }
 }
 
-fn answer_to(id: String, answer: Result<Vec<u8>, String>) -> v1::up::Message {
-    let (body, error) = match answer {
-        Ok(body) => (body, String::new()),
-        Err(error) => (Vec::new(), error),
+fn answer_to(id: String, answer: Result<Vec<u8>, Refused>) -> v1::up::Message {
+    let fits = |body: Vec<u8>| match body.len() {
+        0..=MAX_ANSWER => Ok(body),
+        size => Err(Refused::wrong(format!("the answer has {size} bytes, at most {MAX_ANSWER} can be sent: ask for less of it"))),
     };
-    v1::up::Message::CommandAnswer(v1::CommandAnswer { id, body: body.into(), error })
+    let (body, error, status) = match answer.and_then(fits) {
+        Ok(body) => (body, String::new(), StatusCode::OK),
+        Err(Refused { status, why }) => (Vec::new(), why, status),
+    };
+    let status = status.as_u16().into();
+    v1::up::Message::CommandAnswer(v1::CommandAnswer { id, body: body.into(), error, status })
 }
 
 /// Reads the document of a plan.
@@ -371,4 +389,20 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 /// tokio's time, so that tests can pause it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answer_that_is_too_long_for_a_message_is_refused_in_words() {
+        let answer = |length| match answer_to("1".to_owned(), Ok(vec![b' '; length])) {
+            v1::up::Message::CommandAnswer(answer) => (answer.status, answer.body.len(), answer.error),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(answer(MAX_ANSWER), (200, MAX_ANSWER, String::new()));
+        let (status, length, error) = answer(MAX_ANSWER + 1);
+        assert_eq!((status, length, error.ends_with("can be sent: ask for less of it")), (400, 0, true), "{error}");
+    }
 }

@@ -183,6 +183,7 @@ impl Sidecar {
             pod_uid: "uid-1".to_owned(),
             cold_start,
             purges: PodPurges::new("web-1"),
+            cache: PodCache::default(),
         };
         let shared = Shared::new(Config::waiting(FetchrProxySpec::default()));
         Self { folder, settings, shared, drain: drain::Handle::new(), stop: CancellationToken::new(), task: None }
@@ -460,7 +461,7 @@ async fn commands_are_answered_on_the_stream() {
     assert!(explained.id == "1" && explained.error.is_empty());
     assert!(String::from_utf8_lossy(&explained.body).contains("\"route\":\"shop/p/r\""));
     let refused = link.until(answer).await;
-    assert!(refused.id == "2" && refused.error.contains("unknown verb"));
+    assert!(refused.id == "2" && refused.status == 400 && refused.error.contains("unknown verb"));
     link.send(command("3", "purge", r#"{"tag": "news"}"#)).await;
     let purged = link.until(answer).await;
     let purge: serde_json::Value = serde_json::from_slice(&purged.body).unwrap();
@@ -468,6 +469,17 @@ async fn commands_are_answered_on_the_stream() {
     link.send(command("4", "purge", "{}")).await;
     let refused = link.until(answer).await;
     assert!(refused.id == "4" && refused.error.contains("exactly one"), "{refused:?}");
+    for (question, status, words) in [
+        ("/cache/stats", 503, "the listeners are not open"),
+        ("/cache/object?url=http://shop/&body=maybe", 400, "neither true nor false"),
+        ("/cache/explain", 400, "missing field `url`"),
+        ("/drain", 404, "there is no such question"),
+        ("a b", 400, "not a path"),
+    ] {
+        link.send(command("5", "cache", question)).await;
+        let refused = link.until(answer).await;
+        assert!(refused.status == status && refused.error.contains(words), "{question}: {refused:?}");
+    }
     sidecar.end().await;
 }
 
