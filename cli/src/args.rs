@@ -58,7 +58,7 @@ pub(crate) enum Command {
     /// Tell which sections apply to a request, and why the others do not
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::Args),
-    /// Work on the cache of a proxy on this machine
+    /// Work on the cache of a proxy on this machine, of a pod or of a workload
     #[command(after_help = cache::EXAMPLES)]
     Cache(cache::Args),
     /// Print workloads with the sidecar injected

@@ -1,5 +1,7 @@
 //! The way to a cluster, and what its refusals mean.
 
+use std::time::Duration;
+
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     core::v1::{Container, Pod, PodSpec},
@@ -94,6 +96,12 @@ impl Cluster {
                 .hint("is the cluster up, and is this the right --context?"),
         }
     }
+}
+
+/// Waits for an answer of the cluster, so long at most.
+pub(crate) async fn within<T>(patience: Duration, what: &str, answer: impl Future<Output = T>) -> Result<T, Failure> {
+    let late = |_| Failure::unreachable(format!("{what}: no answer within {} s", patience.as_secs_f32()));
+    tokio::time::timeout(patience, answer).await.map_err(late)
 }
 
 async fn config(args: &ClusterArgs) -> Result<Config, Failure> {

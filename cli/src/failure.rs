@@ -70,6 +70,11 @@ impl Failure {
         self
     }
 
+    /// What went wrong.
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
     /// The exit code that goes with it.
     pub(crate) fn exit(&self) -> Exit {
         self.exit

@@ -12,6 +12,7 @@ use e2e::wait::eventually;
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(20);
+const PORT: u16 = 8080;
 const POLICY: &str = "\
 apiVersion: fetchr.sh/v1alpha1
 kind: FetchrPolicy
@@ -22,6 +23,19 @@ spec:
   - name: echo
     matches: [{path: {type: Prefix, value: /echo}}]
     headers: {response: {set: [{name: x-policy, value: cli}]}}
+";
+
+/// Each pod is asked by its own address, so the host is no part of the key.
+const CACHING: &str = "\
+apiVersion: fetchr.sh/v1alpha1
+kind: FetchrPolicy
+metadata: {name: cache}
+spec:
+  targetRefs: [{kind: Deployment, name: web}]
+  rules:
+  - name: counted
+    matches: [{path: {type: Prefix, value: /count}}]
+    cache: {ttl: {default: 10m}, key: {host: Ignore}}
 ";
 
 /// `fetchr` in a namespace of the cluster; its error if the exit code is not 0.
@@ -93,6 +107,61 @@ async fn sidecar_of_a_pod_explains_a_request() {
         })
         .await
         .unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn caches_of_all_pods_of_a_workload_are_asked_and_purged() {
+    with_namespace(async |namespace| {
+        namespace.apply(CACHING).await.unwrap();
+        namespace.apply(&application("web", 2, "fetchr.sh/inject: enabled")).await.unwrap();
+        let mut pods = namespace.ready_pods("app=web", 2).await.unwrap();
+        pods.sort_by(|a, b| a.name().cmp(b.name()));
+        for pod in &pods {
+            eventually("the policy is in force", DEADLINE, async || {
+                let answer = pod.get(PORT, "/count/all").await?;
+                ensure!(answer.headers.contains_key("cache-status"), "{}: {:?}", pod.name(), answer.headers);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
+        pods[1].get(PORT, "/count/one").await.unwrap();
+        let of_web = async |args: &[&str]| json(&namespace, &[args, &["--workload", "deployment/web"]].concat()).await;
+        let named = |objects: &Value| -> Vec<Value> {
+            objects.as_array().into_iter().flatten().map(|object| object["pod"].clone()).collect()
+        };
+
+        let stats = of_web(&["cache", "stats"]).await.unwrap();
+        assert_eq!((&stats["total"]["objects"], stats["failed"].as_array().unwrap().len()), (&3.into(), 0), "{stats}");
+        assert_eq!(named(&stats["pods"]), [pods[0].name(), pods[1].name()], "{stats}");
+        let one = json(&namespace, &["cache", "stats", "--pod", pods[0].name()]).await.unwrap();
+        assert_eq!(one["objects"], 1, "{one}");
+        let listed = of_web(&["cache", "ls"]).await.unwrap();
+        assert_eq!(named(&listed["objects"]), [pods[0].name(), pods[1].name(), pods[1].name()], "{listed}");
+        let got = of_web(&["cache", "get", "http://web/count/one"]).await.unwrap();
+        assert_eq!(
+            (named(&got["pods"]), named(&got["nothing"])),
+            (vec![pods[1].name().into()], vec![pods[0].name().into()]),
+            "{got}"
+        );
+        let outcomes = async || {
+            let explained = of_web(&["cache", "explain", "http://web/count/one"]).await.unwrap();
+            explained["pods"].as_array().unwrap().iter().map(|pod| pod["outcome"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(outcomes().await, ["Miss", "Hit"]);
+
+        let purged = of_web(&["cache", "purge", "--all"]).await.unwrap();
+        assert_eq!((&purged["complete"], named(&purged["pods"]).len()), (&true.into(), 2), "{purged}");
+        assert_eq!(named(&purged["answers"]).len(), 2, "without Redis each was asked: {purged}");
+        assert_eq!(outcomes().await, ["Miss", "Miss"]);
+
+        let nobody = fetchr(&namespace, &["cache", "stats", "--pod", "nope"]).await.unwrap_err().to_string();
+        assert!(nobody.contains("no sidecar of this pod is connected"), "{nobody}");
+        let stranger = fetchr(&namespace, &["cache", "stats", "--pod", pods[0].name(), "--as", "stranger"]).await;
+        let stranger = stranger.unwrap_err().to_string();
+        assert!(stranger.contains("cannot get resource") && stranger.contains("the right to get sidecars/cache"), "{stranger}");
     })
     .await;
 }

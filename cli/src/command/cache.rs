@@ -1,10 +1,13 @@
-//! `fetchr cache`: the cache of a proxy on this machine. One file for each subcommand.
+//! `fetchr cache`: the cache of a proxy on this machine, or those of pods. One file for each subcommand.
 
 mod admin;
 mod explain;
 mod filter;
 mod get;
 mod ls;
+mod merged;
+mod place;
+mod pods;
 mod purge;
 mod question;
 mod stats;
@@ -28,7 +31,10 @@ pub(crate) const EXAMPLES: &str = "Examples:
   # answers with a tag are gone when this ends
   $ fetchr cache purge --tag news
   # these are asked for anew, and may answer meanwhile where their policy permits it
-  $ fetchr cache purge --prefix http://localhost/products/ --soft";
+  $ fetchr cache purge --prefix http://localhost/products/ --soft
+  # of a pod, and of all pods of a workload
+  $ fetchr cache stats --pod web-6c9f-x2x1z -n shop
+  $ fetchr cache purge --tag news --workload deployment/web -n shop";
 
 /// The flags.
 #[derive(clap::Args)]

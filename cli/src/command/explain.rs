@@ -132,8 +132,9 @@ pub(crate) fn merged(fields: &[(String, String)]) -> BTreeMap<String, String> {
 async fn by_pod(args: &Args, pod: &str, request: &ExplainRequest) -> Result<Explanation, Failure> {
     let cluster = Cluster::new(&args.cluster).await?;
     let body = output::json(request)?.into_bytes();
-    let answer = sidecars::explain(&cluster.client, &cluster.namespace, pod, body).await;
-    answer.map_err(|e| cluster.failure(&format!("sidecar of {}/{pod}", cluster.namespace), &e))
+    let namespace = &cluster.namespace;
+    let answer = sidecars::order(&cluster.client, namespace, pod, "explain", body).await;
+    answer.map_err(|e| sidecars::failure(&cluster, &format!("sidecar of {namespace}/{pod}"), "create sidecars/explain", &e))
 }
 
 fn by_files(args: &Args, request: &ExplainRequest, color: Color) -> Result<Explanation, Failure> {

@@ -285,7 +285,7 @@ mod tests {
 
     fn sidecar(name: &str) -> Sidecar {
         serde_json::from_value(json!({
-            "metadata": {"name": name, "namespace": "shop"}, "status": {"version": "0.1.1", "inSync": true, "ready": true},
+            "metadata": {"name": name, "namespace": "shop"}, "status": {"workload": "Deployment/web", "version": "0.1.1", "inSync": true, "ready": true},
         }))
         .expect("the document is a Sidecar")
     }

@@ -187,4 +187,7 @@ async fn proxies_pods_and_versions_are_shown_and_rights_respected() {
     let pod = asked(&server, &["explain", "GET", "/", "--pod", "web-0", "-n", "shop"]).await;
     assert_eq!(pod.code, 1, "{pod:?}");
     assert!(pod.stderr.starts_with("error: sidecar of shop/web-0: "), "{}", pod.stderr);
+    let cache = asked(&server, &["cache", "stats", "--pod", "web-0", "-n", "shop"]).await;
+    assert_eq!(cache.code, 1, "{cache:?}");
+    assert!(cache.stderr.contains("is fetchr installed, and its API api.fetchr.sh?"), "{}", cache.stderr);
 }

@@ -9,6 +9,7 @@ mod help;
 mod http3;
 mod inject;
 mod instructions;
+mod pods;
 mod run;
 mod supervised;
 mod support;

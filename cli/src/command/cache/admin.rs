@@ -30,6 +30,11 @@ impl Target {
         Self(path.to_owned())
     }
 
+    /// As it is sent.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// With a parameter, if it has a value.
     pub(super) fn with(mut self, name: &str, value: Option<impl ToString>) -> Self {
         if let Some(value) = value {

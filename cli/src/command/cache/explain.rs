@@ -3,12 +3,13 @@
 use sidecar::show::{CacheExplanation, Freshness, Outcome, Purged, Value};
 
 use super::{
-    admin::look_up,
     ls::{left, variant},
+    merged::explain::Explained,
+    place::Place,
     question::Question,
 };
 use crate::{
-    args::{FormatArgs, StateArgs},
+    args::FormatArgs,
     failure::{Exit, Failure},
     output::{self, Color, Paint, age, size},
 };
@@ -21,6 +22,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   $ fetchr cache explain /products -H 'accept-language: de' -H 'cache-control: max-age=60'
   # what does a POST do?
   $ fetchr cache explain /cart --method POST -o json
+  # in which pods of a workload is it a hit?
+  $ fetchr cache explain http://web.shop/products/42 --workload deployment/web -n shop
 
 Nothing is asked of the origin, and nothing counts as a use of what is stored.
 The exit code is 0 whatever the cache would do.";
@@ -34,7 +37,7 @@ pub(super) struct Args {
     #[arg(short = 'X', long, env = "FETCHR_METHOD", value_name = "METHOD", default_value = "GET")]
     method: String,
     #[command(flatten)]
-    state: StateArgs,
+    place: Place,
     #[command(flatten)]
     format: FormatArgs,
 }
@@ -42,20 +45,24 @@ pub(super) struct Args {
 /// Asks for the explanation.
 pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     let target = args.question.ask("/cache/explain").with("method", Some(args.method.to_ascii_uppercase()));
-    let explanation: CacheExplanation = look_up(&args.state, &target)?;
-    output::print(args.format.output, &explanation, |_| render(&explanation, color.stdout()))?;
-    Ok(Exit::Ok)
+    let Args { place, format, .. } = args;
+    let Some(workload) = place.workload()? else {
+        let explanation: CacheExplanation = place.one(async |asked| asked.look_up(&target).await)?;
+        output::print(format.output, &explanation, |_| render(&explanation, color.stdout()))?;
+        return Ok(Exit::Ok);
+    };
+    let mut pods = Vec::new();
+    let take = |pod, explanation| pods.push((pod, explanation));
+    let unanswered = place.each(&workload, &async |asked| asked.look_up(&target).await, take, color)?;
+    let explained = Explained::of(pods, &unanswered.failed);
+    output::print(format.output, &explained, |wide| explained.render(wide, color.stdout()))?;
+    Ok(unanswered.tell())
 }
 
 /// A line for each thing that is known.
 fn render(explanation: &CacheExplanation, paint: Paint) -> String {
     let CacheExplanation { method, url, outcome, why, rule, key, stored, freshness, purged, .. } = explanation;
-    let painted = match outcome {
-        Outcome::Hit | Outcome::Stale => paint.good(format!("{outcome:?}")),
-        Outcome::Revalidate | Outcome::Miss => paint.doubtful(format!("{outcome:?}")),
-        Outcome::None | Outcome::Bypass | Outcome::GatewayTimeout => paint.strong(format!("{outcome:?}")),
-    };
-    let mut lines = vec![("outcome", format!("{painted}: {why}"))];
+    let mut lines = vec![("outcome", format!("{}: {why}", self::outcome(*outcome, paint)))];
     let mut line = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
     line("tells", explanation.cache_status.clone());
     line("rule", rule.as_ref().map(|rule| format!("{} ({:?})", rule.name, rule.mode)));
@@ -75,17 +82,28 @@ fn render(explanation: &CacheExplanation, paint: Paint) -> String {
     );
     line("fresh", freshness.as_ref().map(sum));
     line("stale", freshness.as_ref().map(stale));
-    line(
-        "purged",
-        purged.map(|purged| match purged {
-            Purged::No => "no, not since its fetch began".to_owned(),
-            Purged::Soft => "softly: it is stale".to_owned(),
-            Purged::Unknown => "nobody knows: the origin is asked first".to_owned(),
-            Purged::Hard => "yes".to_owned(),
-        }),
-    );
+    line("purged", purged.map(|purged| self::purged(purged).to_owned()));
     let lines = lines.iter().map(|(name, value)| format!("{name:<10}{value}\n"));
     format!("{}\n\n{}", paint.strong(format!("{method} {url}")), lines.collect::<String>())
+}
+
+/// What becomes of a request, in its colour.
+pub(super) fn outcome(outcome: Outcome, paint: Paint) -> String {
+    match outcome {
+        Outcome::Hit | Outcome::Stale => paint.good(format!("{outcome:?}")),
+        Outcome::Revalidate | Outcome::Miss => paint.doubtful(format!("{outcome:?}")),
+        Outcome::None | Outcome::Bypass | Outcome::GatewayTimeout => paint.strong(format!("{outcome:?}")),
+    }
+}
+
+/// What purges say, in words.
+pub(super) fn purged(purged: Purged) -> &'static str {
+    match purged {
+        Purged::No => "no, not since its fetch began",
+        Purged::Soft => "softly: it is stale",
+        Purged::Unknown => "nobody knows: the origin is asked first",
+        Purged::Hard => "yes",
+    }
 }
 
 fn parts(key: &[Value]) -> String {

@@ -5,14 +5,17 @@ use std::io::{self, ErrorKind};
 use sidecar::show::{StoredHead, Value};
 
 use super::{
-    admin::{Answer, CONNECTING, look_up},
+    admin::{Answer, CONNECTING},
     ls::table,
+    merged::stored::Found,
+    place::Place,
+    pods::Workload,
     question::Question,
 };
 use crate::{
     args::{FormatArgs, StateArgs, switch},
     failure::{Exit, Failure},
-    output::{self, Color},
+    output::{self, Color, Paint},
 };
 
 /// Shown below the help.
@@ -23,19 +26,21 @@ pub(super) const EXAMPLES: &str = "Examples:
   $ fetchr cache get /products/42 -H 'accept-language: de' -o json
   # its body in a file; its head goes to standard error
   $ fetchr cache get /products/42 --body > products.json
+  # which pods of a workload have it?
+  $ fetchr cache get http://web.shop/products/42 --workload deployment/web -n shop
 
-It ends with 1 if nothing is stored for the request. To look counts as no use of it.";
+It ends with 1 if nothing is stored for the request, in no pod. To look counts as no use of it.";
 
 /// The flags.
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     question: Question,
-    /// Write its body to standard output, as it was stored
+    /// Write its body to standard output, as it was stored; of a proxy on this machine only
     #[arg(long, env = "FETCHR_BODY", value_parser = switch(), conflicts_with = "output")]
     body: bool,
     #[command(flatten)]
-    state: StateArgs,
+    place: Place,
     #[command(flatten)]
     format: FormatArgs,
 }
@@ -44,29 +49,54 @@ pub(super) struct Args {
 pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     let url = args.question.url();
     let hinted = |failure: Failure| match failure.exit() {
-        Exit::Failed => failure.at(url).hint(format!("what the cache would do: fetchr cache explain {url}")),
+        Exit::Failed => {
+            let place = args.place.typed();
+            failure.at(url).hint(format!("what the cache would do: fetchr cache explain {url}{place}"))
+        }
         _ => failure,
     };
-    let shown = if args.body { with_body(args) } else { head(args, color) };
+    let shown = match (args.place.workload()?, args.place.here(), args.body) {
+        (_, Some(here), true) => with_body(args, here),
+        (_, None, true) => Err(Failure::usage("--body is of a proxy on this machine: bodies do not travel through the operator")
+            .hint("without --body its fields are shown")),
+        (Some(workload), ..) => of_pods(args, &workload, color),
+        (None, ..) => head(args, color),
+    };
     shown.map_err(hinted)
 }
 
 fn head(args: &Args, color: Color) -> Result<Exit, Failure> {
-    let answer: StoredHead = look_up(&args.state, &args.question.ask("/cache/object"))?;
+    let target = args.question.ask("/cache/object");
+    let answer: StoredHead = args.place.one(async |asked| asked.look_up(&target).await)?;
     output::print(args.format.output, &answer, |wide| {
         let StoredHead { stored, headers } = &answer;
-        let field = |Value { name, value }: &Value| {
-            format!("{}: {}\n", color.stdout().strong(name), value.as_deref().unwrap_or_default())
-        };
-        let fields: String = headers.iter().map(field).collect();
-        format!("{}\n{fields}", table(std::slice::from_ref(stored), wide))
+        format!("{}\n{}", table(std::slice::from_ref(stored), wide), fields(headers, color.stdout()))
     })?;
     Ok(Exit::Ok)
 }
 
-fn with_body(args: &Args) -> Result<Exit, Failure> {
+/// A line for each field.
+pub(super) fn fields(headers: &[Value], paint: Paint) -> String {
+    let field = |Value { name, value }: &Value| format!("{}: {}\n", paint.strong(name), value.as_deref().unwrap_or_default());
+    headers.iter().map(field).collect()
+}
+
+fn of_pods(args: &Args, workload: &Workload<'_>, color: Color) -> Result<Exit, Failure> {
+    let target = args.question.ask("/cache/object");
+    let mut answers = Vec::new();
+    let take = |pod, answer| answers.push((pod, answer));
+    let unanswered = args.place.each(workload, &async |asked| asked.find(&target).await, take, color)?;
+    let found = Found::of(answers, &unanswered.failed);
+    output::print(args.format.output, &found, |wide| found.render(wide, color.stdout()))?;
+    Ok(match unanswered.tell() {
+        Exit::Ok if !found.is_somewhere() => Exit::Failed,
+        exit => exit,
+    })
+}
+
+fn with_body(args: &Args, here: &StateArgs) -> Result<Exit, Failure> {
     let target = args.question.ask("/cache/object").with("body", Some(true));
-    let mut answer = Answer::to(&args.state, "GET", &target, "", CONNECTING)?;
+    let mut answer = Answer::to(here, "GET", &target, "", CONNECTING)?;
     let (head, length) = answer.message()?;
     eprint!("{head}");
     match io::copy(&mut answer, &mut io::stdout().lock()) {

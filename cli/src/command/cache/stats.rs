@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use sidecar::show::Figures;
 
-use super::admin::{Target, look_up};
+use super::{admin::Target, merged::stats::Sum, place::Place};
 use crate::{
-    args::{FormatArgs, StateArgs},
+    args::FormatArgs,
     failure::{Exit, Failure},
     output::{self, Color, Paint, Table, or_dash, size},
 };
@@ -17,6 +17,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   $ fetchr cache stats
   # the hit ratio of each rule
   $ fetchr cache stats -o json | jq '.rules[] | {rule, hitRatio}'
+  # of all pods of a workload, in all and each
+  $ fetchr cache stats --workload deployment/web -n shop -o wide
 
 Counted since the proxy began. RATIO is the part of the requests that spared the origin one (HIT, STALE, COLLAPSED), of all but those that
 passed the cache by (BYPASS).";
@@ -38,20 +40,29 @@ const SHADOW: [(&str, &str); 2] = [("SHADOW HIT", "shadow_hit"), ("SHADOW MISS",
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    state: StateArgs,
+    place: Place,
     #[command(flatten)]
     format: FormatArgs,
 }
 
 /// Asks for the figures.
 pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
-    let figures: Figures = look_up(&args.state, &Target::new("/cache/stats"))?;
-    output::print(args.format.output, &figures, |wide| render(&figures, wide, color.stdout()))?;
-    Ok(Exit::Ok)
+    let (Args { place, format }, target) = (args, Target::new("/cache/stats"));
+    let Some(workload) = place.workload()? else {
+        let figures: Figures = place.one(async |asked| asked.look_up(&target).await)?;
+        output::print(format.output, &figures, |wide| render(&figures, wide, color.stdout()))?;
+        return Ok(Exit::Ok);
+    };
+    let mut pods = Vec::new();
+    let unanswered =
+        place.each(&workload, &async |asked| asked.look_up(&target).await, |pod, figures| pods.push((pod, figures)), color)?;
+    let sum = Sum::of(pods, &unanswered.failed);
+    output::print(format.output, &sum, |wide| sum.render(wide, color.stdout()))?;
+    Ok(unanswered.tell())
 }
 
 /// What it holds, then each rule, then the reasons.
-fn render(figures: &Figures, wide: bool, paint: Paint) -> String {
+pub(super) fn render(figures: &Figures, wide: bool, paint: Paint) -> String {
     let mut text = held(figures, paint);
     if !figures.rules.is_empty() {
         text.push_str(&format!("\n{}", rules(figures, wide)));

@@ -4,12 +4,14 @@ use clap::ValueEnum;
 use sidecar::show::Objects;
 
 use super::{
-    admin::{Target, look_up},
+    admin::Target,
     filter::Filter,
-    ls::table,
+    ls::{Listing, rendered, table},
+    merged::listing::{Lines, Order},
+    place::Place,
 };
 use crate::{
-    args::{FormatArgs, StateArgs},
+    args::FormatArgs,
     failure::{Exit, Failure},
     output::{self, Color},
 };
@@ -20,6 +22,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   $ fetchr cache top
   # the largest of a policy
   $ fetchr cache top --by bytes --policy shop/catalogue --limit 50
+  # the most asked for in any pod of a workload
+  $ fetchr cache top --workload deployment/web -n shop
 
 Hits are counted from when an answer came, and go on when a newer one takes its place. Answers that have left are not counted.";
 
@@ -35,7 +39,7 @@ pub(super) struct Args {
     #[arg(long, env = "FETCHR_LIMIT", value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
     #[command(flatten)]
-    state: StateArgs,
+    place: Place,
     #[command(flatten)]
     format: FormatArgs,
 }
@@ -47,17 +51,23 @@ enum By {
 }
 
 /// Asks for them.
-pub(super) fn execute(args: &Args, _: Color) -> Result<Exit, Failure> {
-    let order = match args.by {
-        By::Hits => "hits",
-        By::Bytes => "bytes",
+pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
+    let Args { place, format, limit, .. } = args;
+    let (asked_by, order) = match args.by {
+        By::Hits => ("hits", Order::Hits),
+        By::Bytes => ("bytes", Order::Bytes),
     };
-    let target = Target::new("/cache/objects").with("order", Some(order)).with("limit", Some(args.limit));
-    let target = args.filter.ask(target);
-    let top: Objects = look_up(&args.state, &target)?;
-    output::print(args.format.output, &top, |wide| match top.objects.as_slice() {
-        [] => "Nothing is stored that is like this.\n".to_owned(),
-        objects => table(objects, wide || matches!(args.by, By::Bytes)).to_string(),
-    })?;
-    Ok(Exit::Ok)
+    let target = args.filter.ask(Target::new("/cache/objects").with("order", Some(asked_by)).with("limit", Some(limit)));
+    let wide = |wide| wide || matches!(args.by, By::Bytes);
+    let Some(workload) = place.workload()? else {
+        let top: Objects = place.one(async |asked| asked.look_up(&target).await)?;
+        output::print(format.output, &top, |all| rendered(&table(&top.objects, wide(all)), false, color.stdout()))?;
+        return Ok(Exit::Ok);
+    };
+    let mut lines = Lines::new(order, (*limit).into());
+    let take = |pod, Objects { objects, .. }| lines.add(&pod, Listing { objects, more: false });
+    let unanswered = place.each(&workload, &async |asked| asked.look_up(&target).await, take, color)?;
+    let all = lines.done(&unanswered.failed);
+    output::print(format.output, &all, |any| rendered(&all.table(wide(any)), false, color.stdout()))?;
+    Ok(unanswered.tell())
 }
