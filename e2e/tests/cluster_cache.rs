@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails has failed its test")]
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use e2e::namespace::{Namespace, Pod};
 use e2e::testbed::{application, redis, with_namespace};
+use e2e::tools::sibling;
 use e2e::wait::eventually;
 use futures::future::try_join_all;
 use serde_json::{Value, json};
@@ -70,6 +72,16 @@ async fn purge(pod: &Pod, namespace: &Namespace, what: Value) -> anyhow::Result<
     Ok(namespace.client().request(request).await?)
 }
 
+/// A purge of all pods by the command line, which fails if it is not complete.
+async fn purge_workload(namespace: &Namespace, tag: &str) -> anyhow::Result<Value> {
+    let mut command = Command::new(sibling("fetchr")?);
+    command.args(["cache", "purge", "--tag", tag, "--workload", "deployment/web", "-n", namespace.name(), "-o", "json"]);
+    command.env("KUBECONFIG", namespace.cluster().kubeconfig());
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
 /// Which pod's application answered, and for which time.
 async fn counted(pod: &Pod, path: &str) -> anyhow::Result<(String, u64)> {
     let reply = pod.get(PORT, path).await?;
@@ -97,6 +109,11 @@ async fn pods_share_answers_and_purges_and_one_of_them_fetches() {
         let anew = counted(&pods[1], "/count/news?ms=1000").await.unwrap();
         assert_ne!(anew, late);
         assert_eq!(counted(&pods[0], "/count/news?ms=1000").await.unwrap(), anew);
+        let answer = purge_workload(&namespace, "news").await.unwrap();
+        let outcomes: Vec<_> = answer["pods"].as_array().unwrap().iter().map(|pod| pod["outcome"].as_str().unwrap()).collect();
+        assert_eq!((answer["complete"].as_bool(), outcomes), (Some(true), vec!["Purged"; 2]), "{answer}");
+        assert_eq!(answer["answers"].as_array().unwrap().len(), 1, "one was asked for both: {answer}");
+        assert_ne!(counted(&pods[1], "/count/news?ms=1000").await.unwrap(), anew);
     })
     .await;
 }
