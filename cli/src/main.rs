@@ -6,6 +6,7 @@ mod command;
 mod documents;
 mod failure;
 mod output;
+mod request;
 mod sidecars;
 
 use std::{env, io::Write, process::ExitCode};

@@ -9,7 +9,6 @@ mod merged;
 mod place;
 mod pods;
 mod purge;
-mod question;
 mod stats;
 mod top;
 

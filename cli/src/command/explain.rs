@@ -2,13 +2,9 @@
 
 mod table;
 
-use std::{collections::BTreeMap, net::IpAddr};
-
-use clap::ValueEnum;
 use crds::{
     document::Documents,
     plan::{Compiled, Identity, Inputs, ObjectRef, Plan, compile},
-    policy::Direction,
 };
 use sidecar::{
     ask::ExplainRequest,
@@ -22,6 +18,7 @@ use crate::{
     documents,
     failure::{Exit, Failure},
     output::{self, Color},
+    request::RequestArgs,
     sidecars,
 };
 
@@ -41,24 +38,8 @@ The exit code is 0 whether or not a section applies.";
 pub(crate) struct Args {
     /// The method, such as GET
     method: String,
-    /// The URL, such as http://shop.example/products?page=1; a path alone is asked of localhost
-    url: String,
-    /// A header field as `name: value`; may be repeated
-    #[arg(short = 'H', long = "header", env = "FETCHR_HEADER", value_delimiter = '\n', value_name = "NAME: VALUE", value_parser = field)]
-    headers: Vec<(String, String)>,
-    /// Whether the request comes to the application or from it
-    #[arg(
-        long,
-        env = "FETCHR_DIRECTION",
-        value_enum,
-        default_value = "inbound",
-        hide_possible_values = true,
-        value_name = "inbound|outbound"
-    )]
-    direction: Way,
-    /// Address of the client
-    #[arg(long, env = "FETCHR_CLIENT_IP", value_name = "IP", default_value = "127.0.0.1")]
-    client_ip: IpAddr,
+    #[command(flatten)]
+    request: RequestArgs,
     #[command(flatten)]
     files: FileArgs,
     /// The FetchrProxy, as NAME or NAMESPACE/NAME, if the documents have several
@@ -79,54 +60,15 @@ pub(crate) struct Args {
     cluster: ClusterArgs,
 }
 
-/// Which way a request goes.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Way {
-    Inbound,
-    Outbound,
-}
-
-impl From<Way> for Direction {
-    fn from(way: Way) -> Self {
-        match way {
-            Way::Inbound => Self::Inbound,
-            Way::Outbound => Self::Outbound,
-        }
-    }
-}
-
-/// Reads a header field.
-pub(crate) fn field(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once(':').ok_or("a header field is written as `name: value`")?;
-    Ok((name.trim().to_owned(), value.trim().to_owned()))
-}
-
 /// Explains by files or by a pod.
 pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
-    let request = request(args);
+    let request = args.request.with(&args.method);
     let explanation = match &args.pod {
         Some(pod) => block_on(by_pod(args, pod, &request))?,
         None => by_files(args, &request, color)?,
     };
     output::print(args.format.output, &explanation, |wide| table::render(&explanation, wide, color.stdout()))?;
     Ok(Exit::Ok)
-}
-
-fn request(args: &Args) -> ExplainRequest {
-    let headers = merged(&args.headers);
-    let url = if args.url.starts_with('/') { format!("http://localhost{}", args.url) } else { args.url.clone() };
-    let method = args.method.to_ascii_uppercase();
-    ExplainRequest { direction: args.direction.into(), method, headers, client: args.client_ip, ..ExplainRequest::to(url) }
-}
-
-/// Fields that come twice are one list, as HTTP reads them.
-pub(crate) fn merged(fields: &[(String, String)]) -> BTreeMap<String, String> {
-    let mut headers: BTreeMap<String, String> = BTreeMap::new();
-    for (name, value) in fields {
-        let all = headers.entry(name.to_ascii_lowercase()).and_modify(|all| *all = format!("{all}, {value}"));
-        all.or_insert_with(|| value.clone());
-    }
-    headers
 }
 
 async fn by_pod(args: &Args, pod: &str, request: &ExplainRequest) -> Result<Explanation, Failure> {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
+use sidecar::ask::ExplainRequest;
 
 use crate::{args::StateArgs, failure::Failure};
 
@@ -28,6 +29,14 @@ impl Target {
     /// A path that needs no escapes.
     pub(super) fn new(path: &str) -> Self {
         Self(path.to_owned())
+    }
+
+    /// With a request as its query.
+    pub(super) fn about(self, request: &ExplainRequest) -> Self {
+        let ExplainRequest { direction, method, url, headers, client } = request;
+        let asked = self.with("url", Some(url)).with("method", Some(method)).with("direction", Some(format!("{direction:?}")));
+        let fields = headers.iter().map(|(name, value)| format!("{name}:{value}"));
+        fields.fold(asked.with("client", Some(client)), |target, field| target.with("header", Some(field)))
     }
 
     /// As it is sent.
@@ -163,5 +172,13 @@ mod tests {
     fn parameters_are_escaped_and_absent_ones_left_out() {
         let target = Target::new("/a").with("url", Some("http://a/ü?b&c")).with("none", None::<u64>).with("n", Some(7));
         assert_eq!(target.0, "/a?url=http%3A%2F%2Fa%2F%C3%BC%3Fb%26c&n=7");
+    }
+
+    #[test]
+    fn request_is_asked_about_in_parts() {
+        let headers = [("x-a".to_owned(), "1, 2".to_owned())].into();
+        let request = ExplainRequest { headers, ..ExplainRequest::to("http://a/") };
+        let expected = "/a?url=http%3A%2F%2Fa%2F&method=GET&direction=Inbound&client=127.0.0.1&header=x-a%3A1%2C%202";
+        assert_eq!(Target::new("/a").about(&request).0, expected);
     }
 }

@@ -3,15 +3,16 @@
 use sidecar::show::{CacheExplanation, Freshness, Outcome, Purged, Value};
 
 use super::{
+    admin::Target,
     ls::{left, variant},
     merged::explain::Explained,
     place::Place,
-    question::Question,
 };
 use crate::{
     args::FormatArgs,
     failure::{Exit, Failure},
     output::{self, Color, Paint, age, size},
+    request::RequestArgs,
 };
 
 /// Shown below the help.
@@ -32,7 +33,7 @@ The exit code is 0 whatever the cache would do.";
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    question: Question,
+    request: RequestArgs,
     /// The method
     #[arg(short = 'X', long, env = "FETCHR_METHOD", value_name = "METHOD", default_value = "GET")]
     method: String,
@@ -44,7 +45,7 @@ pub(super) struct Args {
 
 /// Asks for the explanation.
 pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
-    let target = args.question.ask("/cache/explain").with("method", Some(args.method.to_ascii_uppercase()));
+    let target = Target::new("/cache/explain").about(&args.request.with(&args.method));
     let Args { place, format, .. } = args;
     let Some(workload) = place.workload()? else {
         let explanation: CacheExplanation = place.one(async |asked| asked.look_up(&target).await)?;

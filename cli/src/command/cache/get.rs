@@ -5,17 +5,17 @@ use std::io::{self, ErrorKind};
 use sidecar::show::{StoredHead, Value};
 
 use super::{
-    admin::{Answer, CONNECTING},
+    admin::{Answer, CONNECTING, Target},
     ls::table,
     merged::stored::Found,
     place::Place,
     pods::Workload,
-    question::Question,
 };
 use crate::{
     args::{FormatArgs, StateArgs, switch},
     failure::{Exit, Failure},
     output::{self, Color, Paint},
+    request::RequestArgs,
 };
 
 /// Shown below the help.
@@ -35,7 +35,7 @@ It ends with 1 if nothing is stored for the request, in no pod. To look counts a
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    question: Question,
+    request: RequestArgs,
     /// Write its body to standard output, as it was stored; of a proxy on this machine only
     #[arg(long, env = "FETCHR_BODY", value_parser = switch(), conflicts_with = "output")]
     body: bool,
@@ -47,7 +47,7 @@ pub(super) struct Args {
 
 /// Asks for it.
 pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
-    let url = args.question.url();
+    let url = args.request.url();
     let hinted = |failure: Failure| match failure.exit() {
         Exit::Failed => {
             let place = args.place.typed();
@@ -65,8 +65,12 @@ pub(super) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
     shown.map_err(hinted)
 }
 
+fn asked_for(args: &Args) -> Target {
+    Target::new("/cache/object").about(&args.request.with("GET"))
+}
+
 fn head(args: &Args, color: Color) -> Result<Exit, Failure> {
-    let target = args.question.ask("/cache/object");
+    let target = asked_for(args);
     let answer: StoredHead = args.place.one(async |asked| asked.look_up(&target).await)?;
     output::print(args.format.output, &answer, |wide| {
         let StoredHead { stored, headers } = &answer;
@@ -82,7 +86,7 @@ pub(super) fn fields(headers: &[Value], paint: Paint) -> String {
 }
 
 fn of_pods(args: &Args, workload: &Workload<'_>, color: Color) -> Result<Exit, Failure> {
-    let target = args.question.ask("/cache/object");
+    let target = asked_for(args);
     let mut answers = Vec::new();
     let take = |pod, answer| answers.push((pod, answer));
     let unanswered = args.place.each(workload, &async |asked| asked.find(&target).await, take, color)?;
@@ -95,7 +99,7 @@ fn of_pods(args: &Args, workload: &Workload<'_>, color: Color) -> Result<Exit, F
 }
 
 fn with_body(args: &Args, here: &StateArgs) -> Result<Exit, Failure> {
-    let target = args.question.ask("/cache/object").with("body", Some(true));
+    let target = asked_for(args).with("body", Some(true));
     let mut answer = Answer::to(here, "GET", &target, "", CONNECTING)?;
     let (head, length) = answer.message()?;
     eprint!("{head}");
