@@ -38,9 +38,9 @@ pub(super) struct Args {
     #[arg(short = 'X', long, env = "FETCHR_METHOD", value_name = "METHOD", default_value = "GET")]
     method: String,
     #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Asks for the explanation.

@@ -40,9 +40,9 @@ pub(super) struct Args {
     #[arg(long, env = "FETCHR_BODY", value_parser = switch(), conflicts_with = "output")]
     body: bool,
     #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Asks for it.

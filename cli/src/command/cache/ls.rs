@@ -41,9 +41,9 @@ pub(super) struct Args {
     #[arg(long, env = "FETCHR_LIMIT", value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     limit: u16,
     #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// What is printed as JSON.

@@ -62,9 +62,9 @@ pub(super) struct Args {
     #[arg(long, env = "FETCHR_SOFT", value_parser = switch())]
     soft: bool,
     #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Asks for the purge.

@@ -40,9 +40,9 @@ const SHADOW: [(&str, &str); 2] = [("SHADOW HIT", "shadow_hit"), ("SHADOW MISS",
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Asks for the figures.
