@@ -18,7 +18,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::cache::{CacheMemory, CachePurge, CacheShared, CacheStore, Eviction, WhenCutOff};
+pub use self::cache::{CacheDisk, CacheMemory, CachePurge, CacheShared, CacheStore, Eviction, WhenCutOff};
 pub use self::http::{DotSegments, EncodedSlashes, Http, HttpLimits, HttpPath, PathForward, Slashes, Trace};
 pub use self::redis::{Redis, RedisCredentials, RedisMode};
 pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};

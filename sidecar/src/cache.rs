@@ -1,8 +1,10 @@
 //! A shared HTTP cache before the upstream, of which policies say what it keeps.
 
 mod answer;
+mod behind;
 mod changes;
 mod clock;
+mod disk;
 mod fetch;
 #[allow(dead_code, unused_imports, reason = "not all of what it counts is shown yet")]
 mod fill;
@@ -16,6 +18,7 @@ mod part;
 mod pod;
 pub(crate) mod purge;
 mod purger;
+mod record;
 mod rules;
 #[allow(dead_code, unused_imports, reason = "not all of HTTP's rules are needed by this cache")]
 mod semantics;
@@ -26,7 +29,13 @@ mod standing;
 pub(crate) mod store;
 mod tier;
 
+pub use self::{
+    disk::DiskPlace,
+    purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest},
+    show::PodCache,
+};
 pub(crate) use self::{
+    disk::Settings as DiskSettings,
     fetch::Fetch,
     fill::{Failure, Reader},
     invalidation::{Change, invalidate},
@@ -37,8 +46,4 @@ pub(crate) use self::{
     semantics::uri::Target,
     stage::{Looked, look},
     tier::Settings as TierSettings,
-};
-pub use self::{
-    purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest},
-    show::PodCache,
 };

@@ -53,4 +53,4 @@ mod watch;
 mod websocket;
 mod worker;
 
-pub use cache::{Acknowledged, PodCache, PodPurges, PurgeAnswer, PurgeError, PurgeRequest, show};
+pub use cache::{Acknowledged, DiskPlace, PodCache, PodPurges, PurgeAnswer, PurgeError, PurgeRequest, show};

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use wire::speaker::Speakers;
 
 use crate::{
-    PodCache, PodPurges,
+    DiskPlace, PodCache, PodPurges,
     admin::{self, Admin, Public, SetLevel, probe::Probes},
     config::{Config, Shared},
     drain,
@@ -102,6 +102,8 @@ pub struct Pod {
     pub plan_dir: Option<PathBuf>,
     /// Folder where the Secrets that listeners name are mounted.
     pub secrets_dir: Option<PathBuf>,
+    /// The volume for answers that are kept on disk.
+    pub disk: DiskPlace,
     /// Ports of interception; none in mode Explicit.
     pub interception: Option<Interception>,
     /// How long to wait for the first configuration.
@@ -179,7 +181,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         stop: stop.clone(),
     };
     let addresses = own.serve(&options, &shared, &drain)?;
-    let setup = setup(&options, &shared, addresses, descriptors, sockets, (purges.clone(), cache));
+    let setup = setup(&options, &shared, addresses, descriptors, sockets, (purges.clone(), cache.clone()));
     let interception = setup.interception;
     let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
     health.listening();
@@ -200,7 +202,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     }
     tokio::spawn(footprint::drop_startup_code());
     tokio::spawn(logging::follow(shared.clone(), options.set_level));
-    Last { drain, in_pod, shared, stop: stop.clone() }.end(orders).await;
+    Last { drain, in_pod, shared, cache, stop: stop.clone() }.end(orders).await;
     purges.leave().await;
     stop.cancel();
     Ok(())
@@ -251,6 +253,10 @@ fn setup(
         max_connections: clients.clamp(1, MAX_CONNECTIONS),
         unique,
         secrets,
+        disk: match &options.configuration {
+            Configuration::Files(_) => DiskPlace { dir: Some(options.state_dir.join("cache")), most: None },
+            Configuration::Pod(pod) => pod.disk.clone(),
+        },
         speakers,
         name_servers: NameServers::System,
         sockets,
@@ -345,6 +351,7 @@ struct Last {
     drain: drain::Handle,
     in_pod: bool,
     shared: Shared,
+    cache: PodCache,
     /// Ends what is not traffic.
     stop: CancellationToken,
 }
@@ -363,6 +370,7 @@ impl Last {
         tracing::info!(order = ?wish, inbound, outbound, "Ending.");
         if wish == Wish::Retire {
             orders.leaving(settings.delay.0.saturating_add(settings.timeout.0));
+            self.cache.let_go(); // of its folder
             self.stop.cancel(); // admin, metrics and new configurations are another worker's now
         }
         let ended = async {

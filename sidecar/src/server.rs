@@ -19,8 +19,8 @@ use tokio::{
 use wire::speaker::Speakers as Declared;
 
 use crate::{
-    PodCache, PodPurges,
-    cache::{Cache, PurgeLog, Scope, TierSettings},
+    DiskPlace, PodCache, PodPurges,
+    cache::{Cache, DiskSettings, PurgeLog, Scope, TierSettings},
     config::{self, Config, Shared},
     connection::Speakers,
     drain,
@@ -71,6 +71,8 @@ pub struct Setup {
     pub unique: String,
     /// Where the Secrets that listeners name are mounted, one folder each; none outside of pods.
     pub secrets: Option<PathBuf>,
+    /// Where answers may be kept on disk.
+    pub disk: DiskPlace,
     /// Who speaks first on ports of the application, by their names.
     pub speakers: Declared,
     /// Whom to ask for the addresses of names.
@@ -145,7 +147,8 @@ impl Server {
         }
         close_spare(&config, &lock(&explicit));
         let secrets = Secrets(setup.secrets.clone());
-        let following = Following { config, explicit: Arc::clone(&explicit), cache, purges: setup.purges.clone(), secrets };
+        let (purges, disk) = (setup.purges.clone(), setup.disk.clone());
+        let following = Following { config, explicit: Arc::clone(&explicit), cache, purges, secrets, disk };
         following.share();
         tokio::spawn(following.run(changes, failed));
         Ok(Self { explicit })
@@ -238,6 +241,7 @@ struct Following {
     cache: Arc<Cache>,
     purges: PodPurges,
     secrets: Secrets,
+    disk: DiskPlace,
 }
 
 impl Following {
@@ -283,6 +287,11 @@ impl Following {
         // In this order, for what other pods stored is judged by the log.
         self.purges.follow(log);
         self.cache.share(tier);
+        let disk = DiskSettings::of(config.settings(), &self.disk).unwrap_or_else(|why| {
+            tracing::error!(why, "Nothing is kept on disk.");
+            None
+        });
+        self.cache.keep_on_disk(disk);
     }
 
     /// Opens what is missing, and closes what is not named any more.

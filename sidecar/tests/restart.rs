@@ -369,3 +369,112 @@ fn first_process_of_a_container_reaps_orphans() {
     eventually("the orphan is the supervisor's", || children(first).len() == 2);
     eventually("it was reaped when it ended", || children(first).len() == 1);
 }
+
+/// An origin whose bodies say for which target they are, many times over, and that counts requests.
+#[cfg(feature = "disk-cache")]
+fn counting_origin() -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), std::sync::Arc::<std::sync::atomic::AtomicUsize>::default());
+    let counted = std::sync::Arc::clone(&count);
+    thread::spawn(move || {
+        for socket in listener.incoming() {
+            let counted = std::sync::Arc::clone(&counted);
+            thread::spawn(move || {
+                let mut reader = BufReader::new(socket.unwrap());
+                let (mut target, mut line) = (String::new(), String::new());
+                while reader.read_line(&mut line).unwrap_or(0) > 2 {
+                    if let Some(rest) = line.strip_prefix("GET ") {
+                        rest.split(' ').next().unwrap().clone_into(&mut target);
+                    }
+                    line.clear();
+                }
+                counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let body = body_of(&target);
+                let head = format!("HTTP/1.1 200 OK\r\ncache-control: max-age=600\r\ncontent-length: {}\r\n", body.len());
+                let _ = write!(reader.get_mut(), "{head}connection: close\r\n\r\n{body}");
+            });
+        }
+    });
+    (address, count)
+}
+
+#[cfg(feature = "disk-cache")]
+fn body_of(target: &str) -> String {
+    let number: usize = target.trim_start_matches('/').parse().unwrap_or(1);
+    format!("{target};").repeat(1 + number * 37 % 1000)
+}
+
+#[cfg(feature = "disk-cache")]
+#[test]
+fn killed_sidecar_finds_its_answers_on_disk() {
+    const TARGETS: usize = 300;
+    let (folder, port, (origin, asked)) = (tempfile::tempdir().unwrap(), free_port(), counting_origin());
+    let asked = || asked.load(std::sync::atomic::Ordering::SeqCst);
+    let mut plan: serde_json::Value = serde_json::from_slice(&document(port, origin, "kept")).unwrap();
+    plan["settings"]["cache"] = serde_json::json!({"disk": {"size": "64Mi"}});
+    plan["policies"][0]["rules"] = serde_json::json!([{"name": "all", "cache": {}}]);
+    let document = bytes::Bytes::from(serde_json::from_value::<Plan>(plan).unwrap().to_bytes());
+    let identity = Identity { workload_kind: "Deployment".to_owned(), workload_name: "web".to_owned(), ..Identity::default() };
+    let state = StateDir::open(folder.path().join("state")).unwrap();
+    state.keep_plan(&digest_bytes(&document), &Default::default(), &identity, &document).unwrap();
+    let start = || {
+        let mut command = proxy_command();
+        command.env(env::CACHE_DIR, folder.path().join("cache")).env(env::CACHE_LIMIT, "64Mi");
+        let sidecar = Sidecar::start_by(&mut command, folder.path(), KeyPair::generate().unwrap().public());
+        sidecar.ready();
+        sidecar
+    };
+    let shows = |sidecar: &Sidecar, line: &str| ask(sidecar.metrics, "GET /metrics", "").1.contains(line);
+    let is_open = |sidecar: &Sidecar| eventually("the disk is open", || shows(sidecar, "fetchr_cache_disk_open 1\n"));
+    // None if the sidecar was killed meanwhile.
+    let get = |number: usize| {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        write!(socket, "GET /{number} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).ok()?;
+        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+    };
+    let all = |mut numbers: std::ops::Range<usize>| numbers.all(|number| get(number) == Some(body_of(&format!("/{number}"))));
+
+    let first = start();
+    is_open(&first);
+    assert!(all(0..TARGETS));
+    let stored = format!("fetchr_cache_disk_writes_total{{result=\"stored\"}} {TARGETS}\n");
+    eventually("all is written", || shows(&first, &stored));
+    assert!(all(0..TARGETS));
+    assert_eq!(asked(), TARGETS, "all of it is kept");
+    first.kill();
+    eventually("the port is free", || TcpStream::connect(("127.0.0.1", port)).is_err());
+
+    let mut sidecar = start();
+    is_open(&sidecar);
+    assert!(all(0..TARGETS));
+    println!("{} of {TARGETS} were asked for again", asked() - TARGETS);
+    assert!(asked() <= TARGETS + TARGETS / 10, "{} of {TARGETS} are there", 2 * TARGETS - asked());
+
+    // In the middle of writes: what is there is whole.
+    for from in [TARGETS, TARGETS + 100, TARGETS + 200] {
+        let new = from..from + 300;
+        let (killed, done) = (new.start + 100, std::sync::atomic::AtomicUsize::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in new.clone() {
+                    done.store(number, std::sync::atomic::Ordering::SeqCst);
+                    if get(number).is_none() {
+                        return;
+                    }
+                }
+            });
+            eventually("some are written", || done.load(std::sync::atomic::Ordering::SeqCst) >= killed);
+            sidecar.process.kill().unwrap();
+            sidecar.process.wait().unwrap();
+        });
+        eventually("the port is free", || TcpStream::connect(("127.0.0.1", port)).is_err());
+        sidecar = start();
+        is_open(&sidecar);
+        let before = asked();
+        assert!(all(0..killed), "what is there is whole");
+        assert!(asked() - before <= killed / 10, "{} of {killed} are gone", asked() - before);
+    }
+}

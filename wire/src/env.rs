@@ -33,6 +33,10 @@ names! {
     SECRETS_DIR = "FETCHR_SECRETS_DIR";
     /// Folder that survives a restart of the container.
     STATE_DIR = "FETCHR_STATE_DIR";
+    /// Folder of the volume for answers that are kept on disk; absent where none are.
+    CACHE_DIR = "FETCHR_CACHE_DIR";
+    /// Bytes of answers for which that volume has room, such as `1Gi`.
+    CACHE_LIMIT = "FETCHR_CACHE_LIMIT";
     /// `Init` or `Explicit`.
     INTERCEPT = "FETCHR_INTERCEPT";
     /// How long to wait for the first configuration.

@@ -3,24 +3,49 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::tls::FILE;
 use crate::{
     problems::{FieldPath, Problems},
     scalar::{Duration, Size},
 };
 
 /// The store of a pod's cached answers.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheStore {
     /// What is kept in the sidecar's memory.
     #[serde(default)]
     pub memory: CacheMemory,
+    /// What is kept on disk, too, and is there again after a restart of the container. None: nothing. In builds with the feature
+    /// `disk-cache`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<CacheDisk>,
     /// What pods share through `redis`. None: each has what it fetched itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<CacheShared>,
     /// What purges over all pods promise. Without `redis`, a purge is of one pod.
     #[serde(default)]
     pub purge: CachePurge,
+}
+
+/// Answers on disk, which are looked at where memory has nothing.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheDisk {
+    /// Bytes on disk, 16Mi to 1024Gi; one answer may take an eighth of them, 16Mi at most. The oldest make room for new ones. In a pod,
+    /// admission adds a volume (`emptyDir`) for them, so it holds for pods that are created from then on.
+    pub size: Size,
+    /// Standalone: a folder for them alone. None: `cache` in the state folder. Pods have their volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = FILE))]
+    pub path: Option<String>,
+}
+
+impl CacheDisk {
+    /// What the volume of a pod may take: filesystems take a little more than files are long.
+    pub fn volume(&self) -> Size {
+        Size::kib((self.size.0 + self.size.0 / 8).div_ceil(1 << 10))
+    }
 }
 
 /// Answers in Redis, which a pod looks at before it asks the origin.
@@ -107,6 +132,11 @@ impl CacheStore {
         let most = Size::kib(64 << 20);
         if self.memory.size > most {
             problems.add(&at.field("memory").field("size"), format!("{} is too much: write {most} or less", self.memory.size));
+        }
+        let (least, most) = (Size::kib(16 << 10), Size::kib(1 << 30));
+        if let Some(disk) = self.disk.as_ref().filter(|disk| !(least..=most).contains(&disk.size)) {
+            let message = format!("{} is no size for a cache on disk: write {least} to {most}", disk.size);
+            problems.add(&at.field("disk").field("size"), message);
         }
         let most = Size::kib(16 << 10);
         if let Some(shared) = self.shared.filter(|shared| shared.max_object > most) {

@@ -8,7 +8,7 @@ use std::{
 use crds::{
     FetchrProxy,
     plan::ObjectRef,
-    proxy::{FetchrProxySpec, InterceptionMode, OnNoConfig},
+    proxy::{CacheDisk, FetchrProxySpec, InterceptionMode, OnNoConfig},
 };
 use k8s_openapi::{
     api::core::v1::{
@@ -41,13 +41,15 @@ const PLAN_VOLUME: &str = "fetchr-plan";
 const TOKEN_VOLUME: &str = "fetchr-token";
 const RUN_VOLUME: &str = "fetchr-run";
 const SECRETS_VOLUME: &str = "fetchr-secrets";
+const CACHE_VOLUME: &str = "fetchr-cache";
 /// Volumes that only our containers may mount.
-pub(super) const VOLUMES: [&str; 5] = [STATE_VOLUME, PLAN_VOLUME, TOKEN_VOLUME, RUN_VOLUME, SECRETS_VOLUME];
+pub(super) const VOLUMES: [&str; 6] = [STATE_VOLUME, PLAN_VOLUME, TOKEN_VOLUME, RUN_VOLUME, SECRETS_VOLUME, CACHE_VOLUME];
 
 /// Audience of the sidecar's token.
 pub(super) const TOKEN_AUDIENCE: &str = "fetchr.sh";
 
 const STATE_DIR: &str = "/var/lib/fetchr";
+const CACHE_DIR: &str = "/var/cache/fetchr";
 const PLAN_DIR: &str = "/etc/fetchr/plan";
 const SECRETS_DIR: &str = "/etc/fetchr/secrets";
 const TOKEN_DIR: &str = "/var/run/secrets/fetchr.sh";
@@ -83,6 +85,7 @@ pub fn settings_digest(proxy: &FetchrProxy, injector: &Injector, required: bool)
         "outboundPorts": interception.outbound.ports,
         "skipCIDRs": interception.outbound.skip_cidrs,
         "secrets": secrets,
+        "cacheSize": spec.cache.disk.as_ref().map(|disk| disk.size),
         "workers": spec.workers,
         "resources": spec.resources,
         "metricsPort": spec.telemetry.metrics_port,
@@ -109,6 +112,7 @@ impl Sidecar<'_> {
         volumes.extend([state_volume(), plan_volume(&proxy_ref(self.proxy)), token_volume()]);
         volumes.extend(init_mode.then(run_volume));
         volumes.extend(self.has_secrets().then(|| secrets_volume(&self.proxy.spec)));
+        volumes.extend(self.disk().map(|disk| empty_dir(CACHE_VOLUME, &disk.volume().to_string())));
     }
 
     fn init_container(&self) -> Container {
@@ -159,6 +163,7 @@ impl Sidecar<'_> {
         let mut mounts =
             vec![mount(STATE_VOLUME, STATE_DIR, false), mount(PLAN_VOLUME, PLAN_DIR, true), mount(TOKEN_VOLUME, TOKEN_DIR, true)];
         mounts.extend(self.has_secrets().then(|| mount(SECRETS_VOLUME, SECRETS_DIR, true)));
+        mounts.extend(self.disk().map(|_| mount(CACHE_VOLUME, CACHE_DIR, false)));
         Container {
             name: PROXY_CONTAINER.to_owned(),
             command: Some(vec!["fetchr-proxy".to_owned(), "run".to_owned()]),
@@ -203,6 +208,10 @@ impl Sidecar<'_> {
         !self.proxy.spec.secrets().is_empty()
     }
 
+    fn disk(&self) -> Option<&CacheDisk> {
+        self.proxy.spec.cache.disk.as_ref()
+    }
+
     fn container(&self) -> Container {
         Container {
             image: Some(self.cx.injector.image.clone()),
@@ -230,6 +239,8 @@ impl Sidecar<'_> {
             value(env::PLAN_DIR, PLAN_DIR),
             value(env::SECRETS_DIR, if self.has_secrets() { SECRETS_DIR } else { "" }),
             value(env::STATE_DIR, STATE_DIR),
+            self.disk().and_then(|_| value(env::CACHE_DIR, CACHE_DIR)),
+            self.disk().and_then(|disk| value(env::CACHE_LIMIT, disk.size)),
             value(env::INTERCEPT, word(spec.interception.mode)),
             value(env::CONFIG_TIMEOUT, spec.startup.config_timeout),
             value(env::ON_NO_CONFIG, word(on_no_config)),

@@ -132,6 +132,25 @@ fn secrets_that_the_proxy_names_are_mounted_into_the_sidecar_only() {
 }
 
 #[test]
+fn answers_on_disk_have_a_volume_of_the_sidecar_with_some_room_to_spare() {
+    let spec = |size| proxy(json!({"cache": {"disk": {"size": size}}}));
+    let app = pod(json!({"containers": [{"name": "app", "image": "app"}]}));
+    let patched = json!(injected(&app, &spec("1Gi")));
+    let volumes = patched["spec"]["volumes"].as_array().unwrap();
+    assert!(volumes.contains(&json!({"name": "fetchr-cache", "emptyDir": {"sizeLimit": "1152Mi"}})), "{volumes:?}");
+    let container = &patched["spec"]["initContainers"][1];
+    let mount = json!({"name": "fetchr-cache", "mountPath": "/var/cache/fetchr"});
+    assert!(container["volumeMounts"].as_array().unwrap().contains(&mount), "{container}");
+    for variable in [("FETCHR_CACHE_DIR", "/var/cache/fetchr"), ("FETCHR_CACHE_LIMIT", "1Gi")] {
+        let variable = json!({"name": variable.0, "value": variable.1});
+        assert!(container["env"].as_array().unwrap().contains(&variable), "{variable}");
+    }
+    assert_eq!(patched["spec"]["containers"][0].get("volumeMounts"), None);
+    let stamp = |proxy: &FetchrProxy| settings_digest(proxy, &injector(), false);
+    assert_ne!(stamp(&spec("1Gi")), stamp(&spec("2Gi")), "a pod whose volume is too small is outdated");
+}
+
+#[test]
 fn names_of_ports_say_who_speaks_first() {
     let ports = json!([{"name": "http", "containerPort": 8080}, {"name": "tcp-admin", "containerPort": 9000},
         {"name": "web", "containerPort": 8081}, {"name": "mysql", "containerPort": 3306}]);

@@ -18,7 +18,7 @@ use crds::{
     scalar,
 };
 use sidecar::{
-    admin,
+    DiskPlace, admin,
     run::{Configuration, Options, Pod, init_logging, run},
     server::Interception,
     supervisor::{Link, Role, Settings, supervise},
@@ -109,6 +109,12 @@ struct Run {
     /// Folder where the Secrets that listeners name are mounted, one folder each.
     #[arg(long, env = env::SECRETS_DIR)]
     secrets_dir: Option<PathBuf>,
+    /// Folder of the volume for answers that are kept on disk.
+    #[arg(long, env = env::CACHE_DIR)]
+    cache_dir: Option<PathBuf>,
+    /// Bytes of answers for which that volume has room.
+    #[arg(long, env = env::CACHE_LIMIT, default_value = "0")]
+    cache_limit: scalar::Size,
     /// Who redirects traffic to the sidecar.
     #[arg(long, env = env::INTERCEPT, value_enum, default_value_t = Intercept::Init, ignore_case = true)]
     intercept: Intercept,
@@ -227,6 +233,7 @@ fn options(flags: Run) -> Options {
         plan_keys: flags.plan_keys,
         plan_dir: flags.plan_dir,
         secrets_dir: flags.secrets_dir,
+        disk: DiskPlace { dir: flags.cache_dir, most: Some(flags.cache_limit.0) },
         interception: (flags.intercept == Intercept::Init).then_some(ports),
         config_timeout: flags.config_timeout.0,
         on_no_config: flags.on_no_config.into(),

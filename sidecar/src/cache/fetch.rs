@@ -17,6 +17,7 @@ use super::{
     notes::{self, Names},
     part,
     purge::Stamp,
+    record::Answer as Shared,
     semantics::{
         clock::Now,
         meta::{Flags, Meta},
@@ -30,7 +31,7 @@ use super::{
         vary,
     },
     store::{Object, Parts, Vary},
-    tier::{Answer as Shared, Lease},
+    tier::Lease,
 };
 use crate::{error::ForwardError, flow::Flow};
 
@@ -324,7 +325,7 @@ impl Fetch {
         let tags = lines.collect::<Vec<_>>().join(&b' ');
         let names = self.caching.names(self.cache.purges.naming(), &tags);
         // They take memory, and only other processes ask for them.
-        Names { names, tags: if self.cache.tier().is_some() { tags } else { Vec::new() } }
+        Names { names, tags: if self.cache.behind.is_there() { tags } else { Vec::new() } }
     }
 
     /// In Shadow: keeps what a hit would be known by.
@@ -467,14 +468,16 @@ fn vary_of(object: &Object) -> Option<Vary> {
     Vary::new(names.iter().map(http::HeaderName::as_str))
 }
 
-/// Has other pods find what is stored here, if they share answers. Parts they don't.
+/// Has what is stored here found when memory has it no more: on disk, and by other pods. Parts aren't.
 fn share(cache: &Cache, object: &Object, vary: Option<Vary>, lease: Option<Lease>) {
-    let Some(tier) = cache.tier() else { return };
+    if !cache.behind.is_there() {
+        return;
+    }
     let meta = notes::read(object).filter(|meta| !meta.flags.any(Flags::PARTIAL));
     let (Some(meta), Some(position)) = (meta, cache.purges.position(notes::stamp(object))) else { return };
     let now = cache.now();
     let answer = Shared { object: object.clone(), meta: meta.departing(now), position, tags: notes::names(object).tags };
-    tier.put(answer, vary, now, lease);
+    cache.behind.put(answer, vary, now, lease);
 }
 
 /// Reads an answer to its end, for all who wait for it, and stores it. It goes on without any of them.

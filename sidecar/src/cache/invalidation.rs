@@ -48,9 +48,7 @@ pub(crate) fn invalidate(asking: Asking<'_>, change: &Change, target: Target<'_>
         let store = cache.store();
         cache.changes.change(&key::url(&key), || {
             store.remove(&store.key(&key), Gone::Removed);
-            if let Some(tier) = cache.tier() {
-                tier.remove(&key);
-            }
+            cache.behind.remove(&key);
         });
     }
 }

@@ -20,7 +20,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Cache, Caching, semantics::storable::NotStored, store::Gone, tier};
+use super::{Cache, Caching, disk, semantics::storable::NotStored, store::Gone, tier};
 use crate::metrics::OTHER;
 
 /// Routes that have series of their own, at most; what comes later is counted under [`OTHER`].
@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     refusals: [OnceLock<Counter>; NotStored::COUNT],
     bytes: Family<ResultLabels, Counter>,
     parts: Readable<EventLabels>,
+    pub(super) disk: disk::Metrics,
     pub(super) tier: tier::Metrics,
     series: AtomicUsize,
 }
@@ -215,6 +216,7 @@ impl Metrics {
         registry.register("fetchr_cache_bypassed", "Requests that passed the cache by, by reason", self.bypassed.family.clone());
         registry.register("fetchr_cache_not_stored", "Answers that were not stored, by reason", self.not_stored.family.clone());
         registry.register("fetchr_cache_parts", "Parts of answers that came, by what became of them", self.parts.family.clone());
+        self.disk.register(registry);
         self.tier.register(registry);
         registry.register("fetchr_cache_served_bytes", "Bytes of bodies that the cache gave", self.bytes.clone());
     }
@@ -225,12 +227,25 @@ fn of_redis(encoder: &mut DescriptorEncoder<'_>, cache: &Cache) -> Result<(), fm
     let cut_off = ConstGauge::new(i64::from(cache.purges.is_cut_off() == Some(true)));
     let help = "Whether purges over all pods may be complete that this one does not know of";
     cut_off.encode(encoder.encode_descriptor("fetchr_cache_cut_off", help, None, cut_off.metric_type())?)?;
-    let connected = ConstGauge::new(i64::from(cache.tier().is_some_and(|tier| tier.is_connected())));
+    let connected = ConstGauge::new(i64::from(cache.behind.shared().is_some_and(|tier| tier.is_connected())));
     let help = "Whether the answers that pods share can be reached";
     connected.encode(encoder.encode_descriptor("fetchr_cache_shared_connected", help, None, connected.metric_type())?)?;
     let failures = ConstCounter::new(cache.purges.failures());
     let help = "Times that the log of purges in Redis could not be asked";
     failures.encode(encoder.encode_descriptor("fetchr_cache_purge_log_failures", help, None, failures.metric_type())?)
+}
+
+/// What is on disk.
+fn of_disk(encoder: &mut DescriptorEncoder<'_>, cache: &Cache) -> Result<(), fmt::Error> {
+    let disk::Stats { open, records, bytes, limit } = cache.behind.disk().map(|disk| disk.stats()).unwrap_or_default();
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+    };
+    gauge("fetchr_cache_disk_open", "Whether answers on disk can be used", u64::from(open))?;
+    gauge("fetchr_cache_disk_records", "Answers on disk, with one for each that varies", records)?;
+    gauge("fetchr_cache_disk_size_bytes", "Bytes of the cache on disk", bytes)?;
+    gauge("fetchr_cache_disk_limit_bytes", "Bytes that the cache on disk may take", limit)
 }
 
 /// What the store holds, and what has left it; read when the page is asked for.
@@ -265,6 +280,7 @@ impl Collector for Held {
             let labels = ReasonLabels { reason: why.as_str() };
             ConstCounter::new(stats.gone(why)).encode(family.encode_family(&labels)?)?;
         }
+        of_disk(&mut encoder, &self.0)?;
         of_redis(&mut encoder, &self.0)?;
         let help = "Purges of the cache, by whether what they named was gone or stale";
         let mut family = encoder.encode_descriptor("fetchr_cache_purges", help, None, left.metric_type())?;

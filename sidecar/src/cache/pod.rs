@@ -5,13 +5,15 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use arc_swap::{ArcSwap, Guard};
 use crds::proxy::{CacheMemory, Eviction};
 use prometheus_client::registry::Registry;
 
 use super::{
+    behind::Behind,
     changes::Changes,
     clock::Clock,
+    disk::{self, Disk},
     fill::{Budget, Fills, Limits as FillLimits},
     metrics::Metrics,
     purge::PodPurges,
@@ -29,8 +31,8 @@ const FILLS: u64 = 4;
 /// The store, the answers that are on their way to it, and what is counted.
 pub(crate) struct Cache {
     store: ArcSwap<Store>,
-    /// What pods share.
-    tier: ArcSwapOption<Tier>,
+    /// Where is looked for what the store does not have.
+    pub(super) behind: Behind,
     pub(super) fills: Arc<Fills>,
     pub(super) budget: Arc<Budget>,
     pub(super) metrics: Metrics,
@@ -50,7 +52,7 @@ impl Cache {
         let limits = FillLimits { object: u64::MAX, ..FillLimits::default() };
         Arc::new(Self {
             store: ArcSwap::from_pointee(Store::new(limits_of(settings))),
-            tier: ArcSwapOption::empty(),
+            behind: Behind::default(),
             fills: Fills::new(limits, Arc::clone(&budget)),
             budget,
             metrics: Metrics::default(),
@@ -75,15 +77,19 @@ impl Cache {
 
     /// Shares answers with other pods as these settings say, or with none. Runs on in tasks of this runtime.
     pub(crate) fn share(&self, settings: Option<tier::Settings>) {
-        let before = self.tier.load();
+        let before = self.behind.shared();
         if before.as_ref().map(|tier| tier.settings()) != settings.as_ref() {
-            self.tier.store(settings.map(|settings| Tier::start(settings, self.metrics.tier.clone())));
+            self.behind.set_shared(settings.map(|settings| Tier::start(settings, self.metrics.tier.clone())));
         }
     }
 
-    /// The answers that pods share, if they do.
-    pub(super) fn tier(&self) -> Option<Arc<Tier>> {
-        self.tier.load_full()
+    /// Keeps answers on disk as these settings say, or none. Runs on on threads of its own.
+    pub(crate) fn keep_on_disk(&self, settings: Option<disk::Settings>) {
+        let before = self.behind.disk();
+        if before.as_ref().map(|disk| disk.settings()) != settings.as_ref() {
+            let start = |settings| Disk::start(settings, self.metrics.disk.clone(), self.purges.clone());
+            self.behind.set_disk(|| settings.map(start));
+        }
     }
 
     /// The store of now.

@@ -42,11 +42,13 @@ mod alone;
 mod completion;
 mod follow;
 mod index;
+mod journal;
 mod log;
 mod member;
 #[cfg(test)]
 mod model;
 mod name;
+mod noted;
 mod pod;
 mod redis;
 mod request;

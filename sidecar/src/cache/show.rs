@@ -15,7 +15,7 @@ pub use self::{
     explain::{CacheExplanation, Freshness, Outcome, Purged, RuleNamed},
     list::{ListRequest, Objects, Order, State, Stored, Value},
     object::{StoredAnswer, StoredHead},
-    stats::{Figures, Fills, RuleFigures},
+    stats::{DiskFigures, Figures, Fills, RuleFigures},
 };
 use super::Cache;
 use crate::{ask::ExplainRequest, config::Config};
@@ -43,6 +43,13 @@ impl PodCache {
     pub(crate) fn open(&self, cache: &Arc<Cache>) {
         // A pod has one.
         let _ = self.0.set(Arc::clone(cache));
+    }
+
+    /// Another process goes on with what is on disk; this one has its memory.
+    pub(crate) fn let_go(&self) {
+        if let Some(cache) = self.0.get() {
+            cache.behind.close_disk();
+        }
     }
 
     /// What it holds, and what it has counted.

@@ -18,6 +18,7 @@ use super::{
     notes::{self, Names},
     purge::Stamp,
     purger,
+    record::Answer as Shared,
     semantics::{
         clock::Now,
         meta::Flags,
@@ -28,7 +29,7 @@ use super::{
     },
     standing::Standing,
     store::{Gone, Object, Store, Vary},
-    tier::{Answer as Shared, Got, Lease},
+    tier::{Got, Lease},
 };
 use crate::{exchange::Exchange, facts::Facts, flow::Flow};
 
@@ -132,25 +133,37 @@ impl Look<'_> {
         }
     }
 
-    /// What other pods have stored for the request, if they share answers. With `waits`, of all pods one fetches, and this one waits for so long for
-    /// what another one fetches; with a lease, it is the one.
-    async fn find_shared(&self, waits: Option<Duration>) -> (Option<Kept>, Option<Lease>) {
-        let Some(tier) = self.cache.tier() else { return (None, None) };
-        if self.cache.changes.is_recent(&key::url(&self.key), std::time::Instant::now()) {
+    /// What lies behind memory for the request. What is on disk and may not answer by itself gives way to what other pods have stored,
+    /// if they share answers. With `waits`, of all pods one fetches, and this one waits for so long for what another one fetches; with a
+    /// lease, it is the one.
+    async fn find_behind(&self, waits: Option<Duration>) -> (Option<Kept>, Option<Lease>) {
+        let (disk, shared) = (self.cache.behind.disk(), self.cache.behind.shared());
+        if disk.is_none() && shared.is_none() || self.cache.changes.is_recent(&key::url(&self.key), std::time::Instant::now()) {
             return (None, None);
         }
-        let variant = |vary: &Vary| {
-            let mut values = Vec::new();
-            vary::variant(vary.names(), &self.parts.headers, &mut values).ok().map(|()| values)
+        let on_disk = match disk {
+            Some(disk) => disk.get(&self.key[..self.variant], |vary| self.values(vary)).await,
+            None => None,
         };
-        match tier.get(&self.key[..self.variant], variant, waits).await {
-            Got::Answer(answer, vary) => (self.take_shared(*answer, vary.as_ref()), None),
-            Got::Nothing(lease) => (None, lease),
+        let on_disk = on_disk.and_then(|(answer, vary)| self.take_stored(*answer, vary.as_ref()));
+        let Some(tier) = shared.filter(|_| !on_disk.as_ref().is_some_and(|kept| matches!(self.usable(kept), Use::Answer(..))))
+        else {
+            return (on_disk, None);
+        };
+        match tier.get(&self.key[..self.variant], |vary| self.values(vary), waits).await {
+            Got::Answer(answer, vary) => (self.take_stored(*answer, vary.as_ref()).or(on_disk), None),
+            Got::Nothing(lease) => (on_disk, lease),
         }
     }
 
-    /// Takes what another pod stored, as if this one had. Memory keeps it, too.
-    fn take_shared(&self, Shared { object, meta, position, tags }: Shared, vary: Option<&Vary>) -> Option<Kept> {
+    /// The values by which variants of the request are told apart; None if they can't be.
+    fn values(&self, vary: &Vary) -> Option<Vec<u8>> {
+        let mut values = Vec::new();
+        vary::variant(vary.names(), &self.parts.headers, &mut values).ok().map(|()| values)
+    }
+
+    /// Takes what another process stored, as if this one had. Memory keeps it, too.
+    fn take_stored(&self, Shared { object, meta, position, tags }: Shared, vary: Option<&Vary>) -> Option<Kept> {
         let now = self.cache.now();
         let purges = &self.cache.purges;
         let names = Names { names: self.caching.names(purges.naming(), &tags), tags };
@@ -187,7 +200,7 @@ impl Look<'_> {
                 Stored::Nothing(why) => (None, Status::forwarded(why)),
             };
             if found.is_none() && !forced && (!self.may_be_stored() || self.control.only_if_cached) {
-                found = self.find_shared(None).await.0;
+                found = self.find_behind(None).await.0;
             }
             let stale = match found.map(|kept| (self.usable(&kept), kept)) {
                 Some((Use::Answer(plan, decision), kept)) => return self.answered(kept, plan, &decision, None),
@@ -243,20 +256,21 @@ impl Look<'_> {
         Looked::Answered(self.hit(plan, decision))
     }
 
-    /// Fetches for all that miss the same, unless another pod has it.
+    /// Fetches for all that miss the same, unless it lies behind memory.
     async fn lead(self, mut status: Status<'static>, filler: Filler) -> Looked {
         // Others wait for the whole of it alone.
         let waits = self.caching.collapse_pods.filter(|_| !self.part);
-        let (found, lease) = self.find_shared(waits).await;
+        let (found, lease) = self.find_behind(waits).await;
+        let mut stale = None;
         if let Some(kept) = found {
             match self.usable(&kept) {
                 Use::Answer(plan, decision) => return self.answered(kept, plan, &decision, Some(filler)),
-                Use::Validate(unusable) => return self.goes(unusable, Some(kept), Some(filler)),
+                Use::Validate(unusable) => (status, stale) = (unusable, Some(kept)),
                 Use::Never => return self.none(),
                 Use::Lacking(partial) => status = partial,
             }
         }
-        let mut fetch = self.fetch(status, None, Some(filler));
+        let mut fetch = self.fetch(status, stale, Some(filler));
         fetch.lease = lease;
         Looked::Goes(Box::new(fetch))
     }

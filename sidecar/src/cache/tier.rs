@@ -11,7 +11,6 @@ mod commands;
 mod keeper;
 mod lease;
 mod metrics;
-mod record;
 mod writer;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -20,14 +19,19 @@ use crds::proxy::FetchrProxySpec;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::{commands::digest, lease::Lease, metrics::Metrics};
 use self::{
     commands::{Found, Key},
     keeper::Connection,
-    record::Record,
     writer::{Queue, Write},
 };
-pub(super) use self::{lease::Lease, metrics::Metrics, record::Answer};
-use super::{link::Endpoint, purge::Scope, semantics::clock::Now, store::Vary};
+use super::{
+    link::Endpoint,
+    purge::Scope,
+    record::{Answer, Record},
+    semantics::clock::Now,
+    store::Vary,
+};
 
 use crate::tls::Secrets;
 

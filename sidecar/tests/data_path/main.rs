@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails has failed its test")]
 
 mod cache;
+#[cfg(feature = "disk-cache")]
+mod cache_disk;
 mod cache_hostile;
 mod cache_parts;
 mod cache_shared;

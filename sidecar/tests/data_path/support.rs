@@ -121,6 +121,7 @@ impl Proxy {
             max_connections: 64,
             unique: "test".to_owned(),
             secrets: None,
+            disk: Default::default(),
             speakers: Default::default(),
             name_servers,
             sockets: Default::default(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sidecar::show::Figures;
+use sidecar::show::{DiskFigures, Figures};
 
 use super::{admin::Target, merged::stats::Sum, place::Place};
 use crate::{
@@ -86,11 +86,19 @@ fn held(figures: &Figures, paint: Paint) -> String {
         ("refused", counts(&figures.refused)),
         ("purges", counts(&figures.purges)),
     ];
+    let disk = figures.disk.map(|disk| format!("{:<14}{}\n", "on disk", on_disk(disk, paint))).unwrap_or_default();
     let cut_off = match figures.cut_off {
         Some(true) => format!("{}\n", paint.bad("It is cut off from the purges of other pods.")),
         Some(false) | None => String::new(),
     };
-    lines.map(|(name, value)| format!("{name:<14}{value}\n")).concat() + &cut_off
+    lines.map(|(name, value)| format!("{name:<14}{value}\n")).concat() + &disk + &cut_off
+}
+
+fn on_disk(disk: DiskFigures, paint: Paint) -> String {
+    let DiskFigures { open, records, bytes, limit_bytes, looks, hits } = disk;
+    let full = (u128::from(bytes) * 100).checked_div(u128::from(limit_bytes)).unwrap_or(100);
+    let closed = if open { String::new() } else { format!(" {}", paint.bad("It can't be used.")) };
+    format!("{records} answers, {} of {} ({full}%), {hits} hits of {looks} looks{closed}", size(bytes), size(limit_bytes))
 }
 
 fn rules(figures: &Figures, wide: bool) -> Table {
@@ -133,7 +141,8 @@ mod tests {
             "fills": {"open": 1, "bytes": 512, "led": 4, "joined": 0, "notStorable": 0, "crowded": 0, "failed": 0},
             "evictions": {"space": 2, "pressure": 0, "replaced": 1}, "refused": {"tooLarge": 0},
             "rules": [{"rule": "shop/web/all", "total": 9, "requests": {"hit": 6, "miss": 2, "bypass": 1}, "hitRatio": 0.75}],
-            "bypassed": {"Method": 1}, "notStored": {"Private": 1, "NoStore": 2}, "purges": {"hard": 0}, "cutOff": true
+            "bypassed": {"Method": 1}, "notStored": {"Private": 1, "NoStore": 2}, "purges": {"hard": 0}, "cutOff": true,
+            "disk": {"open": true, "records": 7, "bytes": 4096, "limitBytes": 16384, "looks": 9, "hits": 5}
         }))
         .unwrap();
         insta::assert_snapshot!(render(&figures, false, Paint::off()), @r"
@@ -143,6 +152,7 @@ mod tests {
         left          replaced 1, space 2
         refused       -
         purges        -
+        on disk       7 answers, 4.0Ki of 16.0Ki (25%), 5 hits of 9 looks
         It is cut off from the purges of other pods.
 
         RULE           REQUESTS   RATIO   HIT   STALE   REVALIDATED   COLLAPSED   MISS   BYPASS   ERROR

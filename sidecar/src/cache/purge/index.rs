@@ -260,6 +260,16 @@ impl Index {
         }
     }
 
+    /// What was fetched before this place of the current generation may have been purged by something that isn't known any more.
+    pub(super) fn forget_before(&mut self, at: u64) {
+        self.floor = self.floor.max(Stamp::new(self.eras(), at));
+    }
+
+    /// What nobody knows of when it was fetched may have been purged.
+    pub(super) fn doubt_unknown(&mut self) {
+        self.floor = self.floor.max(Stamp::new(0, 1));
+    }
+
     /// How far a generation was read. None if the pod hasn't lived in it, or too long ago.
     pub(super) fn head(&self, generation: Generation) -> Option<u64> {
         self.eras.iter().rev().find(|era| era.generation == generation).map(|era| era.head)
@@ -378,13 +388,8 @@ impl Index {
 }
 
 impl Stamp {
-    fn new(era: u32, at: u64) -> Self {
+    pub(super) fn new(era: u32, at: u64) -> Self {
         Self { era, high: (at >> 32) as u32, low: at as u32 }
-    }
-
-    /// Of the same era, at a place that is no earlier.
-    pub(super) fn later(self, at: u64) -> Self {
-        Self::new(self.era, at.max(self.at()))
     }
 
     /// Larger for later ones.

@@ -1,7 +1,8 @@
 //! The purges that a pod knows of: of its own alone, or of all pods that share a log in Redis.
 
 use std::{
-    fmt,
+    fmt, io,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,6 +17,7 @@ use super::{
     CutOff, Index, Position, Stamp, Verdict,
     alone::Alone,
     index::CAPACITY,
+    journal::Journal,
     log::{Strength, What},
     name::{Name, Naming},
     request::{PurgeAnswer, PurgeError, PurgeRequest},
@@ -36,6 +38,9 @@ struct Inner {
     /// Purges so far: hard, soft.
     counts: [AtomicU64; 2],
 }
+
+/// What is stored on disk is judged by these purges.
+pub(crate) struct Judged(Arc<Kept>);
 
 /// Where purges are kept.
 #[allow(clippy::large_enum_variant, reason = "there is one at a time, behind a pointer")]
@@ -77,6 +82,26 @@ impl PodPurges {
         }
     }
 
+    /// Has what is stored in a folder judged by all purges, also those of processes before: by the log that is shared, else by a journal
+    /// in the folder. Waits for the disk. Until [`PodPurges::is_judged`] says no.
+    ///
+    /// # Errors
+    /// Why there can't be a journal.
+    pub(crate) fn judge(&self, dir: &Path) -> io::Result<Judged> {
+        let kept = self.0.kept.load_full();
+        match &*kept {
+            Kept::Alone(alone) => alone.resume(dir)?,
+            // It lacks what is purged from now on.
+            Kept::Shared(_) => Journal::remove(dir)?,
+        }
+        Ok(Judged(kept))
+    }
+
+    /// Whether it still is as it was.
+    pub(crate) fn is_judged(&self, Judged(kept): &Judged) -> bool {
+        Arc::ptr_eq(kept, &self.0.kept.load()) && !matches!(&**kept, Kept::Alone(alone) if alone.noted().is_none())
+    }
+
     /// Leaves the list of members: the pod answers nothing any more, and no purge has to wait for it.
     pub(crate) async fn leave(&self) {
         let kept = self.0.kept.load_full();
@@ -96,7 +121,7 @@ impl PodPurges {
     /// For an object that is stored where other processes find it. None if they could not tell what was purged.
     pub(crate) fn position(&self, stamp: Stamp) -> Option<Position> {
         match &**self.0.kept.load() {
-            Kept::Alone(_) => None,
+            Kept::Alone(alone) => alone.position(stamp).filter(|position| alone.noted() == Some(position.generation)),
             Kept::Shared(shared) => shared.purges.position(stamp),
         }
     }
@@ -104,7 +129,7 @@ impl PodPurges {
     /// For an object that another process stored.
     pub(crate) fn stamp_at(&self, position: Position) -> Stamp {
         match &**self.0.kept.load() {
-            Kept::Alone(_) => Stamp::default(),
+            Kept::Alone(alone) => alone.stamp_at(position),
             Kept::Shared(shared) => shared.purges.stamp_at(position),
         }
     }
@@ -172,7 +197,7 @@ impl PodPurges {
     async fn take(&self, all: Vec<What>, strength: Strength, at_most: Duration) -> Result<PurgeAnswer, PurgeError> {
         let kept = self.0.kept.load_full();
         let each = all.into_iter().map(async |what| match &*kept {
-            Kept::Alone(alone) => Ok(alone.purge(what, strength, &self.0.member)),
+            Kept::Alone(alone) => Ok(alone.purge(what, strength, &self.0.member).await),
             Kept::Shared(shared) => shared.purge(what, strength, at_most).await,
         });
         let answers = try_join_all(each).await?;

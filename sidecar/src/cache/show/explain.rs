@@ -239,8 +239,15 @@ impl Question<'_> {
         };
         said.outcome = outcome;
         said.why = why(&status, &said, keyed.asks.stores(facts.headers));
-        if outcome == Outcome::Miss && kept.is_none() && self.cache.tier().is_some() {
-            said.why.push_str("; what pods share is looked at before the origin is asked");
+        if outcome == Outcome::Miss && kept.is_none() {
+            let behind = &self.cache.behind;
+            let looked = match (behind.disk().is_some(), behind.shared().is_some()) {
+                (false, false) => "",
+                (true, false) => "; the disk is looked at before the origin is asked",
+                (false, true) => "; what pods share is looked at before the origin is asked",
+                (true, true) => "; the disk and what pods share are looked at before the origin is asked",
+            };
+            said.why.push_str(looked);
         }
         if caching.mode == Mode::Shadow {
             said.why = format!("mode Shadow: the origin is asked, and {:?} is counted ({})", said.outcome, said.why);

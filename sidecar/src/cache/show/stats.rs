@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, fill, store::Gone};
+use crate::cache::{Cache, disk, fill, store::Gone};
 
 /// Results that spared the origin a request.
 const SPARED: [&str; 4] = ["hit", "stale", "collapsed", "shadow_hit"];
@@ -41,6 +41,9 @@ pub struct Figures {
     pub served_bytes: u64,
     /// Purges that were asked for at this pod: `hard`, `soft`.
     pub purges: BTreeMap<String, u64>,
+    /// What is on disk; none if nothing is kept there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskFigures>,
     /// Whether purges over all pods may be complete that this one does not know of; none if it shares none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut_off: Option<bool>,
@@ -64,6 +67,24 @@ pub struct Fills {
     pub crowded: u64,
     /// Fetches that failed.
     pub failed: u64,
+}
+
+/// Answers on disk.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskFigures {
+    /// Whether they can be used; of several pods, those of all.
+    pub open: bool,
+    /// How many there are, with one more for each target that varies.
+    pub records: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Bytes that they may take.
+    pub limit_bytes: u64,
+    /// Looks for answers that memory did not have.
+    pub looks: u64,
+    /// Looks that found one.
+    pub hits: u64,
 }
 
 /// What came of the requests of a rule.
@@ -98,6 +119,7 @@ impl Figures {
             parts,
             served_bytes,
             purges,
+            disk,
             cut_off,
         } = other;
         self.objects += objects;
@@ -121,11 +143,26 @@ impl Figures {
         self.rules = rules(both.flat_map(|RuleFigures { rule, requests, .. }| {
             requests.iter().map(move |(result, count)| (rule, result.as_str(), *count))
         }));
+        if let Some(other) = disk {
+            self.disk.get_or_insert(DiskFigures { open: true, ..DiskFigures::default() }).add(*other);
+        }
         self.cut_off = match (self.cut_off, *cut_off) {
             (None, other) => other,
             (mine, None) => mine,
             (Some(mine), Some(other)) => Some(mine || other),
         };
+    }
+}
+
+impl DiskFigures {
+    fn add(&mut self, other: Self) {
+        let Self { open, records, bytes, limit_bytes, looks, hits } = other;
+        self.open &= open;
+        self.records += records;
+        self.bytes += bytes;
+        self.limit_bytes += limit_bytes;
+        self.looks += looks;
+        self.hits += hits;
     }
 }
 
@@ -158,8 +195,15 @@ pub(super) fn figures(cache: &Cache) -> Figures {
         parts: named(metrics.parts()),
         served_bytes: metrics.bytes_served(),
         purges: named(cache.purges.counts()),
+        disk: disk(cache),
         cut_off: cache.purges.is_cut_off(),
     }
+}
+
+fn disk(cache: &Cache) -> Option<DiskFigures> {
+    let disk::Stats { open, records, bytes, limit } = cache.behind.disk()?.stats();
+    let (hits, looks) = cache.metrics.disk.hits();
+    Some(DiskFigures { open, records, bytes, limit_bytes: limit, looks, hits })
 }
 
 fn fills(cache: &Cache) -> Fills {

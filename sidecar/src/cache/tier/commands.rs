@@ -9,9 +9,9 @@ use tokio::time::timeout;
 use super::{
     Tier,
     lease::{Lease, UNCACHEABLE},
-    record::{self, Record},
     writer::Write,
 };
+use crate::cache::record::{self, Record};
 
 /// What an answer takes beside its body, at most.
 const OVERHEAD: u64 = 4 << 20;
@@ -37,18 +37,25 @@ pub(super) enum Found {
     Failed,
 }
 
+/// What stands for a primary key and the values of the fields that select a variant.
+pub(in crate::cache) fn digest(primary: &[u8], values: &[u8]) -> [u8; 16] {
+    let mut hash = Context::new(&SHA256);
+    hash.update(&(primary.len() as u64).to_le_bytes());
+    hash.update(primary);
+    hash.update(values);
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&hash.finish().as_ref()[..16]);
+    digest
+}
+
 impl Key {
     /// Of a primary key and the values of the fields that select a variant.
     pub(super) fn of(prefix: &str, primary: &[u8], values: &[u8]) -> Self {
-        let mut hash = Context::new(&SHA256);
-        hash.update(&(primary.len() as u64).to_le_bytes());
-        hash.update(primary);
-        hash.update(values);
         let mut record = String::with_capacity(prefix.len() + 34);
         record.push_str(prefix);
         // In braces: a record and its lease share a slot of a cluster.
         record.push('{');
-        hash.finish().as_ref()[..16].iter().for_each(|byte| write!(record, "{byte:02x}").unwrap_or_default());
+        digest(primary, values).iter().for_each(|byte| write!(record, "{byte:02x}").unwrap_or_default());
         record.push('}');
         Self { fill: format!("{record}:fill"), record }
     }

@@ -17,9 +17,11 @@ use super::{
     keeper::Connection,
     lease::{Lease, UNCACHEABLE},
     metrics::Metrics,
-    record::{self, Answer},
 };
-use crate::cache::store::Vary;
+use crate::cache::{
+    record::{self, Answer},
+    store::Vary,
+};
 
 /// Writes that wait, at most.
 const WAITING: usize = 256;

@@ -1,7 +1,7 @@
 use http::StatusCode;
 
 use super::{
-    super::super::{semantics::meta::Flags, store::Parts},
+    super::{semantics::meta::Flags, store::Parts},
     *,
 };
 

@@ -16,7 +16,7 @@
 
 use twox_hash::XxHash3_64;
 
-use super::super::{
+use super::{
     notes,
     purge::{Generation, Position},
     semantics::meta::Meta,
@@ -43,7 +43,7 @@ pub(super) enum Record {
 }
 
 /// An answer that another process may have stored.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::cache) struct Answer {
     /// With the notes of whoever stored it, which mean nothing here.
     pub(in crate::cache) object: Object,
