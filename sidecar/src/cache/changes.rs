@@ -2,13 +2,15 @@
 //! before it, so it is neither stored after it nor given to who comes after it.
 
 use std::{
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, Hasher, RandomState},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use super::key;
 
 const SHARDS: usize = 16;
 const PLACES: usize = 256;
@@ -29,7 +31,18 @@ pub(super) struct Changes {
     random: RandomState,
 }
 
+/// A target among the changes of a pod.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spot(u64);
+
 type Places = [Option<(Moment, Instant)>; PLACES];
+
+impl Moment {
+    /// As a number that grows.
+    pub(super) fn order(self) -> u64 {
+        self.0
+    }
+}
 
 impl Changes {
     pub(super) fn new() -> Self {
@@ -42,43 +55,42 @@ impl Changes {
         Moment(self.count.load(Ordering::Acquire))
     }
 
+    /// The target that a key has: whatever counts beside it.
+    pub(super) fn spot(&self, key: &[u8]) -> Spot {
+        let mut hasher = self.random.build_hasher();
+        key::Target::of(key).spell(|piece| hasher.write(piece.as_bytes()));
+        Spot(hasher.finish())
+    }
+
     /// When a target was changed, or another one of its place.
-    pub(super) fn newest(&self, target: &str) -> Moment {
-        let (places, place) = self.place(target);
+    pub(super) fn newest(&self, spot: Spot) -> Moment {
+        let (places, place) = self.place(spot);
         places[place].map_or(Moment::default(), |(newest, _)| newest)
     }
 
     /// Whether it was changed so short a time ago that what all pods share may be from before.
-    pub(super) fn is_recent(&self, target: &str, now: Instant) -> bool {
-        let (places, place) = self.place(target);
+    pub(super) fn is_recent(&self, spot: Spot, now: Instant) -> bool {
+        let (places, place) = self.place(spot);
         places[place].is_some_and(|(_, at)| now.saturating_duration_since(at) < SOON)
     }
 
     /// Notes a change of a target, and takes out what is stored of it. A fetch that began before is not stored later.
-    pub(super) fn change<T>(&self, target: &str, remove: impl FnOnce() -> T) -> T {
-        let (mut places, place) = self.place(target);
+    pub(super) fn change<T>(&self, spot: Spot, remove: impl FnOnce() -> T) -> T {
+        let (mut places, place) = self.place(spot);
         places[place] = Some((Moment(self.count.fetch_add(1, Ordering::AcqRel) + 1), Instant::now()));
         remove()
     }
 
     /// Stores what was fetched of a target since a moment, unless it was changed meanwhile.
-    pub(super) fn unless_changed<T>(&self, target: &str, since: Moment, store: impl FnOnce() -> T) -> Option<T> {
+    pub(super) fn unless_changed<T>(&self, spot: Spot, since: Moment, store: impl FnOnce() -> T) -> Option<T> {
         // Held meanwhile, so that no change comes between.
-        let (places, place) = self.place(target);
+        let (places, place) = self.place(spot);
         places[place].is_none_or(|(newest, _)| newest <= since).then(store)
     }
 
-    fn place(&self, target: &str) -> (MutexGuard<'_, Places>, usize) {
-        let hash = self.random.hash_one(target);
+    fn place(&self, Spot(hash): Spot) -> (MutexGuard<'_, Places>, usize) {
         let shard = (hash >> 32) as usize % SHARDS;
         (self.newest[shard].lock().unwrap_or_else(PoisonError::into_inner), hash as usize % PLACES)
-    }
-}
-
-impl Moment {
-    /// Behind a key, so that what was asked for before a change of it and after are two.
-    pub(super) fn bytes(self) -> [u8; 8] {
-        self.0.to_ne_bytes()
     }
 }
 
@@ -86,19 +98,27 @@ impl Moment {
 mod tests {
     use super::*;
 
-    fn stores(changes: &Changes, target: &str, since: Moment) -> bool {
-        changes.unless_changed(target, since, || {}).is_some()
+    /// Of a key that is nothing but a path.
+    fn spot(changes: &Changes, path: &str) -> Spot {
+        let mut key = vec![0; 9];
+        key.extend((path.len() as u32).to_be_bytes());
+        key.extend(path.as_bytes());
+        changes.spot(&key)
+    }
+
+    fn stores(changes: &Changes, path: &str, since: Moment) -> bool {
+        changes.unless_changed(spot(changes, path), since, || {}).is_some()
     }
 
     #[test]
     fn what_began_before_a_change_is_not_stored_after_it() {
         let changes = Changes::new();
         let before = changes.now();
-        assert!(stores(&changes, "a.example/a", before));
-        assert_eq!(changes.change("a.example/a", || 7), 7);
-        assert!(!stores(&changes, "a.example/a", before));
-        assert!(stores(&changes, "a.example/a", changes.now()));
-        let others = (0..100).filter(|number| stores(&changes, &format!("a.example/{number}"), before)).count();
+        assert!(stores(&changes, "/a", before));
+        assert_eq!(changes.change(spot(&changes, "/a"), || 7), 7);
+        assert!(!stores(&changes, "/a", before));
+        assert!(stores(&changes, "/a", changes.now()));
+        let others = (0..100).filter(|number| stores(&changes, &format!("/{number}"), before)).count();
         assert!(others >= 99, "a place is shared by few: {others}");
     }
 
@@ -106,11 +126,12 @@ mod tests {
     fn what_pods_share_is_not_believed_for_a_moment() {
         let changes = Changes::new();
         let before = Instant::now();
-        assert!(!changes.is_recent("/a", before));
-        changes.change("/a", || {});
+        let spot = spot(&changes, "/a");
+        assert!(!changes.is_recent(spot, before));
+        changes.change(spot, || {});
         let after = Instant::now();
-        assert!(changes.is_recent("/a", before) && changes.is_recent("/a", after));
-        assert!(!changes.is_recent("/a", after + SOON));
+        assert!(changes.is_recent(spot, before) && changes.is_recent(spot, after));
+        assert!(!changes.is_recent(spot, after + SOON));
     }
 
     #[test]
@@ -118,7 +139,7 @@ mod tests {
         let changes = Changes::new();
         let before = changes.now();
         for number in 0..1_000_000 {
-            changes.change(&format!("/{number}"), || {});
+            changes.change(spot(&changes, &format!("/{number}")), || {});
         }
         assert!(!stores(&changes, "/0", before));
         assert!(stores(&changes, "/0", changes.now()));

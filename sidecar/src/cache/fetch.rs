@@ -1,18 +1,23 @@
 //! What the cache does with what comes of a request that it has let go.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use crds::policy::Mode;
 use http::{HeaderMap, HeaderValue, Response, header};
+use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 
 use super::{
     Cache, Caching,
     answer::{self, Plan},
-    changes::Moment,
-    fill::{Failure, Filler},
-    key,
+    changes::{Moment, Spot},
+    fill::{Failure, Filler, Mark},
     metrics::Came,
     notes::{self, Names},
     part,
@@ -33,7 +38,10 @@ use super::{
     store::{Object, Parts, Vary},
     tier::Lease,
 };
-use crate::{error::ForwardError, flow::Flow};
+use crate::{
+    error::ForwardError,
+    flow::{Flow, FlowError},
+};
 
 /// How long it is remembered that the answers to a key are not stored: its requests do not wait for each other.
 const MARK: Duration = Duration::from_secs(120);
@@ -58,7 +66,7 @@ pub(crate) struct Fetch {
     /// Before which changes of its target.
     pub(super) began: Moment,
     /// By which it is remembered that answers to its key are not stored, if that is so.
-    pub(super) marked: Option<Vec<u8>>,
+    pub(super) marked: Option<Mark>,
     /// The key of the rule; empty if the request passes the cache by.
     pub(super) key: Vec<u8>,
     pub(super) status: Status<'static>,
@@ -131,8 +139,8 @@ impl Fetch {
             Ok(storable) => {
                 if self.caching.mode == Mode::Shadow {
                     self.keep_head(&storable, &response);
-                } else if let Some(key) = &self.marked {
-                    self.cache.fills.unmark(key);
+                } else if let Some(mark) = self.marked {
+                    self.cache.fills.unmark(mark);
                 }
                 self.tell(&mut response, None);
                 Ok(response)
@@ -240,7 +248,7 @@ impl Fetch {
                     let _ = self.cache.store().replace(&kept.object, object.clone());
                     share(&self.cache, &object, vary_of(&object), lease);
                 };
-                let _ = self.cache.changes.unless_changed(&key::url(&self.key), self.began, replace);
+                let _ = self.cache.changes.unless_changed(self.cache.changes.spot(&self.key), self.began, replace);
             }
             Err(reason) => {
                 self.cache.metrics.not_stored(reason);
@@ -275,12 +283,12 @@ impl Fetch {
         }
         let mut response = *response;
         self.tell_stored(&mut response);
-        let reader = filler.reader();
         let (mut parts, body) = response.into_parts();
         let (cache, lease) = (Arc::clone(&self.cache), self.lease.take());
         let part =
             storable.part.map(|_| Part { most: self.caching.settings.max_object, alone: !self.asks.has.any(Has::IF_RANGE) });
-        start(drive(body, filler, Keeper { cache, target: key::url(&self.key), began: self.began, vary, lease, part }));
+        let keeper = Keeper { spot: cache.changes.spot(&self.key), cache, began: self.began, vary, lease, part };
+        let body = keeper.take(Coming::of(body, length), filler);
         let mut wants_body = true;
         if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) {
             let decision = decide(&storable.meta, &Control::default(), self.cache.now(), Origin::Up);
@@ -296,7 +304,7 @@ impl Fetch {
             parts.headers.remove(tags);
         }
         parts.headers.remove(header::CONTENT_LENGTH);
-        let body = if wants_body { Flow::joined(reader) } else { Flow::bytes("") };
+        let body = if wants_body { body } else { Flow::bytes("") };
         Box::new(Response::from_parts(parts, body))
     }
 
@@ -403,11 +411,42 @@ impl Fetch {
     }
 }
 
+/// A body, of which the first piece may be there.
+struct Coming {
+    body: Flow,
+    first: Option<Piece>,
+    /// Bytes of all of it, if that is known.
+    length: Option<u64>,
+}
+
+/// What a body gives next; none is its end.
+type Piece = Option<Result<Frame<Bytes>, FlowError>>;
+
+impl Coming {
+    fn of(mut body: Flow, length: Option<u64>) -> Self {
+        let first = body.poll_unpaced(&mut Context::from_waker(Waker::noop()));
+        Self { body, first: if let Poll::Ready(piece) = first { Some(piece) } else { None }, length }
+    }
+
+    /// The whole of it, if that is what the first piece is.
+    fn whole(&self) -> Option<Bytes> {
+        let Some(Some(Ok(frame))) = &self.first else { return None };
+        let data = frame.data_ref().filter(|data| self.length == Some(data.len() as u64))?;
+        self.body.is_end_stream().then(|| data.clone())
+    }
+
+    async fn next(&mut self) -> Piece {
+        match self.first.take() {
+            Some(piece) => piece,
+            None => poll_fn(|cx| self.body.poll_unpaced(cx)).await,
+        }
+    }
+}
+
 /// Goes on as far as it comes at once, and then by itself.
 fn start(drive: impl Future<Output = ()> + 'static) {
     let mut drive = Box::pin(drive);
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    if drive.as_mut().poll(&mut cx).is_pending() {
+    if drive.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
         tokio::task::spawn_local(drive);
     }
 }
@@ -415,7 +454,7 @@ fn start(drive: impl Future<Output = ()> + 'static) {
 /// What becomes of an answer that has come whole.
 struct Keeper {
     cache: Arc<Cache>,
-    target: String,
+    spot: Spot,
     /// When its fetch began, among the changes of its target.
     began: Moment,
     vary: Option<Vary>,
@@ -432,8 +471,26 @@ struct Part {
 }
 
 impl Keeper {
+    /// Stores what comes, and hands it on: to who waits for it, and as the body that is given back.
+    fn take(self, coming: Coming, mut filler: Filler) -> Flow {
+        if let Some(body) = coming.whole() {
+            filler = match filler.take_whole(&body) {
+                Ok(done) => {
+                    if let Some(object) = &done.object {
+                        self.keep(object);
+                    }
+                    return Flow::bytes(body);
+                }
+                Err(filler) => filler,
+            };
+        }
+        let reader = filler.reader();
+        start(drive(coming, filler, self));
+        Flow::joined(reader)
+    }
+
     fn keep(self, object: &Object) {
-        let Self { cache, target, began, vary, lease, part } = self;
+        let Self { cache, spot, began, vary, lease, part } = self;
         let store = || {
             if let Some(Part { most, alone }) = part {
                 match part::keep(&cache, object.clone(), vary.as_ref(), most, alone) {
@@ -446,7 +503,7 @@ impl Keeper {
             let _ = cache.store().insert(object.clone(), vary.as_ref());
             share(&cache, object, vary, lease);
         };
-        let _ = cache.changes.unless_changed(&target, began, store);
+        let _ = cache.changes.unless_changed(spot, began, store);
     }
 
     /// It has grown longer than what is kept, and so will the next one.
@@ -481,13 +538,12 @@ fn share(cache: &Cache, object: &Object, vary: Option<Vary>, lease: Option<Lease
 }
 
 /// Reads an answer to its end, for all who wait for it, and stores it. It goes on without any of them.
-async fn drive(mut body: Flow, mut filler: Filler, mut keeper: Keeper) {
+async fn drive(mut coming: Coming, mut filler: Filler, mut keeper: Keeper) {
     loop {
         if filler.ready().await.is_err() {
             return;
         }
-        let frame = poll_fn(|cx| Pin::new(&mut body).poll_unpaced(cx)).await;
-        let data: Bytes = match frame {
+        let data: Bytes = match coming.next().await {
             None => break,
             Some(Err(_)) => return filler.fail(Failure::Upstream),
             Some(Ok(frame)) => match frame.into_data() {

@@ -43,7 +43,7 @@ pub(crate) use driver::{Done, Filler};
 pub(crate) use reader::{NoHead, Reader};
 use state::State;
 use table::Shared;
-pub(crate) use table::{Alone, Counts, Fills, Turn};
+pub(crate) use table::{Alone, Counts, Fills, Mark, Turn};
 
 /// Bounds of fills.
 #[derive(Debug, Clone, Copy)]
@@ -101,12 +101,28 @@ pub(crate) enum Failure {
     TooSlow,
 }
 
+/// How many purges of all, and changes of the target, a fetch must have seen before it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Since {
+    /// Place in the order of purges.
+    pub purges: u128,
+    /// Place in the order of changes.
+    pub changes: u64,
+}
+
+impl Since {
+    /// Whether what began then has seen all that `other` has.
+    fn is_after(self, other: Self) -> bool {
+        self.purges >= other.purges && self.changes >= other.changes
+    }
+}
+
 /// What driver and readers share.
 struct Fill {
     key: Box<[u8]>,
     /// By which its table finds it.
     hash: u64,
-    epoch: u128,
+    since: Since,
     started: Instant,
     shared: Arc<Shared>,
     state: Mutex<State>,

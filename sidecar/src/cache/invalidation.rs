@@ -4,7 +4,6 @@ use crds::policy::Mode;
 use http::{HeaderMap, Method, Response};
 
 use super::{
-    key,
     semantics::{invalidate::invalidated, request::Kind, uri::Target},
     store::Gone,
 };
@@ -46,7 +45,7 @@ pub(crate) fn invalidate(asking: Asking<'_>, change: &Change, target: Target<'_>
         let mut key = vec![u8::from(caching.mode == Mode::Shadow)];
         caching.key.write(&facts, asking.authority, &mut key);
         let store = cache.store();
-        cache.changes.change(&key::url(&key), || {
+        cache.changes.change(cache.changes.spot(&key), || {
             store.remove(&store.key(&key), Gone::Removed);
             cache.behind.remove(&key);
         });

@@ -121,12 +121,13 @@ impl KeyPlan {
     pub(super) fn parts(&self, key: &[u8]) -> Vec<(String, Option<String>)> {
         let mut from = Reader(key);
         let Target { rule, scheme, authority, path, query, .. } = Target::read(&mut from);
-        let mut parts = vec![("rule".to_owned(), Some(rule))];
+        let part = |name: &str, value: Cow<'_, str>| (name.to_owned(), Some(value.into_owned()));
+        let mut parts = vec![part("rule", rule)];
         if !scheme.is_empty() {
-            parts.extend([("scheme".to_owned(), Some(scheme)), ("host".to_owned(), Some(authority))]);
+            parts.extend([part("scheme", scheme), part("host", authority)]);
         }
-        parts.push(("path".to_owned(), Some(path)));
-        parts.extend(query.map(|query| ("query".to_owned(), Some(query))));
+        parts.push(part("path", path));
+        parts.extend(query.map(|query| part("query", query)));
         parts.extend(self.headers.iter().map(|name| (format!("header {name}"), from.values())));
         parts.extend(self.cookies.iter().map(|name| {
             let values: Vec<_> = std::iter::from_fn(|| (from.byte() == 1).then(|| from.text())).collect();
@@ -207,30 +208,30 @@ pub(super) fn url(key: &[u8]) -> String {
 
 /// What a key begins with.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct Target<'a> {
     /// Whether it is what mode Shadow keeps.
     pub(super) shadow: bool,
     /// `namespace/policy/rule`.
-    pub(super) rule: String,
+    pub(super) rule: Cow<'a, str>,
     /// Empty if the key leaves the host out.
-    pub(super) scheme: String,
+    pub(super) scheme: Cow<'a, str>,
     /// Host and port, as they came; empty without a scheme.
-    pub(super) authority: String,
-    pub(super) path: String,
+    pub(super) authority: Cow<'a, str>,
+    pub(super) path: Cow<'a, str>,
     /// The part of it that counts.
-    pub(super) query: Option<String>,
+    pub(super) query: Option<Cow<'a, str>>,
 }
 
-impl Target {
+impl<'a> Target<'a> {
     /// Of a key behind the mode of its rule's section. What is no key gives empty texts.
-    pub(super) fn of(key: &[u8]) -> Self {
+    pub(super) fn of(key: &'a [u8]) -> Self {
         Self::read(&mut Reader(key))
     }
 
-    fn read(from: &mut Reader<'_>) -> Self {
+    fn read(from: &mut Reader<'a>) -> Self {
         let shadow = from.byte() == 1;
         let (rule, scheme) = (from.text(), from.text());
-        let authority = if scheme.is_empty() { String::new() } else { from.text() };
+        let authority = if scheme.is_empty() { Cow::default() } else { from.text() };
         let path = from.text();
         let query = (from.byte() == 1).then(|| from.text());
         Self { shadow, rule, scheme, authority, path, query }
@@ -238,13 +239,21 @@ impl Target {
 
     /// As purges name it: without the scheme, and without a port that the scheme has anyway.
     pub(super) fn located(&self) -> String {
-        let mut url = if self.scheme.is_empty() { String::new() } else { host(&self.scheme, &self.authority) };
-        url.push_str(&self.path);
-        if let Some(query) = &self.query {
-            url.push('?');
-            url.push_str(query);
-        }
+        let mut url = String::new();
+        self.spell(|piece| url.push_str(piece));
         url
+    }
+
+    /// The same, piece by piece.
+    pub(super) fn spell(&self, mut tell: impl FnMut(&str)) {
+        if !self.scheme.is_empty() {
+            tell(&host(&self.scheme, &self.authority));
+        }
+        tell(&self.path);
+        if let Some(query) = &self.query {
+            tell("?");
+            tell(query);
+        }
     }
 
     /// With its scheme, unless the key has no host.
@@ -256,7 +265,7 @@ impl Target {
 /// Takes a key apart from its beginning. Behind its end stand zeros and empty texts.
 struct Reader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     /// The lines of a field; none if there are none.
     fn values(&mut self) -> Option<String> {
         let count = u16::from_be_bytes([self.byte(), self.byte()]);
@@ -270,11 +279,11 @@ impl Reader<'_> {
         *byte
     }
 
-    fn text(&mut self) -> String {
+    fn text(&mut self) -> Cow<'a, str> {
         let (length, behind) = self.0.split_first_chunk().unwrap_or((&[0; 4], &[]));
         let (text, rest) = behind.split_at_checked(u32::from_be_bytes(*length) as usize).unwrap_or_default();
         self.0 = rest;
-        String::from_utf8_lossy(text).into_owned()
+        String::from_utf8_lossy(text)
     }
 }
 

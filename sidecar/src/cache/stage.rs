@@ -1,6 +1,6 @@
 //! What the cache does with a request before its upstream is asked.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use crds::policy::Mode;
 use http::{HeaderMap, HeaderValue, Response, header, request::Parts};
@@ -9,10 +9,9 @@ use tokio::time::Instant;
 use super::{
     Cache, Caching, Fetch,
     answer::{self, Plan},
-    changes::Moment,
+    changes::{Moment, Spot},
     fetch::Kept,
-    fill::{Alone, Failure, Filler, NoHead, Reader, Turn},
-    key,
+    fill::{Alone, Failure, Filler, Mark, NoHead, Reader, Since, Turn},
     locate::{Located, locate},
     metrics::Came,
     notes::{self, Names},
@@ -64,7 +63,7 @@ struct Look<'a> {
     /// Where the second begins.
     variant: usize,
     /// By which it is remembered that answers to this key are not stored, if that is so.
-    marked: Option<Vec<u8>>,
+    marked: Option<Mark>,
 }
 
 /// What a key leads to.
@@ -138,7 +137,7 @@ impl Look<'_> {
     /// lease, it is the one.
     async fn find_behind(&self, waits: Option<Duration>) -> (Option<Kept>, Option<Lease>) {
         let (disk, shared) = (self.cache.behind.disk(), self.cache.behind.shared());
-        if disk.is_none() && shared.is_none() || self.cache.changes.is_recent(&key::url(&self.key), std::time::Instant::now()) {
+        if disk.is_none() && shared.is_none() || self.cache.changes.is_recent(self.spot(), std::time::Instant::now()) {
             return (None, None);
         }
         let on_disk = match disk {
@@ -172,7 +171,7 @@ impl Look<'_> {
         let Stored::Kept(kept) = self.kept(object.clone(), now, Forward::Miss) else { return None };
         // Too little room is counted there.
         let insert = || self.cache.store().insert(object, vary);
-        let _ = self.cache.changes.unless_changed(&key::url(&self.key), self.began, insert);
+        let _ = self.cache.changes.unless_changed(self.spot(), self.began, insert);
         Some(kept)
     }
 
@@ -283,27 +282,41 @@ impl Look<'_> {
     /// Whether the request fetches, for whom, or waits for another one that does. Who does not want another one's answer stands apart.
     fn turn(&mut self, forced: bool) -> Turn {
         if forced || self.caching.collapse.is_none() || self.control.no_cache || self.control.max_age == Some(0) {
-            return self.cache.fills.apart(self.stamp.order(), Instant::now());
+            return self.cache.fills.apart(Instant::now());
         }
         self.turn_of_key()
     }
 
     fn turn_of_key(&mut self) -> Turn {
+        let key = self.key_of_turn();
+        let turn = self.cache.fills.turn(&key, self.since(), Instant::now());
+        let marked = matches!(turn, Turn::Alone(Alone::HitForMiss)).then(|| self.cache.fills.mark_of(&key));
+        self.marked = marked.or(self.marked);
+        turn
+    }
+
+    /// Who asks for a part gets another answer than who asks for another one, or all.
+    fn key_of_turn(&self) -> Cow<'_, [u8]> {
+        if !self.part {
+            return (&self.key).into();
+        }
         let mut key = self.key.clone();
-        // What is being fetched since before the target was changed is for nobody who comes after.
-        key.extend_from_slice(&self.cache.changes.newest(&key::url(&self.key)).bytes());
-        // Who asks for another part gets another answer.
         for name in [header::RANGE, header::IF_RANGE] {
-            let value = self.parts.headers.get(name).filter(|_| self.part).map(HeaderValue::as_bytes);
+            let value = self.parts.headers.get(name).map(HeaderValue::as_bytes);
             key.extend_from_slice(value.unwrap_or_default());
             // Behind the value, so that no two lists of them give the same bytes.
             key.extend_from_slice(&value.map_or(u32::MAX, |value| value.len() as u32).to_le_bytes());
         }
-        let turn = self.cache.fills.turn(&key, self.stamp.order(), Instant::now());
-        if matches!(turn, Turn::Alone(Alone::HitForMiss)) {
-            self.marked = Some(key);
-        }
-        turn
+        key.into()
+    }
+
+    /// What is being fetched since before it was purged, or the target was changed, is for nobody who comes after.
+    fn since(&self) -> Since {
+        Since { purges: self.stamp.order(), changes: self.cache.changes.newest(self.spot()).order() }
+    }
+
+    fn spot(&self) -> Spot {
+        self.cache.changes.spot(&self.key)
     }
 
     /// The answer that another request fetches. An error if it is none for this one.

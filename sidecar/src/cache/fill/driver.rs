@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep};
 use super::state::{Cut, Go, Phase};
 use super::table::Counter;
 use super::{Failure, Fill, Fills, Reader};
-use crate::cache::store::{CHUNK, Object};
+use crate::cache::store::{CHUNK, INLINE, Object};
 
 /// The right and the duty to fetch: whoever has it leads the fill. `Send`, so that it can move into a task of its own. Dropped before the
 /// end, it fails the fill.
@@ -182,6 +182,23 @@ impl Filler {
         shared.budget.give_back(freed);
         waiting.into_iter().for_each(Waker::wake);
         Ok(())
+    }
+
+    /// Adds all of a short body at once, which has the length that was expected. The filler comes back if it has to come piece by piece.
+    pub(crate) fn take_whole(self, body: &Bytes) -> Result<Done, Self> {
+        let (budget, bytes) = (&self.fill.shared.budget, body.len() as u64);
+        let mut state = self.fill.state();
+        let fits = body.len() <= INLINE && state.phase == Phase::Filling && state.len() == 0 && budget.has_room(bytes);
+        let Some(head) = state.head.clone().filter(|_| fits) else {
+            drop(state);
+            return Err(self);
+        };
+        let object = head.with_body(std::slice::from_ref(body));
+        budget.take(bytes);
+        object.body().for_each(|piece| state.push(piece));
+        drop(state);
+        self.close(Phase::Complete);
+        Ok(Done { object: Some(object), _filler: self })
     }
 
     /// The body has ended.

@@ -9,7 +9,7 @@ use hashbrown::HashTable;
 use tokio::time::Instant;
 
 use super::state::{Phase, State};
-use super::{Budget, Fill, Filler, Limits, Reader};
+use super::{Budget, Fill, Filler, Limits, Reader, Since};
 
 const SHARDS: usize = 16;
 
@@ -30,6 +30,10 @@ pub(crate) enum Turn {
     /// Fetch, for oneself.
     Alone(Alone),
 }
+
+/// Stands for a key whose answers are not cacheable.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark(u64);
 
 /// Why a miss isn't shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,32 +119,31 @@ impl Fills {
         Arc::new(Self { shared, shards: Default::default(), random: RandomState::new(), open: AtomicUsize::new(0) })
     }
 
-    /// Decides what a miss of `key` does. `epoch` is the purge position that the caller read before: it never joins a fill that began
-    /// at an earlier one.
-    pub(crate) fn turn(self: &Arc<Self>, key: &[u8], epoch: u128, now: Instant) -> Turn {
-        let (turn, counter) = self.decide(key, epoch, now);
+    /// Decides what a miss of `key` does. `since` is what the caller read before: it never joins a fill that began earlier.
+    pub(crate) fn turn(self: &Arc<Self>, key: &[u8], since: Since, now: Instant) -> Turn {
+        let (turn, counter) = self.decide(key, since, now);
         self.shared.count(counter, 1);
         turn
     }
 
     /// As [`Fills::turn`] of a miss that neither joins another nor is joined: whatever comes of it says nothing of its key.
-    pub(crate) fn apart(self: &Arc<Self>, epoch: u128, now: Instant) -> Turn {
+    pub(crate) fn apart(self: &Arc<Self>, now: Instant) -> Turn {
         if self.shared.budget.is_spent() {
             self.shared.count(Counter::OverBudget, 1);
             return Turn::Alone(Alone::Budget);
         }
         self.shared.count(Counter::Led, 1);
-        Turn::Lead(Filler::new(self.fill(Box::default(), 0, epoch, now), Arc::clone(self)))
+        Turn::Lead(Filler::new(self.fill(Box::default(), 0, Since::default(), now), Arc::clone(self)))
     }
 
-    fn decide(self: &Arc<Self>, key: &[u8], epoch: u128, now: Instant) -> (Turn, Counter) {
+    fn decide(self: &Arc<Self>, key: &[u8], since: Since, now: Instant) -> (Turn, Counter) {
         let hash = self.hash(key);
         let mut table = self.lock(hash);
         if table.is_marked(hash, now) {
             return (Turn::Alone(Alone::HitForMiss), Counter::HitForMiss);
         }
         let found = table.fills.find(hash, |fill| *fill.key == *key);
-        if let Some(fill) = found.filter(|fill| fill.epoch >= epoch) {
+        if let Some(fill) = found.filter(|fill| fill.since.is_after(since)) {
             let mut state = fill.state();
             let slow = state.phase == Phase::Waiting && now.saturating_duration_since(fill.started) >= self.shared.limits.wait;
             if slow {
@@ -164,7 +167,7 @@ impl Fills {
         if self.open.load(Relaxed) >= self.shared.limits.fills {
             return (Turn::Alone(Alone::Crowded), Counter::Crowded);
         }
-        let fill = self.fill(key.into(), hash, epoch, now);
+        let fill = self.fill(key.into(), hash, since, now);
         // Another one of this key goes on for its readers; nobody finds it any more.
         if table.put(Arc::clone(&fill)).is_none() {
             self.open.fetch_add(1, Relaxed);
@@ -172,9 +175,9 @@ impl Fills {
         (Turn::Lead(Filler::new(fill, Arc::clone(self))), Counter::Led)
     }
 
-    fn fill(&self, key: Box<[u8]>, hash: u64, epoch: u128, now: Instant) -> Arc<Fill> {
+    fn fill(&self, key: Box<[u8]>, hash: u64, since: Since, now: Instant) -> Arc<Fill> {
         let (shared, state) = (Arc::clone(&self.shared), Mutex::new(State::new()));
-        Arc::new(Fill { key, hash, epoch, started: now, shared, state })
+        Arc::new(Fill { key, hash, since, started: now, shared, state })
     }
 
     /// Remembers that answers to a key with this hash are not cacheable.
@@ -184,9 +187,13 @@ impl Fills {
     }
 
     /// Forgets it, since a cacheable answer came.
-    pub(crate) fn unmark(&self, key: &[u8]) {
-        let hash = self.hash(key);
+    pub(crate) fn unmark(&self, Mark(hash): Mark) {
         self.lock(hash).unmark(hash);
+    }
+
+    /// By which it is remembered that answers to a key are not cacheable.
+    pub(crate) fn mark_of(&self, key: &[u8]) -> Mark {
+        Mark(self.hash(key))
     }
 
     /// What was counted since the start.

@@ -32,7 +32,7 @@ fn fills(limits: Limits) -> Arc<Fills> {
 }
 
 fn lead(fills: &Arc<Fills>) -> Filler {
-    match fills.turn(KEY, 0, Instant::now()) {
+    match fills.turn(KEY, Since::default(), Instant::now()) {
         Turn::Lead(filler) => filler,
         Turn::Join(_) => panic!("joined"),
         Turn::Alone(why) => panic!("{why:?}"),
@@ -40,7 +40,7 @@ fn lead(fills: &Arc<Fills>) -> Filler {
 }
 
 fn join(fills: &Arc<Fills>) -> Reader {
-    match fills.turn(KEY, 0, Instant::now()) {
+    match fills.turn(KEY, Since::default(), Instant::now()) {
         Turn::Join(reader) => reader,
         Turn::Lead(_) => panic!("leads"),
         Turn::Alone(why) => panic!("{why:?}"),
@@ -48,7 +48,7 @@ fn join(fills: &Arc<Fills>) -> Reader {
 }
 
 fn alone(fills: &Arc<Fills>, key: &[u8]) -> Option<Alone> {
-    match fills.turn(key, 0, Instant::now()) {
+    match fills.turn(key, Since::default(), Instant::now()) {
         Turn::Alone(why) => Some(why),
         Turn::Lead(_) | Turn::Join(_) => None,
     }
@@ -200,7 +200,7 @@ async fn an_uncacheable_answer_frees_all_at_once_and_is_remembered() {
     assert_eq!(alone(&fills, KEY), Some(Alone::HitForMiss));
     advance(Duration::from_secs(1)).await;
     lead(&fills).uncacheable(Instant::now() + Duration::from_secs(120));
-    fills.unmark(KEY);
+    fills.unmark(fills.mark_of(KEY));
     drop(lead(&fills));
     assert_eq!(fills.counts().hit_for_miss, 2);
 }
@@ -244,7 +244,7 @@ async fn who_comes_after_a_purge_never_joins_an_earlier_fill() {
     let fills = fills(limits());
     let mut before = lead(&fills);
     assert!(before.begin(head(), None, u64::MAX));
-    let Turn::Lead(after) = fills.turn(KEY, 1, Instant::now()) else { panic!("joined") };
+    let Turn::Lead(after) = fills.turn(KEY, Since { purges: 1, changes: 0 }, Instant::now()) else { panic!("joined") };
     // Whoever read the position before the purge may have the newer answer.
     let mut reader = join(&fills);
     drop(before);
@@ -266,7 +266,7 @@ async fn what_is_known_to_be_too_large_is_nobodys_wait() {
 #[tokio::test(start_paused = true)]
 async fn who_stands_apart_is_joined_by_nobody_and_leaves_no_mark() {
     let fills = fills(limits());
-    let Turn::Lead(apart) = fills.apart(0, Instant::now()) else { panic!("there is room") };
+    let Turn::Lead(apart) = fills.apart(Instant::now()) else { panic!("there is room") };
     let other = lead(&fills);
     apart.uncacheable(Instant::now() + Duration::from_secs(10));
     drop(other);

@@ -1,5 +1,7 @@
 //! What is asked of a purge, and what it is answered.
 
+use std::borrow::Cow;
+
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
@@ -182,9 +184,10 @@ pub(crate) fn located(field: &str, url: &str) -> Result<String, PurgeError> {
 }
 
 /// An authority without the port that its scheme has anyway (RFC 9110, section 4.2.3).
-pub(crate) fn host(scheme: &str, authority: &str) -> String {
+pub(crate) fn host<'a>(scheme: &str, authority: &'a str) -> Cow<'a, str> {
     let usual = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
-    authority.strip_suffix(usual).unwrap_or(authority).to_ascii_lowercase()
+    let host = authority.strip_suffix(usual).unwrap_or(authority);
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
 }
 
 #[cfg(test)]

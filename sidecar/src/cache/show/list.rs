@@ -222,7 +222,7 @@ impl Selection {
     }
 
     /// The target of an object that is wanted.
-    fn target(&self, object: &Object) -> Option<Target> {
+    fn target<'a>(&self, object: &'a Object) -> Option<Target<'a>> {
         if self.tag.is_some() || self.policy.is_some() {
             let names = notes::names(object).names;
             let has = |name: &Option<Name>| name.is_none_or(|name| names.contains(&name));
@@ -259,7 +259,7 @@ impl Stored {
         };
         Self {
             url: target.url(),
-            rule: target.rule,
+            rule: target.rule.into_owned(),
             variant: variant(object),
             status: object.status().as_u16(),
             state,

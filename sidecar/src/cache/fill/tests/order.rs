@@ -93,7 +93,7 @@ proptest! {
             for op in ops {
                 let filler = filler.as_mut().expect("leads");
                 match op {
-                    Op::Join => if let Turn::Join(reader) = fills.turn(KEY, 0, Instant::now()) { readers.push((reader, 0)); },
+                    Op::Join => if let Turn::Join(reader) = fills.turn(KEY, Since::default(), Instant::now()) { readers.push((reader, 0)); },
                     Op::Push(len) => if !broken {
                         match filler.push(&body(sent, len.into())) {
                             Ok(()) => sent += u64::from(len),
@@ -167,7 +167,7 @@ async fn a_stampede_is_one_fetch_a_key() {
             tokio::spawn(async move {
                 gate.wait().await;
                 let key = (n % 3).to_le_bytes();
-                match fills.turn(&key, 0, Instant::now()) {
+                match fills.turn(&key, Since::default(), Instant::now()) {
                     Turn::Alone(why) => panic!("{why:?}"),
                     Turn::Join(mut reader) => {
                         reader.head(Duration::from_secs(30)).await.expect("head");

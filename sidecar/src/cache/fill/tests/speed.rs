@@ -46,7 +46,7 @@ async fn what_grows_too_large_is_passed_on_within_the_window() {
         assert_eq!(chunk, body(at * 1000, 1000));
     }
     assert_eq!((fills.open(), fills.counts().passed_on), (0, 1));
-    assert!(matches!(fills.turn(KEY, 0, Instant::now()), Turn::Lead(_)), "nobody joins it");
+    assert!(matches!(fills.turn(KEY, Since::default(), Instant::now()), Turn::Lead(_)), "nobody joins it");
     let done = filler.finish().expect("all came");
     assert!(done.object.is_none(), "not to be stored");
     assert!(matches!((now(&mut one), now(&mut two)), (Poll::Ready(None), Poll::Ready(None))));
@@ -137,7 +137,7 @@ async fn beyond_the_budget_misses_go_alone_and_bodies_are_passed_on() {
     assert!(filler.begin(head(), None, u64::MAX));
     filler.push(&body(0, 5000)).expect("goes on");
     assert_eq!(alone(&fills, b"other"), Some(Alone::Budget));
-    assert!(matches!(fills.turn(KEY, 0, Instant::now()), Turn::Join(_)), "joining takes no memory");
+    assert!(matches!(fills.turn(KEY, Since::default(), Instant::now()), Turn::Join(_)), "joining takes no memory");
     assert!(now(&mut reader).is_ready());
     filler.push(&body(5000, 10)).expect("goes on");
     assert_eq!((fills.counts().over_budget, fills.counts().passed_on, budget.used()), (1, 1, 10));
@@ -157,7 +157,7 @@ async fn readers_and_fills_are_bounded() {
     assert_eq!(alone(&fills, KEY), Some(Alone::Crowded));
     drop(one);
     let three = join(&fills);
-    let Turn::Lead(other) = fills.turn(b"other", 0, Instant::now()) else { panic!("no lead") };
+    let Turn::Lead(other) = fills.turn(b"other", Since::default(), Instant::now()) else { panic!("no lead") };
     assert_eq!(alone(&fills, b"third"), Some(Alone::Crowded));
     drop(other);
     assert_eq!(alone(&fills, b"third"), None);
