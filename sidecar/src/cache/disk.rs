@@ -192,11 +192,12 @@ impl Disk {
     pub(super) fn remove(&self, primary: &[u8]) {
         let name = digest(primary, &[]);
         let was = self.0.held.lock().remove(&name);
-        self.0.writes.retain(|write| !write.is_of(primary));
+        let mut dropped = self.0.writes.retain(|write| !write.is_of(primary));
         if !self.0.writes.add(Write::Remove { name, was }, 0) {
-            self.0.writes.retain(|_| false);
+            dropped += self.0.writes.retain(|_| false);
             self.0.writes.add(Write::Clear, 0);
         }
+        (0..dropped).for_each(|_| self.0.metrics.written("dropped"));
     }
 }
 

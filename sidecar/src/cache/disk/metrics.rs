@@ -32,7 +32,7 @@ impl Metrics {
         self.requests.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// Counts a write of an answer: `stored`, `dropped` for want of room or disk, `failed`.
+    /// Counts a write of an answer: `stored`, `dropped` for want of room or disk or as it was changed, `failed`.
     pub(super) fn written(&self, result: &'static str) {
         self.writes.get_or_create(&ResultLabels { result }).inc();
     }
