@@ -98,7 +98,7 @@ fn stats_show_what_was_counted() {
     }
     let said = cache(&proxy, "stats", &[]);
     assert_eq!((said.code, said.stdout.starts_with("stored        2 answers, ")), (0, true), "{said:?}");
-    assert!(said.stdout.contains("default/headers/all   4          50.0%   2 "), "{said:?}");
+    assert!(said.stdout.contains("default/headers/all   4          50.0%   10 "), "{said:?}");
     let figures = cache(&proxy, "stats", &["-o", "json"]).json();
     assert_eq!((&figures["objects"], &figures["servedBytes"]), (&2.into(), &10.into()));
     assert_eq!((&figures["rules"][0]["hitRatio"], &figures["rules"][0]["requests"]["miss"]), (&0.5.into(), &2.into()));

@@ -227,7 +227,8 @@ impl Fetch {
         };
         let partial = kept.meta.flags.any(Flags::PARTIAL);
         let meta = updated.storable.as_ref().map_or(kept.meta, |storable| storable.meta);
-        let meta = Meta { flags: meta.flags.set(Flags::PARTIAL, partial), ..meta };
+        // A fetch of it would take as long as the first one has.
+        let meta = Meta { flags: meta.flags.set(Flags::PARTIAL, partial), took: kept.meta.took, ..meta };
         // Which pieces there are is nothing that a newer head changes.
         for value in stored.get_all(header::CONTENT_RANGE).iter().filter(|_| partial) {
             updated.head.append(header::CONTENT_RANGE, value.clone());
@@ -374,6 +375,9 @@ impl Fetch {
     fn count(&self, came: Came) {
         if self.caching.mode != Mode::Shadow {
             self.cache.metrics.request(&self.caching, came);
+            if let (Came::Miss, Handled::Forwarded(Forwarded { why, .. })) = (came, self.status.handled) {
+                self.cache.metrics.missed(why);
+            }
         }
     }
 

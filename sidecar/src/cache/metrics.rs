@@ -20,7 +20,12 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Cache, Caching, disk, semantics::storable::NotStored, store::Gone, tier};
+use super::{
+    Cache, Caching, disk,
+    semantics::{status::Forward, storable::NotStored},
+    store::Gone,
+    tier,
+};
 use crate::metrics::OTHER;
 
 /// Routes that have series of their own, at most; what comes later is counted under [`OTHER`].
@@ -34,7 +39,12 @@ pub(crate) struct Metrics {
     not_stored: Readable<ReasonLabels>,
     /// The counters of the same, found once.
     refusals: [OnceLock<Counter>; NotStored::COUNT],
-    bytes: Family<ResultLabels, Counter>,
+    missed: Readable<ReasonLabels>,
+    /// The counters of the same.
+    misses: [OnceLock<Counter>; Forward::COUNT],
+    bytes: Readable<RouteLabels>,
+    /// In milliseconds.
+    saved: Readable<RouteLabels>,
     parts: Readable<EventLabels>,
     pub(super) disk: disk::Metrics,
     pub(super) tier: tier::Metrics,
@@ -94,8 +104,8 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ResultLabels {
-    result: &'static str,
+struct RouteLabels {
+    route: Arc<str>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -124,7 +134,11 @@ pub(super) enum Came {
 
 /// The counters of one rule, each found when it is first needed: a search for each request would cost more than what it counts.
 #[derive(Debug, Default)]
-pub(super) struct Counters([OnceLock<Counter>; Came::COUNT]);
+pub(super) struct Counters {
+    requests: [OnceLock<Counter>; Came::COUNT],
+    bytes: OnceLock<Counter>,
+    saved: OnceLock<Counter>,
+}
 
 impl Came {
     const COUNT: usize = Self::ShadowMiss as usize + 1;
@@ -147,7 +161,7 @@ impl Came {
 impl Metrics {
     /// Counts a request of a rule.
     pub(super) fn request(&self, caching: &Caching, came: Came) {
-        caching.counters.0[came as usize].get_or_init(|| self.counter(&caching.label, came.as_str())).inc();
+        caching.counters.requests[came as usize].get_or_init(|| self.counter(&caching.label, came.as_str())).inc();
     }
 
     fn counter(&self, route: &Arc<str>, result: &'static str) -> Counter {
@@ -182,9 +196,27 @@ impl Metrics {
         self.parts.read().into_iter().map(|(labels, count)| (labels.event, count)).collect()
     }
 
-    /// Counts bytes of a body that the store gave.
-    pub(super) fn served(&self, bytes: u64) {
-        self.bytes.get_or_create(&ResultLabels { result: "hit" }).inc_by(bytes);
+    /// Counts a request that the store could not answer, by why.
+    pub(super) fn missed(&self, why: Forward) {
+        self.misses[why as usize].get_or_init(|| self.missed.counter(ReasonLabels { reason: why.as_str() })).inc();
+    }
+
+    /// Counts bytes of a body that the store gave, and the milliseconds that its origin would have taken.
+    pub(super) fn served(&self, caching: &Caching, bytes: u64, saved: u32) {
+        let Counters { bytes: of_bytes, saved: of_saved, .. } = &caching.counters;
+        of_bytes.get_or_init(|| self.of_route(&self.bytes, &caching.label)).inc_by(bytes);
+        of_saved.get_or_init(|| self.of_route(&self.saved, &caching.label)).inc_by(saved.into());
+    }
+
+    fn of_route(&self, counters: &Readable<RouteLabels>, route: &Arc<str>) -> Counter {
+        let mut labels = RouteLabels { route: Arc::clone(route) };
+        if let Some(counter) = counters.known(&labels) {
+            return counter;
+        }
+        if self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
+            labels.route = OTHER.into();
+        }
+        counters.counter(labels)
     }
 
     /// Requests by rule and result.
@@ -202,9 +234,19 @@ impl Metrics {
         self.not_stored.read().into_iter().map(|(labels, count)| (labels.reason, count)).collect()
     }
 
-    /// Bytes of bodies that the store gave.
-    pub(super) fn bytes_served(&self) -> u64 {
-        self.bytes.get(&ResultLabels { result: "hit" }).map_or(0, |counter| counter.get())
+    /// Requests that the store could not answer, by reason.
+    pub(super) fn reasons_of_misses(&self) -> Vec<(&'static str, u64)> {
+        self.missed.read().into_iter().map(|(labels, count)| (labels.reason, count)).collect()
+    }
+
+    /// Bytes of bodies that the store gave, by rule.
+    pub(super) fn bytes_served(&self) -> Vec<(Arc<str>, u64)> {
+        self.bytes.read().into_iter().map(|(labels, bytes)| (labels.route, bytes)).collect()
+    }
+
+    /// Milliseconds that origins would have taken, by rule.
+    pub(super) fn saved(&self) -> Vec<(Arc<str>, u64)> {
+        self.saved.read().into_iter().map(|(labels, millis)| (labels.route, millis)).collect()
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
@@ -218,7 +260,12 @@ impl Metrics {
         registry.register("fetchr_cache_parts", "Parts of answers that came, by what became of them", self.parts.family.clone());
         self.disk.register(registry);
         self.tier.register(registry);
-        registry.register("fetchr_cache_served_bytes", "Bytes of bodies that the cache gave", self.bytes.clone());
+        registry.register(
+            "fetchr_cache_missed",
+            "Requests that the cache could not answer, by reason",
+            self.missed.family.clone(),
+        );
+        registry.register("fetchr_cache_served_bytes", "Bytes of bodies that the cache gave", self.bytes.family.clone());
     }
 }
 
@@ -282,6 +329,11 @@ impl Collector for Held {
         }
         of_disk(&mut encoder, &self.0)?;
         of_redis(&mut encoder, &self.0)?;
+        let help = "Time that origins would have taken to the heads of answers that the cache gave";
+        let mut family = encoder.encode_descriptor("fetchr_cache_saved_seconds", help, None, left.metric_type())?;
+        for (route, millis) in self.0.metrics.saved() {
+            ConstCounter::new(millis as f64 / 1000.0).encode(family.encode_family(&RouteLabels { route })?)?;
+        }
         let help = "Purges of the cache, by whether what they named was gone or stale";
         let mut family = encoder.encode_descriptor("fetchr_cache_purges", help, None, left.metric_type())?;
         for (strength, count) in self.0.purges.counts() {

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// Bytes that judge its age.
-pub(super) const META: usize = 64;
+pub(super) const META: usize = 68;
 /// And with the purges that were known when its fetch began, and the number of names by which it may be purged. Behind them stand these names,
 /// and its tags as they came, if other processes are to know of them.
 const LEN: usize = META + 12 + 2;
@@ -47,7 +47,7 @@ pub(super) fn write(meta: &Meta, stamp: Stamp, Names { names, tags }: &Names) ->
 
 /// What its age is judged by, as bytes.
 pub(super) fn of_meta(meta: &Meta) -> [u8; META] {
-    let Meta { initial_age, since, wall, lifetime, while_revalidate, if_error, keep, date, status, flags } = *meta;
+    let Meta { initial_age, since, wall, lifetime, while_revalidate, if_error, keep, date, status, flags, took } = *meta;
     let mut bytes = [0; META];
     let longs = [initial_age, since, wall.cast_unsigned(), lifetime, while_revalidate, if_error, keep];
     for (place, long) in bytes.chunks_exact_mut(8).zip(longs) {
@@ -55,7 +55,8 @@ pub(super) fn of_meta(meta: &Meta) -> [u8; META] {
     }
     bytes[56..60].copy_from_slice(&date.to_le_bytes());
     bytes[60..62].copy_from_slice(&status.to_le_bytes());
-    bytes[62..].copy_from_slice(&flags.bits().to_le_bytes());
+    bytes[62..64].copy_from_slice(&flags.bits().to_le_bytes());
+    bytes[64..].copy_from_slice(&took.to_le_bytes());
     bytes
 }
 
@@ -79,6 +80,7 @@ pub(super) fn to_meta(bytes: &[u8; META]) -> Meta {
         date: u32::from_le_bytes([bytes[56], bytes[57], bytes[58], bytes[59]]),
         status: u16::from_le_bytes([bytes[60], bytes[61]]),
         flags: Flags::from_bits(u16::from_le_bytes([bytes[62], bytes[63]])),
+        took: u32::from_le_bytes([bytes[64], bytes[65], bytes[66], bytes[67]]),
     }
 }
 
@@ -122,6 +124,7 @@ mod tests {
             date: 7,
             status: 404,
             flags: Flags::NO_CACHE.and(Flags::VALIDATOR),
+            took: 8,
         };
         let purges = crate::PodPurges::new("pod");
         purges.purge(&serde_json::from_str(r#"{"all": true}"#).unwrap(), std::time::Duration::MAX).await.unwrap();

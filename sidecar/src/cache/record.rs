@@ -7,7 +7,7 @@
 //!      5  8  XXH3-64 of all behind it, little endian
 //!     13     names, or an answer
 //!
-//! an answer: 16 generation and 8 place of the purges that were known when its fetch began, 64 what its age is judged by,
+//! an answer: 16 generation and 8 place of the purges that were known when its fetch began, 68 what its age is judged by,
 //!            4 length of its tags, the tags, the object as `store::codec` writes it
 //! a packed answer: 4 length of an answer, that answer as one frame of zstd
 //! ```

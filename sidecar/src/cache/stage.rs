@@ -252,7 +252,7 @@ impl Look<'_> {
         }
         // They find it in the store.
         filler.into_iter().for_each(|filler| filler.fail(Failure::Abandoned));
-        Looked::Answered(self.hit(plan, decision))
+        Looked::Answered(self.hit(plan, kept.meta.took, decision))
     }
 
     /// Fetches for all that miss the same, unless it lies behind memory.
@@ -353,18 +353,18 @@ impl Look<'_> {
         vary::variant(names, &self.parts.headers, &mut values).is_ok() && values == head.variant()
     }
 
-    fn hit(&self, plan: Plan, decision: &Decision) -> Box<Response<Flow>> {
+    fn hit(&self, plan: Plan, took: u32, decision: &Decision) -> Box<Response<Flow>> {
         let mut response = plan.response(decision, &self.asks);
         self.tell(&Status::hit(decision), response.headers_mut());
         let came = if decision.verdict == Verdict::Fresh { Came::Hit } else { Came::Stale };
         self.cache.metrics.request(self.caching, came);
-        self.cache.metrics.served(response.body().exact_length().unwrap_or(0));
+        self.cache.metrics.served(self.caching, response.body().exact_length().unwrap_or(0), took);
         response
     }
 
     /// A stale answer, for which one request asks the origin anew.
     fn stale(mut self, kept: Kept, plan: Plan, decision: &Decision, filler: Option<Filler>) -> Looked {
-        let response = self.hit(plan, decision);
+        let response = self.hit(plan, kept.meta.took, decision);
         // What is stored whole is asked for as a whole, by whoever comes first.
         self.part &= kept.meta.flags.any(Flags::PARTIAL);
         let mut turn = || match self.turn_of_key() {

@@ -65,7 +65,7 @@ impl Film {
         }
         let same = field(head, "if-range").is_none_or(|tag| tag == self.tag());
         let range = field(head, "range").filter(|_| same).and_then(|range| self.asked(range));
-        let (mut answer, body) = match range {
+        let (answer, body) = match range {
             Some((first, _)) if first >= self.length => {
                 let range = format!("content-range: bytes */{}", self.length);
                 (format!("HTTP/1.1 416 Range Not Satisfiable\r\n{range}\r\ncontent-length: 0\r\n\r\n"), Vec::new())
@@ -79,9 +79,8 @@ impl Film {
             None => {
                 (format!("HTTP/1.1 200 OK\r\n{fields}content-length: {}\r\n\r\n", self.length), self.bytes(0, self.length - 1))
             }
-        }
-        .into();
-        let mut answer = std::mem::take(&mut answer).into_bytes();
+        };
+        let mut answer = answer.into_bytes();
         if !head.starts_with("HEAD") {
             answer.extend(body);
         }
@@ -529,4 +528,29 @@ async fn whatever_is_asked_in_whatever_order_no_byte_is_wrong() {
         }
         assert!(site.requests() <= 120);
     }
+}
+
+#[tokio::test]
+async fn what_answers_of_the_store_save_is_counted_by_rule() {
+    let origin = Origin::scripted(|mut stream, _| async move {
+        while read_head(&mut stream).await.is_some() {
+            // Longer than a millisecond, which is all that the test needs.
+            tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 4\r\n\r\nkept").await.unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::before(origin.address);
+    proxy.apply(ALL);
+    let ask = || proxy.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    ask().await;
+    let of_rule = |metric: &str| proxy.metric(&format!("{metric}{{route=\"shop/test/all\"}}"));
+    assert_eq!(proxy.metric(r#"fetchr_cache_missed_total{reason="uri-miss"}"#), 1.0);
+    ask().await;
+    let (bytes, once) = (of_rule("fetchr_cache_served_bytes_total"), of_rule("fetchr_cache_saved_seconds_total"));
+    assert!(bytes == 4.0 && (0.03..10.0).contains(&once), "{bytes} {once}");
+    ask().await;
+    let twice = of_rule("fetchr_cache_saved_seconds_total");
+    assert!((twice - 2.0 * once).abs() < 1e-6, "each hit saves as much: {once} {twice}");
+    assert_eq!(of_rule("fetchr_cache_served_bytes_total"), 8.0);
 }

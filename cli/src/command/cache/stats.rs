@@ -8,7 +8,7 @@ use super::{admin::Target, merged::stats::Sum, place::Place};
 use crate::{
     args::FormatArgs,
     failure::{Exit, Failure},
-    output::{self, Color, Paint, Table, or_dash, size},
+    output::{self, Color, Paint, Table, age, or_dash, size},
 };
 
 /// Shown below the help.
@@ -21,7 +21,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   $ fetchr cache stats --workload deployment/web -n shop -o wide
 
 Counted since the proxy began. RATIO is the part of the requests that spared the origin one (HIT, STALE, COLLAPSED), of all but those that
-passed the cache by (BYPASS).";
+passed the cache by (BYPASS). SAVED is the time that the origin would have taken to the heads of what was SERVED (HIT, STALE).";
 
 /// Results of requests, as columns.
 const RESULTS: [(&str, &str); 7] = [
@@ -67,7 +67,13 @@ pub(super) fn render(figures: &Figures, wide: bool, paint: Paint) -> String {
     if !figures.rules.is_empty() {
         text.push_str(&format!("\n{}", rules(figures, wide)));
     }
-    for (header, counts) in [("PASSED BY", &figures.bypassed), ("NOT STORED", &figures.not_stored)] {
+    let counted = [
+        ("MISSED", &figures.missed),
+        ("PASSED BY", &figures.bypassed),
+        ("NOT STORED", &figures.not_stored),
+        ("PARTS", &figures.parts),
+    ];
+    for (header, counts) in counted {
         if let Some(table) = reasons(header, counts) {
             text.push_str(&format!("\n{table}"));
         }
@@ -76,12 +82,12 @@ pub(super) fn render(figures: &Figures, wide: bool, paint: Paint) -> String {
 }
 
 fn held(figures: &Figures, paint: Paint) -> String {
-    let Figures { objects, bytes, limit_bytes, fills, served_bytes, .. } = figures;
+    let Figures { objects, bytes, limit_bytes, fills, served_bytes, saved_millis, .. } = figures;
     let full = (u128::from(*bytes) * 100).checked_div(u128::from(*limit_bytes)).unwrap_or(100);
     let lines = [
         ("stored", format!("{objects} answers, {} of {} ({full}%)", size(*bytes), size(*limit_bytes))),
         ("on their way", format!("{} answers, {}", fills.open, size(fills.bytes))),
-        ("served", size(*served_bytes)),
+        ("served", format!("{}, for which origins would have taken {}", size(*served_bytes), time(*saved_millis))),
         ("left", counts(&figures.evictions)),
         ("refused", counts(&figures.refused)),
         ("purges", counts(&figures.purges)),
@@ -104,12 +110,12 @@ fn on_disk(disk: DiskFigures, paint: Paint) -> String {
 fn rules(figures: &Figures, wide: bool) -> Table {
     let shadow = wide || figures.rules.iter().any(|rule| SHADOW.iter().any(|(_, result)| rule.requests.contains_key(*result)));
     let results: Vec<_> = RESULTS.iter().chain(if shadow { &SHADOW[..] } else { &[] }).collect();
-    let mut header = vec!["RULE", "REQUESTS", "RATIO"];
+    let mut header = vec!["RULE", "REQUESTS", "RATIO", "SERVED", "SAVED"];
     header.extend(results.iter().map(|(column, _)| *column));
     let mut table = Table::new(&header);
     for rule in &figures.rules {
         let ratio = rule.hit_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.1}%", ratio * 100.0));
-        let mut row = vec![rule.rule.clone(), rule.total.to_string(), ratio];
+        let mut row = vec![rule.rule.clone(), rule.total.to_string(), ratio, size(rule.served_bytes), time(rule.saved_millis)];
         row.extend(results.iter().map(|(_, result)| rule.requests.get(*result).copied().unwrap_or_default().to_string()));
         table.row(row);
     }
@@ -122,6 +128,11 @@ fn reasons(header: &'static str, counts: &BTreeMap<String, u64>) -> Option<Table
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     counts.into_iter().for_each(|(reason, count)| table.row(vec![reason.clone(), count.to_string()]));
     Some(table).filter(|table| !table.is_empty())
+}
+
+/// `480ms`, then as in other columns.
+fn time(millis: u64) -> String {
+    if millis < 1000 { format!("{millis}ms") } else { age(millis / 1000) }
 }
 
 /// `space 12, replaced 3`: what is not 0.
@@ -137,10 +148,12 @@ mod tests {
     #[test]
     fn figures_are_lines_and_tables() {
         let figures: Figures = serde_json::from_value(serde_json::json!({
-            "objects": 3, "bytes": 3072, "limitBytes": 6144, "servedBytes": 10_000,
+            "objects": 3, "bytes": 3072, "limitBytes": 6144, "servedBytes": 10_000, "savedMillis": 185_000,
             "fills": {"open": 1, "bytes": 512, "led": 4, "joined": 0, "notStorable": 0, "crowded": 0, "failed": 0},
             "evictions": {"space": 2, "pressure": 0, "replaced": 1}, "refused": {"tooLarge": 0},
-            "rules": [{"rule": "shop/web/all", "total": 9, "requests": {"hit": 6, "miss": 2, "bypass": 1}, "hitRatio": 0.75}],
+            "rules": [{"rule": "shop/web/all", "total": 9, "requests": {"hit": 6, "miss": 2, "bypass": 1}, "hitRatio": 0.75,
+                "servedBytes": 10_000, "savedMillis": 480}],
+            "missed": {"uri-miss": 2, "stale": 0}, "parts": {"first": 2},
             "bypassed": {"Method": 1}, "notStored": {"Private": 1, "NoStore": 2}, "purges": {"hard": 0}, "cutOff": true,
             "disk": {"open": true, "records": 7, "bytes": 4096, "limitBytes": 16384, "looks": 9, "hits": 5}
         }))
@@ -148,15 +161,18 @@ mod tests {
         insta::assert_snapshot!(render(&figures, false, Paint::off()), @r"
         stored        3 answers, 3.0Ki of 6.0Ki (50%)
         on their way  1 answers, 512
-        served        9.7Ki
+        served        9.7Ki, for which origins would have taken 3m
         left          replaced 1, space 2
         refused       -
         purges        -
         on disk       7 answers, 4.0Ki of 16.0Ki (25%), 5 hits of 9 looks
         It is cut off from the purges of other pods.
 
-        RULE           REQUESTS   RATIO   HIT   STALE   REVALIDATED   COLLAPSED   MISS   BYPASS   ERROR
-        shop/web/all   9          75.0%   6     0       0             0           2      1        0
+        RULE           REQUESTS   RATIO   SERVED   SAVED   HIT   STALE   REVALIDATED   COLLAPSED   MISS   BYPASS   ERROR
+        shop/web/all   9          75.0%   9.7Ki    480ms   6     0       0             0           2      1        0
+
+        MISSED     COUNT
+        uri-miss   2
 
         PASSED BY   COUNT
         Method      1
@@ -164,6 +180,9 @@ mod tests {
         NOT STORED   COUNT
         NoStore      2
         Private      1
+
+        PARTS   COUNT
+        first   2
         ");
     }
 }

@@ -19,6 +19,7 @@ fn meta() -> Meta {
         date: 8,
         status: 200,
         flags: Flags::VALIDATOR,
+        took: 9,
     }
 }
 

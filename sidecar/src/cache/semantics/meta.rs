@@ -9,7 +9,7 @@ use super::{
 /// How far another host's clock may differ from ours before what it stored can't be dated.
 const SKEW: i64 = 5_000;
 
-/// Judged like a stored response's head, and written with it: 64 bytes, no pointers.
+/// Judged like a stored response's head, and written with it: 72 bytes, no pointers.
 ///
 /// All lengths of time are from the moment when the response was generated: it is fresh up to `lifetime`, then may be stale for
 /// `while_revalidate` and `if_error`, and lies there for validation for `keep` longer than any of those.
@@ -35,6 +35,8 @@ pub(crate) struct Meta {
     pub(crate) status: u16,
     /// What else is known of it.
     pub(crate) flags: Flags,
+    /// How long the origin took from the request to its head, in milliseconds: what whoever gets it from the store needn't wait for.
+    pub(crate) took: u32,
 }
 
 /// Marks of a stored response, and where its lifetime is from.
@@ -193,4 +195,4 @@ impl Meta {
     }
 }
 
-const _: () = assert!(size_of::<Meta>() <= 64, "one of these lies beside each stored response");
+const _: () = assert!(size_of::<Meta>() <= 72, "one of these lies beside each stored response");

@@ -161,7 +161,7 @@ fn escaped(byte: u8, text: &mut String) {
 }
 
 impl Forward {
-    const COUNT: usize = Self::Partial as usize + 1;
+    pub(crate) const COUNT: usize = Self::Partial as usize + 1;
 
     /// Adds what is said of a request that went on for this reason, and of whose answer nothing is stored.
     pub(crate) fn append_refusal(self, reason: NotStored, headers: &mut HeaderMap) {

@@ -125,6 +125,7 @@ pub(crate) fn storable(received: &Received<'_>, settings: &Settings, random: u32
         date: u32::try_from(date.max(0)).unwrap_or(u32::MAX),
         status,
         flags: flags(&say, found.source, part.is_some(), received.asks.has.any(Has::AUTHORIZATION), validators.any()),
+        took: u32::try_from(received.at.mono.saturating_sub(received.sent.mono)).unwrap_or(u32::MAX),
     };
     if meta.dies() <= received.at.mono {
         return Err(NotStored::Expired);

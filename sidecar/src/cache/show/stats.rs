@@ -1,6 +1,6 @@
 //! What the cache has counted since it began.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,9 @@ pub struct Figures {
     pub rules: Vec<RuleFigures>,
     /// Requests that passed the cache by, by reason.
     pub bypassed: BTreeMap<String, u64>,
+    /// Requests that the store could not answer, by reason, in the words of `fwd` in `Cache-Status`.
+    #[serde(default)]
+    pub missed: BTreeMap<String, u64>,
     /// Answers that were not stored, by reason.
     pub not_stored: BTreeMap<String, u64>,
     /// Parts of answers that came, by what became of them: `first` of its answer, `joined` with others, of a newer answer that `replaced` another,
@@ -39,6 +42,9 @@ pub struct Figures {
     pub parts: BTreeMap<String, u64>,
     /// Bytes of bodies that the store gave, and so no origin.
     pub served_bytes: u64,
+    /// Milliseconds that origins would have taken to the heads of these answers.
+    #[serde(default)]
+    pub saved_millis: u64,
     /// Purges that were asked for at this pod: `hard`, `soft`.
     pub purges: BTreeMap<String, u64>,
     /// What is on disk; none if nothing is kept there.
@@ -100,6 +106,12 @@ pub struct RuleFigures {
     /// The part that spared the origin a request, 0 to 1, of those that did not pass the cache by. None if there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hit_ratio: Option<f64>,
+    /// Bytes of bodies that the store gave.
+    #[serde(default)]
+    pub served_bytes: u64,
+    /// Milliseconds that the origin would have taken to the heads of these answers.
+    #[serde(default)]
+    pub saved_millis: u64,
 }
 
 impl Figures {
@@ -117,7 +129,9 @@ impl Figures {
             bypassed,
             not_stored,
             parts,
+            missed,
             served_bytes,
+            saved_millis,
             purges,
             disk,
             cut_off,
@@ -126,10 +140,12 @@ impl Figures {
         self.bytes += bytes;
         self.limit_bytes += limit_bytes;
         self.served_bytes += served_bytes;
+        self.saved_millis += saved_millis;
         self.fills.add(*fills);
         for (mine, others) in [
             (&mut self.evictions, evictions),
             (&mut self.refused, refused),
+            (&mut self.missed, missed),
             (&mut self.bypassed, bypassed),
             (&mut self.not_stored, not_stored),
             (&mut self.parts, parts),
@@ -139,10 +155,13 @@ impl Figures {
                 *mine.entry(name.clone()).or_default() += count;
             }
         }
-        let both = self.rules.iter().chain(theirs);
-        self.rules = rules(both.flat_map(|RuleFigures { rule, requests, .. }| {
+        let both = || self.rules.iter().chain(theirs);
+        let of = |count: fn(&RuleFigures) -> u64| both().map(|rule| (rule.rule.clone(), count(rule))).collect::<Vec<_>>();
+        let (served, saved) = (of(|rule| rule.served_bytes), of(|rule| rule.saved_millis));
+        let requests = both().flat_map(|RuleFigures { rule, requests, .. }| {
             requests.iter().map(move |(result, count)| (rule, result.as_str(), *count))
-        }));
+        });
+        self.rules = rules(requests, &served, &saved);
         if let Some(other) = disk {
             self.disk.get_or_insert(DiskFigures { open: true, ..DiskFigures::default() }).add(*other);
         }
@@ -182,6 +201,8 @@ impl Fills {
 /// Reads the counters. They are read one after another, so sums may differ by what happened meanwhile.
 pub(super) fn figures(cache: &Cache) -> Figures {
     let (store, metrics) = (cache.store().stats(), &cache.metrics);
+    let (served, saved) = (metrics.bytes_served(), metrics.saved());
+    let sum = |counts: &[(Arc<str>, u64)]| counts.iter().map(|(_, count)| count).sum();
     Figures {
         objects: store.objects,
         bytes: store.bytes,
@@ -189,11 +210,13 @@ pub(super) fn figures(cache: &Cache) -> Figures {
         fills: fills(cache),
         evictions: named(Gone::ALL.map(|why| (why.as_str(), store.gone(why)))),
         refused: named([("tooLarge", store.too_large), ("crowded", store.crowded)]),
-        rules: rules(metrics.requests()),
+        rules: rules(metrics.requests(), &served, &saved),
         bypassed: named(metrics.reasons_of_bypass()),
+        missed: named(metrics.reasons_of_misses()),
         not_stored: named(metrics.reasons_not_stored()),
         parts: named(metrics.parts()),
-        served_bytes: metrics.bytes_served(),
+        served_bytes: sum(&served),
+        saved_millis: sum(&saved),
         purges: named(cache.purges.counts()),
         disk: disk(cache),
         cut_off: cache.purges.is_cut_off(),
@@ -223,8 +246,12 @@ fn named(counts: impl IntoIterator<Item = (&'static str, u64)>) -> BTreeMap<Stri
     counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
-/// Sums up what was counted by rule and result.
-fn rules<'a, R: AsRef<str>>(counts: impl IntoIterator<Item = (R, &'a str, u64)>) -> Vec<RuleFigures> {
+/// Sums up what was counted by rule and result, and of these bytes and milliseconds.
+fn rules<'a, R: AsRef<str>, S: AsRef<str>>(
+    counts: impl IntoIterator<Item = (R, &'a str, u64)>,
+    served: &[(S, u64)],
+    saved: &[(S, u64)],
+) -> Vec<RuleFigures> {
     let mut rules: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for (rule, result, count) in counts {
         *rules.entry(rule.as_ref().to_owned()).or_default().entry(result.to_owned()).or_default() += count;
@@ -234,7 +261,8 @@ fn rules<'a, R: AsRef<str>>(counts: impl IntoIterator<Item = (R, &'a str, u64)>)
         let total = requests.values().sum();
         let asked = total - sum(&PASSED);
         let hit_ratio = (asked > 0).then(|| sum(&SPARED) as f64 / asked as f64);
-        RuleFigures { rule, total, requests, hit_ratio }
+        let of_rule = |counts: &[(S, u64)]| counts.iter().filter(|(name, _)| name.as_ref() == rule).map(|(_, count)| count).sum();
+        RuleFigures { total, requests, hit_ratio, served_bytes: of_rule(served), saved_millis: of_rule(saved), rule }
     };
     rules.into_iter().map(figures).collect()
 }
@@ -246,7 +274,8 @@ mod tests {
     #[test]
     fn ratio_leaves_out_what_passed_by() {
         let counts = [("a", "hit", 5), ("a", "collapsed", 1), ("a", "miss", 2), ("a", "bypass", 90), ("b", "bypass", 1)];
-        let rules = rules(counts);
+        let rules = rules(counts, &[("a", 7)], &[("b", 3), ("a", 2)]);
+        assert_eq!((rules[0].served_bytes, rules[0].saved_millis, rules[1].saved_millis), (7, 2, 3));
         let ratios: Vec<_> = rules.iter().map(|rule| (rule.rule.as_str(), rule.total, rule.hit_ratio)).collect();
         assert_eq!(ratios, [("a", 98, Some(0.75)), ("b", 1, None)]);
     }
@@ -255,7 +284,7 @@ mod tests {
     fn sum_of_pods_has_the_ratio_of_all_their_requests() {
         let pod = |counts: &[(&'static str, &'static str, u64)], cut_off| Figures {
             objects: 2,
-            rules: rules(counts.iter().copied()),
+            rules: rules(counts.iter().copied(), &[("a", 5)], &[("a", 2)]),
             purges: named([("hard", 1), ("soft", 0)]),
             cut_off,
             ..Figures::default()
@@ -264,6 +293,7 @@ mod tests {
         sum.add(&pod(&[("a", "miss", 10), ("b", "bypass", 3)], Some(true)));
         sum.add(&pod(&[], Some(false)));
         assert_eq!((sum.objects, sum.cut_off, sum.purges), (6, Some(true), named([("hard", 3), ("soft", 0)])));
+        assert_eq!((sum.rules[0].served_bytes, sum.rules[0].saved_millis, sum.rules[1].saved_millis), (10, 4, 0));
         let ratios: Vec<_> = sum.rules.iter().map(|rule| (rule.rule.as_str(), rule.total, rule.hit_ratio)).collect();
         assert_eq!(ratios, [("a", 20, Some(0.45)), ("b", 3, None)]);
     }

@@ -90,13 +90,13 @@ mod tests {
         pods          2; cut off from the purges of others: web-1
         stored        4 answers, 2.0Ki of 8.0Ki (25%)
         on their way  0 answers, 0
-        served        20
+        served        20, for which origins would have taken 0ms
         left          space 2
         refused       -
         purges        -
 
-        RULE           REQUESTS   RATIO   HIT   STALE   REVALIDATED   COLLAPSED   MISS   BYPASS   ERROR   SHADOW HIT   SHADOW MISS
-        shop/web/all   8          75.0%   6     0       0             0           2      0        0       0            0
+        RULE           REQUESTS   RATIO   SERVED   SAVED   HIT   STALE   REVALIDATED   COLLAPSED   MISS   BYPASS   ERROR   SHADOW HIT   SHADOW MISS
+        shop/web/all   8          75.0%   0        0ms     6     0       0             0           2      0        0       0            0
 
         NOT STORED   COUNT
         NoStore      2

@@ -332,6 +332,21 @@ fn rfc9111_3_4_joined_content_is_what_is_stored_around_the_newer_part() {
 }
 
 #[test]
+fn rfc9110_15_3_7_3_parts_that_are_all_together_are_a_200_and_others_never_are() {
+    let table: [(&[(u64, u64)], bool); 5] = [
+        (&[(0, 99)], true),
+        (&[(0, 49), (50, 99)], true),
+        (&[(0, 98)], false),
+        (&[(1, 99)], false),
+        (&[(0, 49), (51, 99)], false),
+    ];
+    for (ranges, whole) in table {
+        let content = content(ranges, 100);
+        assert_eq!((content.is_whole(), content.pieces.serve(&Answer::Whole, 100)), (whole, whole), "{ranges:?}");
+    }
+}
+
+#[test]
 fn joined_content_is_bounded_by_leaving_out_what_is_far_away() {
     let kept = content(&[(0, 9), (20, 29), (50, 99)], 1000);
     let table: [((u64, u64), u64, &[(u64, u64)], u64); 6] = [

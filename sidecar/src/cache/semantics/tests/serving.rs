@@ -78,6 +78,27 @@ fn rfc9111_5_2_2_4_no_cache_with_field_names_answers_without_those_fields() {
 }
 
 #[test]
+fn rfc9111_5_2_2_6_no_transform_is_kept_for_whoever_is_behind_and_changes_nothing_else() {
+    let (plain, marked) = (Exchange::control("max-age=60"), Exchange::control("max-age=60, no-transform"));
+    assert_eq!(plain.meta(), marked.meta());
+    assert!(marked.stored().cut.kept(&marked.response).any(|(_, value)| value == "max-age=60, no-transform"));
+    assert_eq!(
+        asked(&plain.meta(), "no-transform", T0),
+        asked(&plain.meta(), "", T0),
+        "section 5.2.1.6: nor does that of a request"
+    );
+}
+
+#[test]
+fn rfc9111_5_2_2_8_proxy_revalidate_is_must_revalidate_for_a_shared_cache() {
+    for control in ["max-age=60, proxy-revalidate", "max-age=60, must-revalidate"] {
+        let meta = tagged(control).set(lax).meta();
+        assert_eq!(asked(&meta, "", after(59_999)).verdict, Verdict::Fresh, "{control}");
+        assert_eq!(asked(&meta, "max-stale", after(60_000)).verdict, Verdict::Revalidate { if_error: false }, "{control}");
+    }
+}
+
+#[test]
 fn rfc9111_4_2_4_what_forbids_stale_answers_wins_over_all_that_allow_them() {
     let table = [
         ("max-age=60, must-revalidate", Why::MustRevalidate),
