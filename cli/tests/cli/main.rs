@@ -3,6 +3,7 @@
 
 mod cache;
 mod cluster;
+mod documented;
 mod explain;
 mod help;
 #[cfg(feature = "http3")]
