@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cache::{CacheDisk, CacheMemory, CachePurge, CacheShared, CacheStore, Eviction, WhenCutOff};
 pub use self::http::{DotSegments, EncodedSlashes, Http, HttpLimits, HttpPath, PathForward, Slashes, Trace};
-pub use self::redis::{Redis, RedisCredentials, RedisMode};
+pub use self::redis::{Redis, RedisCredentials, RedisMode, RedisSentinel, RedisTls, RedisTlsMode};
 pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};
 use crate::{
     check::{
@@ -531,7 +531,7 @@ impl FetchrProxySpec {
     /// The Secrets that it names, and which of their keys are read: what has to be mounted into the sidecar.
     pub fn secrets(&self) -> BTreeSet<(&SecretRef, SecretKeys)> {
         let listeners = self.interception.listeners.iter().flat_map(Listener::secrets);
-        listeners.chain(self.redis.iter().filter_map(Redis::secret)).collect()
+        listeners.chain(self.redis.iter().flat_map(Redis::secrets)).collect()
     }
 
     /// What is wrong with the proxy beyond what types and patterns of the schema say. The webhook refuses a proxy with these words.

@@ -10,7 +10,6 @@ mod fetch;
 mod fill;
 mod invalidation;
 mod key;
-mod link;
 mod locate;
 mod metrics;
 mod notes;

@@ -35,6 +35,7 @@ mod pace;
 mod pipeline;
 pub mod pressure;
 mod proxy_protocol;
+mod redis;
 mod reply;
 pub mod route;
 pub mod run;

@@ -29,6 +29,7 @@ use crate::{
     metrics::Metrics,
     own::Own,
     pressure::{self, Group, Pressure, Relief, Step},
+    redis::{self, Redis},
     sockets::Sockets,
     tls::{self, Originations, Secrets},
     upstream::{connect::Connector, pool::Caps, resolve::Resolver, standing::Standing},
@@ -132,6 +133,8 @@ impl Server {
         if let Some(group) = setup.memory.clone() {
             watch_memory(&pod, group).context("could not watch the memory")?;
         }
+        let redis_metrics = redis::Metrics::default();
+        pod.metrics.register(|registry| redis_metrics.register(registry));
         let cache = Arc::clone(&pod.cache);
         setup.cache.open(&cache);
         let workers = Workers::start(setup.workers, &pod).context("could not start the workers")?;
@@ -147,8 +150,9 @@ impl Server {
         }
         close_spare(&config, &lock(&explicit));
         let secrets = Secrets(setup.secrets.clone());
-        let (purges, disk) = (setup.purges.clone(), setup.disk.clone());
-        let following = Following { config, explicit: Arc::clone(&explicit), cache, purges, secrets, disk };
+        let (purges, disk, redis) = (setup.purges.clone(), setup.disk.clone(), Mutex::default());
+        let following =
+            Following { config, explicit: Arc::clone(&explicit), cache, purges, secrets, disk, redis, redis_metrics };
         following.share();
         tokio::spawn(following.run(changes, failed));
         Ok(Self { explicit })
@@ -242,6 +246,9 @@ struct Following {
     purges: PodPurges,
     secrets: Secrets,
     disk: DiskPlace,
+    /// What the pods share.
+    redis: Mutex<Option<Redis>>,
+    redis_metrics: redis::Metrics,
 }
 
 impl Following {
@@ -276,14 +283,16 @@ impl Following {
     fn share(&self) {
         let config = self.config.load();
         let Some(planned) = &config.planned else { return };
-        let shared = Scope::of(&planned.plan.proxy, &config.identity).and_then(|scope| {
-            let log = PurgeLog::of(config.settings(), &self.secrets, &scope)?;
-            Ok((log, TierSettings::of(config.settings(), &self.secrets, &scope)?))
-        });
-        let (log, tier) = shared.unwrap_or_else(|why| {
-            tracing::error!(why, "Nothing can be shared through Redis: purges and answers are of this pod alone.");
-            (None, None)
-        });
+        let spec = config.settings();
+        let shared = Scope::of(&planned.plan.proxy, &config.identity).and_then(|scope| Ok((scope, self.redis(spec)?)));
+        let (log, tier) = match shared {
+            Ok((scope, Some(redis))) => (Some(PurgeLog::of(spec, &redis, &scope)), TierSettings::of(spec, &redis, &scope)),
+            Ok((_, None)) => (None, None),
+            Err(why) => {
+                tracing::error!(why, "Nothing can be shared through Redis: purges and answers are of this pod alone.");
+                (None, None)
+            }
+        };
         // In this order, for what other pods stored is judged by the log.
         self.purges.follow(log);
         self.cache.share(tier);
@@ -292,6 +301,16 @@ impl Following {
             None
         });
         self.cache.keep_on_disk(disk);
+    }
+
+    /// The Redis that the configuration names: the one of before, if it still is that one.
+    fn redis(&self, spec: &FetchrProxySpec) -> Result<Option<Redis>, String> {
+        let settings = spec.redis.as_ref().map(|redis| redis::Settings::new(redis, &self.secrets)).transpose()?;
+        let mut redis = self.redis.lock().unwrap_or_else(PoisonError::into_inner);
+        if redis.as_ref().map(Redis::settings) != settings.as_ref() {
+            *redis = settings.map(|settings| Redis::start(settings, self.redis_metrics.clone()));
+        }
+        Ok(redis.clone())
     }
 
     /// Opens what is missing, and closes what is not named any more.

@@ -24,7 +24,7 @@ mod question;
 mod server;
 mod turns;
 
-pub(crate) use client::{Offer, Origination};
+pub(crate) use client::{Offer, Origination, client_config};
 pub(crate) use load::{Leaf, Reader, TlsError};
 pub(crate) use originations::Originations;
 #[cfg(feature = "http3")]
@@ -39,7 +39,7 @@ pub(crate) const H2: &[u8] = b"h2";
 pub(crate) const HTTP1: &[u8] = b"http/1.1";
 
 /// Where the Secrets of a pod are mounted, one folder each; nowhere if the proxy stands alone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Secrets(pub(crate) Option<PathBuf>);
 
 impl Secrets {

@@ -170,7 +170,7 @@ impl Certificate {
         FILES_OR_SECRET.check(if secret { files == (false, false) } else { files == (true, true) }, at, problems);
     }
 
-    fn secret(&self) -> Option<(&SecretRef, SecretKeys)> {
+    pub(super) fn secret(&self) -> Option<(&SecretRef, SecretKeys)> {
         self.secret_ref.as_ref().map(|secret| (secret, SecretKeys::Certificate))
     }
 }
@@ -180,7 +180,7 @@ impl CaBundle {
         FILE_OR_SECRET.check(self.secret_ref.is_some() != self.file.is_some(), at, problems);
     }
 
-    fn secret(&self) -> Option<(&SecretRef, SecretKeys)> {
+    pub(super) fn secret(&self) -> Option<(&SecretRef, SecretKeys)> {
         self.secret_ref.as_ref().map(|secret| (secret, SecretKeys::Ca))
     }
 }

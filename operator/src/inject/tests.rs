@@ -104,7 +104,10 @@ fn secrets_that_the_proxy_names_are_mounted_into_the_sidecar_only() {
         json!([{"name": "web", "port": 8443, "upstream": "http://127.0.0.1:9000",
             "tls": {"certificates": [{"secretRef": {"name": certificate}}], "clientCA": ca}}])
     };
-    let redis = json!({"endpoints": ["redis:6379"], "credentials": {"secretRef": {"name": "redis"}}});
+    let secret = |name: &str| json!({"secretRef": {"name": name}});
+    let redis = json!({"mode": "Sentinel", "endpoints": ["sentinel:26379"], "credentials": secret("redis"),
+        "sentinel": {"masterName": "main", "credentials": secret("sentinels")},
+        "tls": {"ca": secret("redis-ca"), "clientCertificate": secret("redis-client")}});
     let spec =
         |certificate| proxy(json!({"interception": {"mode": "Explicit", "listeners": listener(certificate)}, "redis": redis}));
     let app = pod(json!({"containers": [{"name": "app", "image": "app"}]}));
@@ -116,6 +119,10 @@ fn secrets_that_the_proxy_names_are_mounted_into_the_sidecar_only() {
         json!([
             {"secret": {"name": "clients", "optional": false, "items": [{"key": "ca.crt", "path": "clients/ca.crt"}]}},
             {"secret": {"name": "redis", "optional": false, "items": [{"key": "password", "path": "redis/password"}]}},
+            {"secret": {"name": "redis-ca", "optional": false, "items": [{"key": "ca.crt", "path": "redis-ca/ca.crt"}]}},
+            {"secret": {"name": "redis-client", "optional": false, "items": [
+                {"key": "tls.crt", "path": "redis-client/tls.crt"}, {"key": "tls.key", "path": "redis-client/tls.key"}]}},
+            {"secret": {"name": "sentinels", "optional": false, "items": [{"key": "password", "path": "sentinels/password"}]}},
             {"secret": {"name": "web-tls", "optional": false, "items": [
                 {"key": "tls.crt", "path": "web-tls/tls.crt"}, {"key": "tls.key", "path": "web-tls/tls.key"}]}},
         ])

@@ -52,8 +52,6 @@ mod noted;
 mod pod;
 mod redis;
 mod request;
-#[cfg(test)]
-mod server;
 mod shared;
 
 pub(crate) use self::{

@@ -8,7 +8,6 @@
 //! until its answer is there, or for as long as the policy says.
 
 mod commands;
-mod keeper;
 mod lease;
 mod metrics;
 mod writer;
@@ -22,27 +21,25 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::{commands::digest, lease::Lease, metrics::Metrics};
 use self::{
     commands::{Found, Key},
-    keeper::Connection,
     writer::{Queue, Write},
 };
 use super::{
-    link::Endpoint,
     purge::Scope,
     record::{Answer, Record},
     semantics::clock::Now,
     store::Vary,
 };
 
-use crate::tls::Secrets;
+use crate::redis::{Pool, Redis};
 
 /// Between two looks for what another pod fetches, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(4);
 const LONGEST_LOOK: Duration = Duration::from_millis(50);
 
 /// Where it is, and what it holds.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
-    pub(super) endpoint: Endpoint,
+    redis: Redis,
     /// What all names begin with: `fetchr:<namespace>:cache:<workload>:`.
     pub(super) prefix: String,
     /// Bytes of the longest body.
@@ -53,24 +50,21 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// As a FetchrProxy says; None if nothing is shared.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub(crate) fn of(spec: &FetchrProxySpec, secrets: &Secrets, scope: &Scope) -> Result<Option<Self>, String> {
-        let (Some(redis), Some(shared)) = (&spec.redis, spec.cache.shared) else { return Ok(None) };
-        Ok(Some(Self {
-            endpoint: Endpoint::new(redis, secrets)?,
+    pub(crate) fn of(spec: &FetchrProxySpec, redis: &Redis, scope: &Scope) -> Option<Self> {
+        let (settings, shared) = (spec.redis.as_ref()?, spec.cache.shared?);
+        Some(Self {
+            redis: redis.clone(),
             prefix: scope.prefix("cache"),
             max_object: shared.max_object.0,
-            patience: redis.command_timeout.0,
-        }))
+            patience: settings.command_timeout.0,
+        })
     }
 }
 
 /// The answers that pods share.
 pub(super) struct Tier {
     settings: Settings,
-    connection: Arc<Connection>,
+    pool: Arc<Pool>,
     queue: Queue,
     metrics: Metrics,
     stop: CancellationToken,
@@ -85,11 +79,11 @@ pub(super) enum Got {
 }
 
 impl Tier {
-    /// Begins to connect, in tasks of this runtime that end when this is dropped.
+    /// Begins to connect, and writes in a task of this runtime that ends when this is dropped.
     pub(super) fn start(settings: Settings, metrics: Metrics) -> Arc<Self> {
         let (queue, written) = Queue::new();
-        let tier = Arc::new(Self { connection: Connection::new(), queue, metrics, stop: CancellationToken::new(), settings });
-        keeper::spawn(&tier);
+        let (pool, stop) = (settings.redis.pool(), CancellationToken::new());
+        let tier = Arc::new(Self { pool, queue, metrics, stop, settings });
         writer::spawn(&tier, written);
         tier
     }
@@ -100,7 +94,7 @@ impl Tier {
 
     /// Whether it answers, as far as is known.
     pub(super) fn is_connected(&self) -> bool {
-        self.connection.get().is_some()
+        self.pool.is_connected()
     }
 
     /// Looks for an answer under a primary key; `variant` makes the values that select one of those that `Vary` tells apart, and is None if it can't. With

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{
-    H2, HTTP1, Metrics, failure,
+    H2, HTTP1, Metrics, Secrets, failure,
     load::{Reader, TlsError, system_roots},
     provider,
     question::Questions,
@@ -66,18 +66,27 @@ pub(crate) enum Offer {
     Either,
 }
 
+/// What is offered, and what is believed, as a document asks for it and its files say now; nothing by ALPN.
+pub(crate) fn client_config(settings: &UpstreamTls, secrets: &Secrets) -> Result<Arc<ClientConfig>, TlsError> {
+    read(settings, &mut Reader::new(secrets)).map(Arc::new)
+}
+
+fn read(settings: &UpstreamTls, reader: &mut Reader<'_>) -> Result<ClientConfig, TlsError> {
+    let roots = settings.ca.as_ref().map_or_else(system_roots, |bundle| reader.roots(bundle))?;
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots);
+    Ok(match &settings.client_certificate {
+        Some(certificate) => {
+            let (key, _) = reader.certificate(certificate)?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
+        }
+        None => builder.with_no_client_auth(),
+    })
+}
+
 impl Offers {
     pub(super) fn read(settings: &UpstreamTls, reader: &mut Reader<'_>) -> Result<Self, TlsError> {
-        let roots = settings.ca.as_ref().map_or_else(system_roots, |bundle| reader.roots(bundle))?;
-        let builder = ClientConfig::builder_with_provider(provider());
-        let builder = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots);
-        let mut config = match &settings.client_certificate {
-            Some(certificate) => {
-                let (key, _) = reader.certificate(certificate)?;
-                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
-            }
-            None => builder.with_no_client_auth(),
-        };
+        let mut config = read(settings, reader)?;
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
         let offering = |protocols: &[&[u8]]| {
             let mut config = config.clone();

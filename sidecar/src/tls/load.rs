@@ -65,7 +65,7 @@ pub(crate) enum TlsError {
     #[error("{0} can't be the name of a certificate: write upstreamTLS.serverName")]
     Name(String),
     /// The system knows no CA.
-    #[error("the system has no CA certificates: name those of the upstream in upstreamTLS.ca")]
+    #[error("the system has no CA certificates: name those of the server in ca")]
     NoSystemRoots,
 }
 

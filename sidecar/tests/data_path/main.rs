@@ -32,9 +32,11 @@ mod proxy_protocol;
 mod purge;
 mod purge_shared;
 mod question;
-#[path = "../../src/cache/purge/server.rs"]
+mod redis_modes;
+#[path = "../../src/redis/server.rs"]
 #[allow(dead_code, reason = "the tests of the purge log do more with it")]
 mod redis_server;
+mod redis_tls;
 mod services;
 mod strict;
 mod support;

@@ -3,7 +3,7 @@
 use std::{fs, future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crds::proxy::{CaBundle, Certificate, ListenerTls, TlsVersion};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::{
     ClientConfig, ProtocolVersion, RootCertStore, ServerConfig,
     crypto::aws_lc_rs::default_provider,
@@ -24,6 +24,7 @@ pub(crate) struct Pki {
 impl Pki {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "CA of a test");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -48,6 +49,8 @@ impl Pki {
     fn issue_with(&self, name: &str, hosts: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Certificate {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>()).unwrap();
+        // OpenSSL takes a certificate whose subject is its issuer for one that is signed by itself.
+        params.distinguished_name.push(DnType::CommonName, name);
         change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();

@@ -86,13 +86,21 @@ impl Site {
     }
 
     pub(crate) async fn order(&self, token: &str, body: &str) -> Response {
-        let mut client = Client(TcpStream::connect(self.admin).await.unwrap());
+        let mut client = self.admin_client().await;
+        client.send(Self::purge_request(token, body)).await;
+        client.response().await
+    }
+
+    pub(crate) async fn admin_client(&self) -> Client {
+        Client(TcpStream::connect(self.admin).await.unwrap())
+    }
+
+    pub(crate) fn purge_request(token: &str, body: &str) -> String {
         let length = body.len();
         let head = format!(
             "POST /cache/purge HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-length: {length}\r\n\r\n"
         );
-        client.send(&format!("{head}{body}")).await;
-        client.response().await
+        head + body
     }
 
     /// What the admin port shows.

@@ -273,7 +273,12 @@ impl Client {
 
     /// Reads the next answer to a request that was not HEAD.
     pub(crate) async fn response(&mut self) -> Response {
-        timeout(LONG, read_response(&mut self.0, true)).await.expect("an answer in time")
+        self.response_within(LONG).await
+    }
+
+    /// The same, which may take so long.
+    pub(crate) async fn response_within(&mut self, time: Duration) -> Response {
+        timeout(time, read_response(&mut self.0, true)).await.expect("an answer in time")
     }
 
     /// Reads the next answer to HEAD.

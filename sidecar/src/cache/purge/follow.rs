@@ -5,8 +5,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
-use redis::aio::{ConnectionLike, PubSubSink, PubSubStream};
+use redis::aio::ConnectionLike;
 use tokio::{sync::Notify, time};
 
 use super::{
@@ -18,17 +17,12 @@ use super::{
     name::Name,
     redis::{Log, LogError, random},
 };
-use crate::cache::link::Endpoint;
 
-/// Between two tries to reach Redis, at first and at most.
+/// Between two tries of a purge, at first and at most.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
-/// Between two tries of a purge, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a purge is tried to be appended.
 const APPENDING: Duration = Duration::from_secs(5);
-/// Without a message, after which a subscription is asked whether it is still there.
-const QUIET: Duration = Duration::from_secs(10);
 
 /// What a pod knows of purges, for all its workers.
 #[derive(Debug)]
@@ -88,7 +82,7 @@ impl Purges {
         self.read().member.is_cut_off(uptime())
     }
 
-    /// Something was appended: beat at once.
+    /// Something was appended, or may have been: beat at once. Without it a pod learns of it by its next beat.
     pub(crate) fn news(&self) {
         self.news.notify_one();
     }
@@ -178,41 +172,6 @@ impl Purges {
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Hears of what is appended, for ever. Without it a pod learns of it by its next beat.
-pub(crate) async fn listen(endpoint: &Endpoint, channel: &str, patience: Duration, purges: &Purges) {
-    let mut retry = FIRST_RETRY;
-    loop {
-        let subscribe = async { endpoint.client().await?.get_async_pubsub().await };
-        if let Ok(Ok(subscription)) = time::timeout(patience, subscribe).await {
-            let (mut sink, mut messages) = subscription.split();
-            if let Ok(Ok(())) = time::timeout(patience, sink.subscribe(channel)).await {
-                retry = FIRST_RETRY;
-                // What was appended before.
-                purges.news();
-                while hears(&mut sink, &mut messages, patience).await {
-                    purges.news();
-                }
-            }
-        }
-        time::sleep(jittered(retry)).await;
-        retry = (retry * 2).min(LAST_RETRY);
-    }
-}
-
-/// Waits for a message. False if the connection has gone, which one that is only quiet must deny.
-async fn hears(sink: &mut PubSubSink, messages: &mut PubSubStream, patience: Duration) -> bool {
-    loop {
-        match time::timeout(QUIET, messages.next()).await {
-            Ok(message) => return message.is_some(),
-            Err(_) => {
-                if !matches!(time::timeout(patience, sink.ping::<redis::Value>()).await, Ok(Ok(_))) {
-                    return false;
-                }
-            }
-        }
     }
 }
 

@@ -16,15 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CutOff, Index, Rules,
-    follow::{Purges, listen},
+    follow::Purges,
     log::{MemberId, Scope, Strength, What},
     redis::{self, LogError, random},
     request::{PurgeAnswer, PurgeError},
 };
-use crate::{
-    cache::link::{Endpoint, Link},
-    tls::Secrets,
-};
+use crate::redis::{Link, Redis};
 
 /// How long an answer of Redis is waited for, at most.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,7 +33,7 @@ const TOLD: Duration = Duration::from_secs(60);
 /// Which log, and what its members agree upon.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Log {
-    endpoint: Endpoint,
+    redis: Redis,
     scope: Scope,
     pub(super) rules: Rules,
 }
@@ -52,19 +49,14 @@ pub(super) struct Shared {
 }
 
 impl Log {
-    /// That of a scope. None without a Redis.
-    ///
-    /// # Errors
-    /// Why there can't be one although there is a Redis.
-    pub(crate) fn of(spec: &FetchrProxySpec, secrets: &Secrets, scope: &Scope) -> Result<Option<Self>, String> {
-        let Some(redis) = &spec.redis else { return Ok(None) };
-        let endpoint = Endpoint::new(redis, secrets)?;
+    /// That of a scope.
+    pub(crate) fn of(spec: &FetchrProxySpec, redis: &Redis, scope: &Scope) -> Self {
         let CachePurge { max_lag, when_cut_off } = spec.cache.purge;
         let cut_off = match when_cut_off {
             WhenCutOff::Serve => CutOff::Serve,
             WhenCutOff::Revalidate => CutOff::Revalidate,
         };
-        Ok(Some(Self { endpoint, scope: scope.clone(), rules: Rules { lag: max_lag.0, cut_off, replicas: 0 } }))
+        Self { redis: redis.clone(), scope: scope.clone(), rules: Rules { lag: max_lag.0, cut_off, replicas: 0 } }
     }
 }
 
@@ -87,7 +79,7 @@ impl Shared {
             let mut told = None;
             purges.follow(&mut asked, &id, |error| note(error, &failures, &mut told)).await;
         });
-        shared.until_left(async move { listen(&log.endpoint, &channel, patience, &listening).await });
+        shared.until_left(async move { log.redis.hear(&channel, &channel, patience, || listening.news()).await });
         shared
     }
 
@@ -126,7 +118,8 @@ impl Shared {
 
     /// The log over a connection of its own.
     fn ask(&self) -> redis::Log<Link> {
-        redis::Log::new(Link::new(self.log.endpoint.clone()), &self.log.scope, &self.log.rules, self.patience())
+        let log = &*self.log;
+        redis::Log::new(log.redis.link(&log.scope.key("log")), &log.scope, &log.rules, self.patience())
     }
 
     /// A lease counts from when its beat was sent: of one that comes later nothing is left.

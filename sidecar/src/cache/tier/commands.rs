@@ -3,15 +3,17 @@
 use std::{fmt::Write as _, time::Duration};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use redis::{Pipeline, RedisResult, Value};
-use tokio::time::timeout;
+use redis::{Pipeline, Value};
 
 use super::{
     Tier,
     lease::{Lease, UNCACHEABLE},
     writer::Write,
 };
-use crate::cache::record::{self, Record};
+use crate::{
+    cache::record::{self, Record},
+    redis::Failed,
+};
 
 /// What an answer takes beside its body, at most.
 const OVERHEAD: u64 = 4 << 20;
@@ -66,7 +68,7 @@ impl Tier {
     pub(super) async fn look(&self, key: &Key, primary: &[u8], values: &[u8], waits: Option<Duration>) -> Found {
         let mut pipe = redis::pipe();
         pipe.get(&key.record);
-        let Some(answered) = self.ask(&pipe).await else { return Found::Failed };
+        let Some(answered) = self.ask(&key.record, &pipe).await else { return Found::Failed };
         match (self.record(key, (primary, values), answered.first()), waits) {
             (Some(record), _) => Found::Record(record),
             (None, None) => Found::Nothing,
@@ -82,7 +84,7 @@ impl Tier {
         let mut pipe = redis::pipe();
         pipe.cmd("SET").arg(&key.fill).arg(lease.token()).arg("NX").arg("PX").arg(millis).ignore();
         pipe.get(&key.fill).get(&key.record);
-        let Some(answered) = self.ask(&pipe).await else { return Found::Failed };
+        let Some(answered) = self.ask(&key.record, &pipe).await else { return Found::Failed };
         if let Some(record) = self.record(key, of, answered.get(1)) {
             return Found::Record(record);
         }
@@ -96,23 +98,14 @@ impl Tier {
         }
     }
 
-    /// Sends commands. None if they are not answered in time, or by an error.
-    async fn ask(&self, pipe: &Pipeline) -> Option<Vec<Value>> {
-        let Some(mut connection) = self.connection.get() else {
-            self.metrics.request("away");
-            return None;
+    /// Sends commands on a key and its lease. None if they are not answered in time, or by an error.
+    async fn ask(&self, key: &str, pipe: &Pipeline) -> Option<Vec<Value>> {
+        let failed = match self.pool.ask(key, pipe, self.settings.patience).await {
+            Ok(values) => return Some(values),
+            Err(Failed::Away) => "away",
+            Err(Failed::Late) => "late",
+            Err(Failed::Error) => "error",
         };
-        let answered: Result<RedisResult<Vec<Value>>, _> =
-            timeout(self.settings.patience, pipe.query_async(&mut connection)).await;
-        let failed = match answered {
-            Ok(Ok(values)) => {
-                self.connection.worked();
-                return Some(values);
-            }
-            Ok(Err(_)) => "error",
-            Err(_) => "late",
-        };
-        self.connection.failed();
         self.metrics.request(failed);
         None
     }

@@ -8,19 +8,22 @@ use std::{
     time::Duration,
 };
 
-use redis::{Pipeline, RedisError, Script};
-use tokio::{sync::mpsc, time::timeout};
+use redis::{Pipeline, Script};
+use smallvec::SmallVec;
+use tokio::sync::mpsc;
 
 use super::{
     Tier,
     commands::Key,
-    keeper::Connection,
     lease::{Lease, UNCACHEABLE},
     metrics::Metrics,
 };
-use crate::cache::{
-    record::{self, Answer},
-    store::Vary,
+use crate::{
+    cache::{
+        record::{self, Answer},
+        store::Vary,
+    },
+    redis::{Failed, Pool},
 };
 
 /// Writes that wait, at most.
@@ -104,7 +107,7 @@ impl Queue {
 /// Who writes.
 struct Writer {
     prefix: String,
-    connection: Arc<Connection>,
+    pool: Arc<Pool>,
     metrics: Metrics,
     put: Script,
     release: Script,
@@ -115,7 +118,7 @@ struct Writer {
 pub(super) fn spawn(tier: &Tier, mut written: mpsc::Receiver<Write>) {
     let writer = Writer {
         prefix: tier.settings.prefix.clone(),
-        connection: Arc::clone(&tier.connection),
+        pool: Arc::clone(&tier.pool),
         metrics: tier.metrics.clone(),
         put: Script::new(PUT),
         release: Script::new(RELEASE),
@@ -137,57 +140,65 @@ pub(super) fn spawn(tier: &Tier, mut written: mpsc::Receiver<Write>) {
 impl Writer {
     async fn write(&self, write: Write) {
         let is_put = matches!(write, Write::Put { .. });
-        let Some(mut connection) = self.connection.get() else {
-            if is_put {
-                self.metrics.written("dropped");
+        let mut result = "stored";
+        for (key, pipe) in self.commands(write) {
+            match self.pool.ask(&key, &pipe, PATIENCE).await {
+                Ok(_) => {}
+                // A lease in it asks for its release, which comes here too.
+                Err(Failed::Away) => result = "dropped",
+                Err(Failed::Late | Failed::Error) => result = "failed",
             }
-            return; // a lease in it asks for its release, which comes here too
-        };
-        let pipe = self.commands(write);
-        let answered: Result<Result<(), RedisError>, _> = timeout(PATIENCE, pipe.exec_async(&mut connection)).await;
-        let worked = matches!(answered, Ok(Ok(())));
-        if worked {
-            self.connection.worked();
-        } else {
-            self.connection.failed();
+            if result != "stored" {
+                break;
+            }
         }
         if is_put {
-            self.metrics.written(if worked { "stored" } else { "failed" });
+            self.metrics.written(result);
         }
     }
 
-    fn commands(&self, write: Write) -> Pipeline {
+    /// Commands by a key of theirs: the marker of variants has a slot of its own.
+    fn commands(&self, write: Write) -> SmallVec<[(String, Pipeline); 2]> {
+        let mut all = SmallVec::new();
         let mut pipe = redis::pipe();
         match write {
             Write::Put { answer, vary, left, lease } => {
                 let primary = answer.object.primary();
                 if let Some(vary) = &vary {
-                    let marker = Key::of(&self.prefix, primary, &[]);
-                    pipe.cmd("SET").arg(marker.record).arg(record::of_vary(vary)).arg("PX").arg(LONGEST).ignore();
+                    let marker = Key::of(&self.prefix, primary, &[]).record;
+                    let mut set = redis::pipe();
+                    set.cmd("SET").arg(&marker).arg(record::of_vary(vary)).arg("PX").arg(LONGEST).ignore();
+                    all.push((marker, set));
                 }
                 let key = Key::of(&self.prefix, primary, answer.object.variant());
                 let (record, left) = (record::of_answer(&answer), left.clamp(1, LONGEST));
                 match lease.map(Lease::spend) {
-                    None => drop(pipe.cmd("SET").arg(key.record).arg(record).arg("PX").arg(left).ignore()),
+                    None => drop(pipe.cmd("SET").arg(&key.record).arg(record).arg("PX").arg(left).ignore()),
                     Some((fill, token)) => {
                         let mut call = self.put.prepare_invoke();
-                        call.key(key.record).key(fill).arg(record).arg(left).arg(token);
+                        call.key(&key.record).key(fill).arg(record).arg(left).arg(token);
                         pipe.load_script(&self.put).ignore().invoke_script(&call).ignore();
                     }
                 }
+                all.push((key.record, pipe));
             }
-            Write::Remove(key) => drop(pipe.cmd("UNLINK").arg(key.record).ignore()),
+            Write::Remove(key) => {
+                pipe.cmd("UNLINK").arg(&key.record).ignore();
+                all.push((key.record, pipe));
+            }
             Write::Release { fill, token } => {
                 let mut call = self.release.prepare_invoke();
-                call.key(fill).arg(token);
+                call.key(&fill).arg(token);
                 pipe.load_script(&self.release).ignore().invoke_script(&call).ignore();
+                all.push((fill, pipe));
             }
             Write::Mark { fill, token } => {
                 let mut call = self.replace.prepare_invoke();
-                call.key(fill).arg(token).arg(UNCACHEABLE).arg(MARK.as_millis() as u64);
+                call.key(&fill).arg(token).arg(UNCACHEABLE).arg(MARK.as_millis() as u64);
                 pipe.load_script(&self.replace).ignore().invoke_script(&call).ignore();
+                all.push((fill, pipe));
             }
         }
-        pipe
+        all
     }
 }

@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    super::{CutOff, log::Scope, name::Naming, server::Server},
+    super::{CutOff, log::Scope, name::Naming},
     *,
 };
 use crate::{
-    cache::link::{Endpoint, Link},
+    redis::{Link, Metrics, Redis, Settings, server::Server},
     tls::Secrets,
 };
 
@@ -33,11 +33,11 @@ impl Pod {
         let naming = index.naming();
         let purges = Arc::new(Purges::new(rules, index));
         let (mut log, id) = (log(server, rules), MemberId::new("web", number).unwrap());
-        let (endpoint, channel) = (endpoint(server), log.news().to_owned());
+        let (redis, channel) = (redis(server), log.news().to_owned());
         let (following, listening, me) = (Arc::clone(&purges), Arc::clone(&purges), id.clone());
         let tasks = vec![
             tokio::spawn(async move { following.follow(&mut log, &me, |_| {}).await }),
-            tokio::spawn(async move { listen(&endpoint, &channel, PATIENCE, &listening).await }),
+            tokio::spawn(async move { redis.hear(&channel, &channel, PATIENCE, || listening.news()).await }),
         ];
         Self { purges, naming, id, tasks }
     }
@@ -56,9 +56,10 @@ fn rules(lag: Duration) -> Rules {
     Rules { lag, cut_off: CutOff::Revalidate, replicas: 0 }
 }
 
-fn endpoint(server: &Server) -> Endpoint {
+fn redis(server: &Server) -> Redis {
     let settings = serde_json::json!({"endpoints": [server.address()]});
-    Endpoint::new(&serde_json::from_value(settings).unwrap(), &Secrets(None)).unwrap()
+    let settings = Settings::new(&serde_json::from_value(settings).unwrap(), &Secrets(None)).unwrap();
+    Redis::start(settings, Metrics::default())
 }
 
 fn log(server: &Server, rules: Rules) -> Log<Link> {
@@ -66,7 +67,8 @@ fn log(server: &Server, rules: Rules) -> Log<Link> {
 }
 
 fn log_within(server: &Server, rules: Rules, patience: Duration) -> Log<Link> {
-    Log::new(Link::new(endpoint(server)), &Scope::new("shop", "Deployment/web").unwrap(), &rules, patience)
+    let scope = Scope::new("shop", "Deployment/web").unwrap();
+    Log::new(redis(server).link(&scope.key("log")), &scope, &rules, patience)
 }
 
 async fn until(what: &str, is_so: impl Fn() -> bool) {

@@ -10,10 +10,10 @@ use super::{
         CutOff,
         log::{PurgeId, Strength, What},
         model::store,
-        server::Server,
     },
     *,
 };
+use crate::redis::server::Server;
 
 const RULES: Rules = Rules { lag: Duration::from_secs(10), cut_off: CutOff::Revalidate, replicas: 0 };
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,0 +1,109 @@
+//! The Redis that the pods share: where it is, also when that changes, and connections to it.
+//!
+//! A [`Finder`](find::Finder) knows which server is the primary of which slot: of a single server always the same, else as sentinels or the
+//! nodes of a cluster say. Whoever finds that a server does not answer, or not as a primary, says so
+//! ([`Finder::doubt`](find::Finder::doubt)); then one task looks again, paced and for all. A [`Link`] is a connection of one user's own, made
+//! when it is needed; a [`Pool`] has one connection to each primary for all requests, none of which ever waits for it to be made.
+//!
+//! What a server's answer says of that server, which slot a key has, and what sentinels and nodes tell are pure functions ([`meaning`], [`map`]).
+
+mod connection;
+mod find;
+mod link;
+mod look;
+mod map;
+mod meaning;
+mod metrics;
+mod news;
+mod pool;
+#[cfg(test)]
+#[allow(dead_code, reason = "the tests of the data path do more with it")]
+pub(crate) mod server;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use self::find::Finder;
+pub(crate) use self::{
+    link::Link,
+    map::Slot,
+    metrics::Metrics,
+    pool::{Failed, Pool},
+    settings::Settings,
+};
+
+/// A Redis that is looked after. Clones are the same; when the last one is dropped, its tasks end.
+#[derive(Clone)]
+pub(crate) struct Redis(Arc<Inner>);
+
+struct Inner {
+    finder: Arc<Finder>,
+    pool: OnceLock<Arc<Pool>>,
+    stop: CancellationToken,
+}
+
+impl Redis {
+    /// Looks after it from now on, in tasks of this runtime.
+    pub(crate) fn start(settings: Settings, metrics: Metrics) -> Self {
+        let (finder, stop) = (Arc::new(Finder::new(settings, metrics)), CancellationToken::new());
+        look::spawn(&finder, &stop);
+        Self(Arc::new(Inner { finder, pool: OnceLock::new(), stop }))
+    }
+
+    /// Which it is.
+    pub(crate) fn settings(&self) -> &Settings {
+        self.0.finder.settings()
+    }
+
+    /// A connection for a key, and those in the same slot. It is made when it is needed.
+    pub(crate) fn link(&self, key: &str) -> Link {
+        Link::new(Arc::clone(&self.0.finder), Slot::of(key))
+    }
+
+    /// The connections for all requests. The first call begins to connect, in tasks of this runtime.
+    pub(crate) fn pool(&self) -> Arc<Pool> {
+        Arc::clone(self.0.pool.get_or_init(|| Pool::start(&self.0.finder, &self.0.stop)))
+    }
+
+    /// Hears of what is published on a channel, for ever; also when there may have been something that wasn't heard. A key says which
+    /// primary is listened to: that of what the channel is about.
+    pub(crate) async fn hear(&self, key: &str, channel: &str, patience: Duration, news: impl Fn()) {
+        news::hear(&self.0.finder, Slot::of(key), channel, patience, news).await;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl PartialEq for Redis {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings() == other.settings()
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Redis").field(self.settings()).finish()
+    }
+}
+
+/// An error in words of our own, about a server that can't be used.
+fn failed(what: String) -> redis::RedisError {
+    std::io::Error::other(what).into()
+}
+
+/// Between three quarters and the whole of it.
+fn jittered(time: Duration) -> Duration {
+    time.mul_f64(1.0 - fastrand::f64() / 4.0)
+}

@@ -1,0 +1,216 @@
+//! Against real servers, and sentinels that lie.
+
+use std::time::Instant;
+
+use redis::{Pipeline, Value};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::sleep,
+};
+
+use super::{
+    server::{Cluster, Sentinels, Server},
+    *,
+};
+use crate::tls::Secrets;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn start(redis: serde_json::Value) -> Redis {
+    let settings = Settings::new(&serde_json::from_value(redis).unwrap(), &Secrets(None)).unwrap();
+    Redis::start(settings, Metrics::default())
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "{what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A sentinel that tells of this primary, with an epoch that is newer than any.
+async fn liar(primary: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (host, port) = primary.rsplit_once(':').unwrap();
+    let fields = ["ip", host, "port", port, "config-epoch", "999999"];
+    let fields: String = fields.iter().map(|field| format!("${}\r\n{field}\r\n", field.len())).collect();
+    let answer = format!("*6\r\n{fields}");
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut asked = [0; 1024];
+                while let Ok(1..) = stream.read(&mut asked).await {
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+fn get(key: &str) -> Pipeline {
+    let mut pipe = redis::pipe();
+    pipe.get(key);
+    pipe
+}
+
+fn set(key: &str, value: &str) -> Pipeline {
+    let mut pipe = redis::pipe();
+    pipe.set(key, value);
+    pipe
+}
+
+fn bulk(text: &str) -> Value {
+    Value::BulkString(text.as_bytes().to_vec())
+}
+
+async fn by_link(link: &mut Link, key: &str) -> redis::RedisResult<String> {
+    tokio::time::timeout(PATIENCE, redis::cmd("GET").arg(key).query_async(link)).await.unwrap()
+}
+
+#[tokio::test]
+async fn sentinels_that_lie_or_are_gone_harm_nobody() {
+    let mut known = Sentinels::start().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let primary = known.servers[0].address();
+    let mut sentinels = known.endpoints();
+    for told in [known.servers[1].address(), nobody.clone(), silent.local_addr().unwrap().to_string()] {
+        sentinels.push(liar(&told).await);
+    }
+    sentinels.push(nobody);
+    let redis = start(json!({"mode": "Sentinel", "endpoints": sentinels, "sentinel": {"masterName": "main"}}));
+    let finder = &redis.0.finder;
+    let slot = Slot::of("a");
+    assert_eq!(finder.primary(slot).await.unwrap().to_string(), primary);
+    for sentinel in &mut known.sentinels {
+        sentinel.kill();
+    }
+    // The liars answer still, so that there is somebody to believe; but they are not.
+    finder.doubt_all();
+    let why = finder.primary(slot).await.unwrap_err().to_string();
+    assert!(why.contains("is no primary") && why.contains("no primary of main was found"), "{why}");
+}
+
+#[tokio::test]
+async fn primary_stays_when_all_sentinels_are_gone() {
+    let mut known = Sentinels::start().await;
+    let redis = start(json!({"mode": "Sentinel", "endpoints": known.endpoints(), "sentinel": {"masterName": "main"}}));
+    let finder = &redis.0.finder;
+    let (slot, primary) = (Slot::of("a"), known.servers[0].address());
+    assert_eq!(finder.primary(slot).await.unwrap().to_string(), primary);
+    for sentinel in &mut known.sentinels {
+        sentinel.kill();
+    }
+    finder.doubt_all();
+    assert_eq!(finder.primary(slot).await.unwrap().to_string(), primary);
+    let name = start(json!({"mode": "Sentinel", "endpoints": known.endpoints(), "sentinel": {"masterName": "main"}}));
+    let why = name.0.finder.primary(slot).await.unwrap_err().to_string();
+    assert!(why.contains("sentinel 127.0.0.1") && why.contains("refused"), "{why}");
+}
+
+#[tokio::test]
+async fn a_name_that_sentinels_do_not_know_is_said() {
+    let known = Sentinels::start().await;
+    let redis = start(json!({"mode": "Sentinel", "endpoints": known.endpoints(), "sentinel": {"masterName": "other"}}));
+    let why = redis.0.finder.primary(Slot::of("a")).await.unwrap_err().to_string();
+    assert!(why.contains("no primary of other was found") && why.contains("No such master"), "{why}");
+}
+
+#[tokio::test]
+async fn keys_are_found_while_and_after_their_slot_is_moved() {
+    let cluster = Cluster::start().await;
+    let redis = start(json!({"mode": "Cluster", "endpoints": cluster.endpoints()}));
+    let pool = redis.pool();
+    until("all connections", async || pool.is_connected()).await;
+    for key in ["a", "b", "c", "{x}1", "{x}2", "{x}3"] {
+        assert_eq!(pool.ask(key, &set(key, key), PATIENCE).await, Ok(vec![Value::Okay]), "{key}");
+        assert_eq!(pool.ask(key, &get(key), PATIENCE).await, Ok(vec![bulk(key)]), "{key}");
+    }
+    let mut link = redis.link("{x}1");
+    assert_eq!(by_link(&mut link, "{x}1").await.unwrap(), "{x}1");
+
+    let slot = cluster.servers[0].text(&["CLUSTER", "KEYSLOT", "{x}"]).await;
+    let from = usize::try_from(slot.parse::<u64>().unwrap() * 3 / 16384).unwrap();
+    let (from, to) = (&cluster.servers[from], &cluster.servers[(from + 1) % 3]);
+    let (from_id, to_id) = (from.text(&["CLUSTER", "MYID"]).await, to.text(&["CLUSTER", "MYID"]).await);
+    to.run(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
+    from.run(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+    // What isn't there would be at the other node, and what is stays until it is moved.
+    assert_eq!(pool.ask("{x}4", &get("{x}4"), PATIENCE).await, Ok(vec![Value::Nil]));
+    assert_eq!(pool.ask("{x}4", &set("{x}4", "{x}4"), PATIENCE).await, Ok(vec![Value::Okay]));
+    let address = to.address();
+    let (host, port) = address.split_once(':').unwrap();
+    from.run(&["MIGRATE", host, port, "{x}1", "0", "5000"]).await;
+    for key in ["{x}1", "{x}2", "{x}3", "{x}4"] {
+        assert_eq!(pool.ask(key, &get(key), PATIENCE).await, Ok(vec![bulk(key)]), "{key}");
+    }
+    assert!(by_link(&mut link, "{x}1").await.unwrap_err().to_string().contains("Ask"));
+    assert_eq!(by_link(&mut link, "{x}1").await.unwrap(), "{x}1", "at the other node");
+    from.run(&["MIGRATE", host, port, "", "0", "5000", "KEYS", "{x}2", "{x}3"]).await;
+    for server in [to, from, &cluster.servers[0], &cluster.servers[1], &cluster.servers[2]] {
+        server.run(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
+    }
+    for key in ["{x}1", "{x}2", "{x}3", "{x}4"] {
+        assert_eq!(pool.ask(key, &get(key), PATIENCE).await, Ok(vec![bulk(key)]), "{key}");
+        assert_eq!(by_link(&mut link, key).await.unwrap(), key);
+    }
+    let now = Slot::of("{x}");
+    until("it is known", async || redis.0.finder.map().at(now).is_some_and(|known| known.to_string() == address)).await;
+    // One that is at the old place goes on to the new one.
+    let mut late = Link::new(Arc::clone(&redis.0.finder), now);
+    assert_eq!(by_link(&mut late, "{x}1").await.unwrap(), "{x}1");
+}
+
+#[tokio::test]
+async fn a_slot_that_nobody_has_is_said_and_others_go_on() {
+    let cluster = Cluster::start().await;
+    for server in &cluster.servers {
+        server.run(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).await;
+    }
+    let redis = start(json!({"mode": "Cluster", "endpoints": cluster.endpoints()}));
+    let pool = redis.pool();
+    until("all connections", async || pool.is_connected()).await;
+    // foo has slot 12182, a 15495, b 3300.
+    for server in &cluster.servers {
+        server.text(&["CLUSTER", "DELSLOTS", "12182"]).await;
+    }
+    until("it is noticed", async || pool.ask("foo", &get("foo"), PATIENCE).await == Err(Failed::Away)).await;
+    assert_eq!(pool.ask("b", &get("b"), PATIENCE).await, Ok(vec![Value::Nil]));
+    let why = by_link(&mut redis.link("foo"), "foo").await.unwrap_err().to_string();
+    assert!(why.contains("no node of the cluster has this slot"), "{why}");
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_costs_five_commands_their_time_and_then_nothing() {
+    let server = Server::start(&[]).await;
+    let pool = start(json!({"endpoints": [server.address()]}));
+    let pool = pool.pool();
+    until("a connection", async || pool.is_connected()).await;
+    server.stop();
+    let short = Duration::from_millis(20);
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        answers.push(pool.ask("a", &get("a"), short).await.unwrap_err());
+    }
+    assert!(answers[..5].iter().all(|answer| *answer == Failed::Late), "{answers:?}");
+    assert!(answers[5..].iter().all(|answer| *answer == Failed::Away), "{answers:?}");
+    server.go_on();
+    until("it is asked again", async || pool.ask("a", &get("a"), PATIENCE).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn it_ends_when_nobody_has_it_any_more() {
+    let server = Server::start(&[]).await;
+    let redis = start(json!({"endpoints": [server.address()]}));
+    let pool = redis.pool();
+    until("a connection", async || pool.is_connected()).await;
+    drop(redis);
+    until("it is closed", async || !pool.is_connected()).await;
+}
