@@ -1,6 +1,6 @@
 //! Connections to one server. Who asks for one bounds how long that may take.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisResult, Value,
@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
     task::{AbortHandle, spawn_blocking},
+    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,8 @@ use super::{
 };
 use crate::tls;
 
+/// How long each step to a connection may take, so that it is known which one failed.
+const STEP: Duration = Duration::from_millis(1500);
 /// Bytes of a password.
 const LONGEST_PASSWORD: u64 = 4096;
 
@@ -108,7 +111,9 @@ impl Settings {
 
     async fn socket(&self, to: &Address) -> RedisResult<Box<dyn Socket>> {
         let Address { host, port } = to;
-        let socket = TcpStream::connect((&**host, *port)).await.map_err(|why| failed(format!("no connection to {to}: {why}")))?;
+        let no_connection = |why: &dyn fmt::Display| failed(format!("no connection to {to}: {why}"));
+        let socket = timeout(STEP, TcpStream::connect((&**host, *port))).await;
+        let socket = socket.map_err(|_| no_connection(&"no answer in time"))?.map_err(|why| no_connection(&why))?;
         socket.set_nodelay(true)?;
         let Some(settings) = self.tls.clone() else { return Ok(Box::new(socket)) };
         let name = settings.server_name.clone().unwrap_or_else(|| host.to_string());
@@ -118,8 +123,10 @@ impl Settings {
         let secrets = self.secrets.clone();
         let config = spawn_blocking(move || tls::client_config(&settings, &secrets)).await.map_err(io::Error::other)?;
         let config = config.map_err(|why| failed(format!("redis.tls: {why}")))?;
-        let shaken = TlsConnector::from(config).connect(name, socket).await;
-        Ok(Box::new(shaken.map_err(|why| failed(format!("TLS with {to} failed: {why}")))?))
+        let no_tls = |why: &dyn fmt::Display| failed(format!("TLS with {to} failed: {why}"));
+        let shaken = timeout(STEP, TlsConnector::from(config).connect(name, socket)).await;
+        let shaken = shaken.map_err(|_| no_tls(&"no answer in time, as from a port that is not for TLS"))?;
+        Ok(Box::new(shaken.map_err(|why| no_tls(&why))?))
     }
 }
 
