@@ -165,8 +165,13 @@ impl Route<'_> {
             let meaning = meaning::of_many(&answers, &self.node.address);
             let next = match meaning {
                 Meaning::Fine => return answers,
-                Meaning::LookAgain => {
+                Meaning::LookAgain if answers.is_err() => {
                     self.node.broke(connection);
+                    return answers;
+                }
+                // What it says of this command may not hold for others, such as of a write without replicas.
+                Meaning::LookAgain => {
+                    self.finder.doubt(&self.node.address);
                     return answers;
                 }
                 Meaning::Moved(address) => {

@@ -52,6 +52,9 @@ impl Settings {
     /// # Errors
     /// What is wrong with it.
     pub(crate) fn new(redis: &crds::proxy::Redis, secrets: &Secrets) -> Result<Self, String> {
+        if redis.endpoints.is_empty() {
+            return Err("redis.endpoints is empty: it says where the servers are".to_owned());
+        }
         let all = |port| redis.endpoints.iter().map(|endpoint| Address::parse(endpoint, port)).collect::<Result<Vec<_>, _>>();
         let mode = match redis.mode {
             RedisMode::Single => Mode::Single(all(PORT)?.into_iter().next().ok_or("redis.endpoints is empty")?),
