@@ -151,8 +151,7 @@ impl Server {
         close_spare(&config, &lock(&explicit));
         let secrets = Secrets(setup.secrets.clone());
         let (purges, disk, redis) = (setup.purges.clone(), setup.disk.clone(), Mutex::default());
-        let following =
-            Following { config, explicit: Arc::clone(&explicit), cache, purges, secrets, disk, redis, redis_metrics };
+        let following = Following { config, explicit: Arc::clone(&explicit), cache, purges, secrets, disk, redis, redis_metrics };
         following.share();
         tokio::spawn(following.run(changes, failed));
         Ok(Self { explicit })
