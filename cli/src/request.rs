@@ -55,7 +55,7 @@ impl RequestArgs {
 }
 
 /// Reads a header field.
-fn field(text: &str) -> Result<(String, String), String> {
+pub(crate) fn field(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("a header field is written as `name: value`")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }

@@ -1,5 +1,6 @@
 //! `FetchrProxy`: how sidecars run.
 
+mod archive;
 mod cache;
 mod http;
 mod redis;
@@ -18,7 +19,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::cache::{CacheDisk, CacheMemory, CachePurge, CacheShared, CacheStore, Eviction, WhenCutOff};
+pub use self::archive::{Archive, ArchiveBackend, ArchiveFile, ArchiveS3, ArchiveS3Credentials, PathStyle};
+pub use self::cache::{CacheDisk, CacheMemory, CachePersistence, CachePurge, CacheShared, CacheStore, Eviction, WhenCutOff};
 pub use self::http::{DotSegments, EncodedSlashes, Http, HttpLimits, HttpPath, PathForward, Slashes, Trace};
 pub use self::redis::{Redis, RedisCredentials, RedisMode, RedisSentinel, RedisTls, RedisTlsMode};
 pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};
@@ -37,6 +39,11 @@ use crate::{
 const SHARED_THROUGH_REDIS: Rule = Rule::new(
     "!has(self.cache) || !has(self.cache.shared) || has(self.redis)",
     "cache.shared is kept in Redis: say where it is in redis, or leave it out",
+)
+.at(".cache");
+const PERSISTED_IN_ARCHIVE: Rule = Rule::new(
+    "!has(self.cache) || !has(self.cache.persistence) || has(self.archive)",
+    "cache.persistence is kept in the archive: say where it is in archive, or leave it out",
 )
 .at(".cache");
 const SHORT_NAME: Rule = Rule::new("self.metadata.name.size() <= 63", "the name of a FetchrProxy has at most 63 characters");
@@ -92,7 +99,7 @@ const METRICS_PORT: i32 = 4621;
     printcolumn = r#"{"name":"Programmed","type":"integer","jsonPath":".status.pods.programmed"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
-#[schemars(extend("x-kubernetes-validations" = [SHARED_THROUGH_REDIS]))]
+#[schemars(extend("x-kubernetes-validations" = [SHARED_THROUGH_REDIS, PERSISTED_IN_ARCHIVE]))]
 #[serde(rename_all = "camelCase")]
 pub struct FetchrProxySpec {
     /// Pods that this proxy is for. Empty: every opted-in pod of the namespace that no other proxy selects.
@@ -122,6 +129,9 @@ pub struct FetchrProxySpec {
     /// Through what the pods share what they must agree upon. None: each is for itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis: Option<Redis>,
+    /// Where sidecars keep what has to outlive them. None: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Archive>,
     /// Where answers are kept that policies let the cache keep.
     #[serde(default)]
     pub cache: CacheStore,
@@ -153,6 +163,7 @@ impl Default for FetchrProxySpec {
             upstream: Upstream::default(),
             http: Http::default(),
             redis: None,
+            archive: None,
             cache: CacheStore::default(),
             client_address: ClientAddress::default(),
             telemetry: Telemetry::default(),
@@ -531,7 +542,8 @@ impl FetchrProxySpec {
     /// The Secrets that it names, and which of their keys are read: what has to be mounted into the sidecar.
     pub fn secrets(&self) -> BTreeSet<(&SecretRef, SecretKeys)> {
         let listeners = self.interception.listeners.iter().flat_map(Listener::secrets);
-        listeners.chain(self.redis.iter().flat_map(Redis::secrets)).collect()
+        let archive = self.archive.iter().filter_map(Archive::secret);
+        listeners.chain(self.redis.iter().flat_map(Redis::secrets)).chain(archive).collect()
     }
 
     /// What is wrong with the proxy beyond what types and patterns of the schema say. The webhook refuses a proxy with these words.
@@ -546,7 +558,11 @@ impl FetchrProxySpec {
         if let Some(redis) = &self.redis {
             redis.check(&at.field("redis"), &mut problems);
         }
+        if let Some(archive) = &self.archive {
+            archive.check(&at.field("archive"), &mut problems);
+        }
         self.cache.check(&at.field("cache"), &mut problems);
+        PERSISTED_IN_ARCHIVE.check(self.cache.persistence.is_none() || self.archive.is_some(), &at, &mut problems);
         SHARED_THROUGH_REDIS.check(self.cache.shared.is_none() || self.redis.is_some(), &at, &mut problems);
         check_cidrs(&self.client_address.trusted_cidrs, &at.field("clientAddress").field("trustedCIDRs"), &mut problems);
         self.check_metrics_port(&at.field("telemetry").field("metricsPort"), &mut problems);

@@ -28,6 +28,7 @@ pub mod origin;
 pub mod pki;
 pub mod process;
 pub mod report;
+pub mod s3;
 pub mod soak;
 pub mod stream;
 pub mod testbed;

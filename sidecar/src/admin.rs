@@ -1,6 +1,7 @@
 //! What the sidecar serves beside traffic: metrics, health and rewritten probes on one port for the cluster; configuration and
 //! orders on another, on loopback and with a token.
 
+mod files;
 mod guard;
 mod orders;
 pub mod probe;

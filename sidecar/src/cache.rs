@@ -6,6 +6,7 @@ mod changes;
 mod clock;
 mod disk;
 mod fetch;
+pub mod file;
 #[allow(dead_code, unused_imports, reason = "not all of what it counts is shown yet")]
 mod fill;
 mod invalidation;
@@ -14,10 +15,11 @@ mod locate;
 mod metrics;
 mod notes;
 mod part;
+mod persist;
 mod pod;
 pub(crate) mod purge;
 mod purger;
-mod record;
+pub(crate) mod record;
 mod rules;
 #[allow(dead_code, unused_imports, reason = "not all of HTTP's rules are needed by this cache")]
 mod semantics;
@@ -27,7 +29,9 @@ mod standing;
 #[allow(dead_code, unused_imports, reason = "not all of what it can do is needed yet")]
 pub(crate) mod store;
 mod tier;
+mod transfer;
 
+pub use self::transfer::{ExportRequest, Imported, Skipped, SpoolError};
 pub use self::{
     disk::DiskPlace,
     purge::{Acknowledged, PodPurges, PurgeAnswer, PurgeError, PurgeRequest},
@@ -39,6 +43,7 @@ pub(crate) use self::{
     fill::{Failure, Reader},
     invalidation::{Change, invalidate},
     key::forms,
+    persist::Keeper,
     pod::Cache,
     purge::{PurgeLog, Scope},
     rules::Caching,

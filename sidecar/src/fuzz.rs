@@ -16,7 +16,11 @@ use crds::{
 use http::{HeaderMap, HeaderValue, Method, header};
 
 use crate::{
-    cache::store::{Object, seal},
+    cache::{
+        file::{Damaged, Piece, Reader as FileReader, Writer as FileWriter},
+        record::{self, Record},
+        store::{Object, seal},
+    },
     facts::Facts,
     fields::{self, Present},
     h1::{
@@ -36,7 +40,7 @@ use crate::{
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("request_head", request_head),
     ("response_head", response_head),
     ("chunked", chunked),
@@ -49,6 +53,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("tls_hello", tls_hello),
     ("documents", documents),
     ("object", object),
+    ("answers", answers),
 ];
 
 /// A head of a request that is accepted is written anew in a way that reads the same.
@@ -325,6 +330,39 @@ pub fn object(input: &[u8]) {
         assert!(object.is_for(object.primary(), object.variant()));
         let _ = (object.meta(), object.status());
     }
+}
+
+/// A file of answers reads the same however its bytes come, and a record in it is an answer or an error, also when whoever wrote it made the
+/// checksums right. The first byte says how it comes, the second what kind of record it is.
+pub fn answers(input: &[u8]) {
+    let Some(([piece, kind], bytes)) = input.split_first_chunk() else { return };
+    let piece = usize::from(*piece).max(1);
+    assert_eq!(pieces(bytes, piece), pieces(bytes, bytes.len().max(1)));
+    let (record, mut whole) = (record::sealed(*kind, bytes), Vec::new());
+    let mut file = FileWriter::begin(0, &mut whole);
+    file.add_record(&record, &mut whole).expect("it is short");
+    file.end(&mut whole);
+    let read = pieces(&whole, piece).expect("what we write is whole");
+    assert_eq!(read.len(), 3);
+    assert_eq!(read[1], Piece::Record(record.clone().into()));
+    if let Ok(Record::Answer(answer)) = record::read(&record, 1 << 16) {
+        let again = record::read(&record::of_answer(&answer), 1 << 17).expect("what we write can be read");
+        let Record::Answer(again) = again else { unreachable!("it is written as an answer") };
+        assert_eq!(again.object.encode(), answer.object.encode());
+        assert_eq!((again.meta, again.position, again.tags), (answer.meta, answer.position, answer.tags));
+    }
+}
+
+fn pieces(bytes: &[u8], piece: usize) -> Result<Vec<Piece>, Damaged> {
+    let (mut reader, mut pieces) = (FileReader::new(1 << 16), Vec::new());
+    for bytes in bytes.chunks(piece) {
+        reader.push(bytes);
+        while let Some(piece) = reader.read()? {
+            pieces.push(piece);
+        }
+    }
+    reader.finish()?;
+    Ok(pieces)
 }
 
 #[cfg(test)]

@@ -54,4 +54,7 @@ mod watch;
 mod websocket;
 mod worker;
 
-pub use cache::{Acknowledged, DiskPlace, PodCache, PodPurges, PurgeAnswer, PurgeError, PurgeRequest, show};
+pub use cache::{
+    Acknowledged, DiskPlace, ExportRequest, Imported, PodCache, PodPurges, PurgeAnswer, PurgeError, PurgeRequest, Skipped,
+    SpoolError, file, show,
+};

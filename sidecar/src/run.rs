@@ -13,7 +13,7 @@ use crds::{
     policy::Direction,
     proxy::{FetchrProxySpec, InterceptionMode, OnNoConfig},
 };
-use tokio::runtime::Builder;
+use tokio::{runtime::Builder, time::timeout};
 use tokio_util::sync::CancellationToken;
 use wire::speaker::Speakers;
 
@@ -48,6 +48,9 @@ use orders::{Before, Orders};
 
 /// Descriptors that are not for connections but for the sidecar itself, and for clients that are told that there are too many.
 const RESERVED_DESCRIPTORS: u64 = 128;
+
+/// How long the last snapshot of the cache is waited for, once there is no traffic any more.
+const LAST_SNAPSHOT: Duration = Duration::from_secs(10);
 
 /// Client connections of one direction at a time, at most.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -160,7 +163,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         Configuration::Files(_) => std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned()),
         Configuration::Pod(pod) => pod.name.clone(),
     });
-    let cache = PodCache::default();
+    let cache = PodCache::spooling_in(state.path());
     // Before anything is accepted: without a plan, those who waited for this process would be refused.
     let streams = match &options.configuration {
         Configuration::Files(_) => None,
@@ -183,7 +186,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     let addresses = own.serve(&options, &shared, &drain)?;
     let setup = setup(&options, &shared, addresses, descriptors, sockets, (purges.clone(), cache.clone()));
     let interception = setup.interception;
-    let _server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
+    let server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
     health.listening();
     orders.ready(&drain);
     tracing::info!(took = ?started.elapsed(), ?interception, version = env!("CARGO_PKG_VERSION"), "Listeners are open.");
@@ -202,7 +205,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     }
     tokio::spawn(footprint::drop_startup_code());
     tokio::spawn(logging::follow(shared.clone(), options.set_level));
-    Last { drain, in_pod, shared, cache, stop: stop.clone() }.end(orders).await;
+    Last { drain, in_pod, shared, cache, server, stop: stop.clone() }.end(orders).await;
     purges.leave().await;
     stop.cancel();
     Ok(())
@@ -352,6 +355,7 @@ struct Last {
     in_pod: bool,
     shared: Shared,
     cache: PodCache,
+    server: Server,
     /// Ends what is not traffic.
     stop: CancellationToken,
 }
@@ -373,8 +377,9 @@ impl Last {
             self.cache.let_go(); // of its folder
             self.stop.cancel(); // admin, metrics and new configurations are another worker's now
         }
+        let began = Instant::now();
         let ended = async {
-            match wish {
+            let left = match wish {
                 Wish::Retire => self.drain.leave(settings.delay.0, settings.timeout.0).await,
                 Wish::AtOnce => 0,
                 // In a pod `preStop` has announced the end, and the application is gone; whoever presses Ctrl-C does not want to wait.
@@ -383,7 +388,13 @@ impl Last {
                     let delay = if self.in_pod { Duration::ZERO } else { settings.delay.0 };
                     self.drain.end(delay, settings.timeout.0).await
                 }
+            };
+            // As long as the drain may take, for more time there is not.
+            let rest = settings.delay.0.saturating_add(settings.timeout.0).saturating_sub(began.elapsed()).min(LAST_SNAPSHOT);
+            if wish != Wish::AtOnce && timeout(rest, self.server.finish()).await.is_err() {
+                tracing::warn!("The last snapshot of the cache was not written in time.");
             }
+            left
         };
         tokio::select! {
             left = ended => tracing::info!(left, "Ended."),

@@ -14,13 +14,14 @@ use crds::{
 };
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinHandle,
     time::sleep,
 };
 use wire::speaker::Speakers as Declared;
 
 use crate::{
     DiskPlace, PodCache, PodPurges,
-    cache::{Cache, DiskSettings, PurgeLog, Scope, TierSettings},
+    cache::{Cache, DiskSettings, Keeper, PurgeLog, Scope, TierSettings},
     config::{self, Config, Shared},
     connection::Speakers,
     drain,
@@ -93,6 +94,7 @@ pub struct Setup {
 /// A running data path. It stops when its drain does; dropping this drops nothing that is served.
 pub struct Server {
     explicit: Arc<Mutex<Explicit>>,
+    snapshots: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Server {
@@ -137,6 +139,14 @@ impl Server {
         pod.metrics.register(|registry| redis_metrics.register(registry));
         let cache = Arc::clone(&pod.cache);
         setup.cache.open(&cache);
+        let snapshots = Keeper {
+            config: config.clone(),
+            cache: Arc::clone(&cache),
+            secrets: Secrets(setup.secrets.clone()),
+            drain: pod.drain.clone(),
+            pressure: Arc::downgrade(&pod.pressure),
+            spool: setup.cache.spool().to_owned(),
+        };
         let workers = Workers::start(setup.workers, &pod).context("could not start the workers")?;
         let acceptor = Acceptor::new(pod, workers, setup.max_connections);
         if let Some(ports) = setup.interception {
@@ -154,7 +164,16 @@ impl Server {
         let following = Following { config, explicit: Arc::clone(&explicit), cache, purges, secrets, disk, redis, redis_metrics };
         following.share();
         tokio::spawn(following.run(changes, failed));
-        Ok(Self { explicit })
+        // It has to know of the log of purges, which is followed by now.
+        Ok(Self { explicit, snapshots: Mutex::new(Some(snapshots.start())) })
+    }
+
+    /// Waits until what outlives the pod is written, once it drains.
+    pub async fn finish(&self) {
+        let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(snapshots) = snapshots {
+            let _ = snapshots.await;
+        }
     }
 
     /// Names and addresses of the listeners of mode Explicit.

@@ -2,15 +2,20 @@
 
 mod admin;
 mod explain;
+mod export;
 mod filter;
 mod get;
+mod import;
 mod ls;
 mod merged;
 mod place;
 mod pods;
+mod progress;
 mod purge;
+mod remote;
 mod stats;
 mod top;
+mod warm;
 
 use clap::Subcommand;
 
@@ -33,7 +38,11 @@ pub(crate) const EXAMPLES: &str = "Examples:
   $ fetchr cache purge --prefix http://localhost/products/ --soft
   # of a pod, and of all pods of a workload
   $ fetchr cache stats --pod web-6c9f-x2x1z -n shop
-  $ fetchr cache purge --tag news --workload deployment/web -n shop";
+  $ fetchr cache purge --tag news --workload deployment/web -n shop
+  # what one proxy has, for another one
+  $ fetchr cache export answers.fxc
+  # a new cache has answers before anybody asks
+  $ fetchr cache warm -f urls.txt";
 
 /// The flags.
 #[derive(clap::Args)]
@@ -62,6 +71,15 @@ enum Command {
     /// Take answers out before their time
     #[command(after_help = purge::EXAMPLES)]
     Purge(purge::Args),
+    /// Write what is stored to a file
+    #[command(after_help = export::EXAMPLES)]
+    Export(export::Args),
+    /// Store what another cache has written to a file
+    #[command(after_help = import::EXAMPLES)]
+    Import(import::Args),
+    /// Ask for URLs, so that they are stored when others ask
+    #[command(after_help = warm::EXAMPLES)]
+    Warm(warm::Args),
 }
 
 /// Does what the subcommand says.
@@ -73,5 +91,8 @@ pub(crate) fn execute(args: &Args, color: Color) -> Result<Exit, Failure> {
         Command::Stats(args) => stats::execute(args, color),
         Command::Ls(args) => ls::execute(args, color),
         Command::Purge(args) => purge::execute(args, color),
+        Command::Export(args) => export::execute(args, color),
+        Command::Import(args) => import::execute(args, color),
+        Command::Warm(args) => warm::execute(args, color),
     }
 }

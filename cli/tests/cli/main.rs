@@ -2,6 +2,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // in tests they say what failed; clippy.toml reaches only #[test] functions
 
 mod cache;
+mod cache_files;
 mod cluster;
 mod documented;
 mod explain;

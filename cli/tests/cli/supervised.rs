@@ -322,7 +322,7 @@ fn hold_up_an_upgrade(proxy: &Proxy) -> Option<i64> {
 }
 
 /// Returns when it is dead.
-fn kill(pid: i64) {
+pub(crate) fn kill(pid: i64) {
     signal("-KILL", pid);
     let began = Instant::now();
     while Path::new(&format!("/proc/{pid}/exe")).exists() {

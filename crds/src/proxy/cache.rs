@@ -26,6 +26,24 @@ pub struct CacheStore {
     /// What purges over all pods promise. Without `redis`, a purge is of one pod.
     #[serde(default)]
     pub purge: CachePurge,
+    /// What outlives the pods, in `archive`. None: a pod begins with an empty cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistence: Option<CachePersistence>,
+}
+
+/// Snapshots of the answers that are asked for most often, one for all pods of a workload: who begins takes them.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CachePersistence {
+    /// How old the snapshot may be before some pod writes another one; 1s to 24h. Default 10m.
+    #[serde(default = "default_interval")]
+    pub interval: Duration,
+    /// Bytes of memory of the answers in a snapshot, and bytes that a pod reads, at most 1Gi. Default 32Mi.
+    #[serde(default = "default_max_bytes")]
+    pub max_bytes: Size,
+    /// How long a pod that begins may take to read it, beside its traffic; 1s to 1h. Default 1m.
+    #[serde(default = "default_load_timeout")]
+    pub load_timeout: Duration,
 }
 
 /// Answers on disk, which are looked at where memory has nothing.
@@ -111,6 +129,24 @@ fn default_max_lag() -> Duration {
     Duration::from_secs(10)
 }
 
+fn default_interval() -> Duration {
+    Duration::from_secs(600)
+}
+
+fn default_max_bytes() -> Size {
+    Size::kib(32 << 10)
+}
+
+fn default_load_timeout() -> Duration {
+    Duration::from_secs(60)
+}
+
+impl Default for CachePersistence {
+    fn default() -> Self {
+        Self { interval: default_interval(), max_bytes: default_max_bytes(), load_timeout: default_load_timeout() }
+    }
+}
+
 impl Default for CachePurge {
     fn default() -> Self {
         Self { max_lag: default_max_lag(), when_cut_off: WhenCutOff::default() }
@@ -147,6 +183,26 @@ impl CacheStore {
         if !(least..=most).contains(&self.purge.max_lag) {
             let message = format!("{} is no lag to keep: write {least} to {most}", self.purge.max_lag);
             problems.add(&at.field("purge").field("maxLag"), message);
+        }
+        if let Some(persistence) = &self.persistence {
+            persistence.check(&at.field("persistence"), problems);
+        }
+    }
+}
+
+impl CachePersistence {
+    fn check(&self, at: &FieldPath, problems: &mut Problems) {
+        let bounded = |value: Duration, field: &str, what: &str, most: Duration, problems: &mut Problems| {
+            let least = Duration::from_secs(1);
+            if !(least..=most).contains(&value) {
+                problems.add(&at.field(field), format!("{value} is no {what}: write {least} to {most}"));
+            }
+        };
+        bounded(self.interval, "interval", "interval between snapshots", Duration::from_secs(24 * 3600), problems);
+        bounded(self.load_timeout, "loadTimeout", "time to read a snapshot", Duration::from_secs(3600), problems);
+        let most = Size::kib(1 << 20);
+        if self.max_bytes > most {
+            problems.add(&at.field("maxBytes"), format!("{} is too much: write {most} or less", self.max_bytes));
         }
     }
 }

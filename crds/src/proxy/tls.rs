@@ -151,6 +151,8 @@ pub enum SecretKeys {
     Ca,
     /// `password`.
     Password,
+    /// `accessKeyID` and `secretAccessKey`.
+    AccessKey,
 }
 
 impl SecretKeys {
@@ -160,6 +162,7 @@ impl SecretKeys {
             Self::Certificate => &["tls.crt", "tls.key"],
             Self::Ca => &["ca.crt"],
             Self::Password => &["password"],
+            Self::AccessKey => &["accessKeyID", "secretAccessKey"],
         }
     }
 }

@@ -9,6 +9,7 @@ use crds::{
     FetchrProxy,
     plan::ObjectRef,
     proxy::{CacheDisk, FetchrProxySpec, InterceptionMode, OnNoConfig},
+    scalar::Size,
 };
 use k8s_openapi::{
     api::core::v1::{
@@ -47,6 +48,9 @@ pub(super) const VOLUMES: [&str; 6] = [STATE_VOLUME, PLAN_VOLUME, TOKEN_VOLUME, 
 
 /// Audience of the sidecar's token.
 pub(super) const TOKEN_AUDIENCE: &str = "fetchr.sh";
+
+/// Room for plans.
+const PLANS: Size = Size::kib(64 << 10);
 
 const STATE_DIR: &str = "/var/lib/fetchr";
 const CACHE_DIR: &str = "/var/cache/fetchr";
@@ -109,7 +113,7 @@ impl Sidecar<'_> {
         let others = spec.init_containers.take().unwrap_or_default();
         spec.init_containers = Some(ours.chain(others).collect());
         let volumes = spec.volumes.get_or_insert_default();
-        volumes.extend([state_volume(), plan_volume(&proxy_ref(self.proxy)), token_volume()]);
+        volumes.extend([state_volume(&self.proxy.spec), plan_volume(&proxy_ref(self.proxy)), token_volume()]);
         volumes.extend(init_mode.then(run_volume));
         volumes.extend(self.has_secrets().then(|| secrets_volume(&self.proxy.spec)));
         volumes.extend(self.disk().map(|disk| empty_dir(CACHE_VOLUME, &disk.volume().to_string())));
@@ -349,8 +353,11 @@ fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
     }
 }
 
-fn state_volume() -> Volume {
-    empty_dir(STATE_VOLUME, "64Mi")
+/// For plans, for a file of answers that is being imported (no more than the cache holds), and for an archive that is a folder in it.
+fn state_volume(spec: &FetchrProxySpec) -> Volume {
+    let snapshots = spec.cache.persistence.map_or(0, |persistence| 2 * persistence.max_bytes.0);
+    let size = Size(PLANS.0 + spec.cache.memory.size.0 + snapshots);
+    empty_dir(STATE_VOLUME, &size.to_string())
 }
 
 fn run_volume() -> Volume {

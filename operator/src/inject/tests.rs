@@ -108,8 +108,11 @@ fn secrets_that_the_proxy_names_are_mounted_into_the_sidecar_only() {
     let redis = json!({"mode": "Sentinel", "endpoints": ["sentinel:26379"], "credentials": secret("redis"),
         "sentinel": {"masterName": "main", "credentials": secret("sentinels")},
         "tls": {"ca": secret("redis-ca"), "clientCertificate": secret("redis-client")}});
-    let spec =
-        |certificate| proxy(json!({"interception": {"mode": "Explicit", "listeners": listener(certificate)}, "redis": redis}));
+    let archive = json!({"backend": "S3", "s3": {"bucket": "captures", "credentials": secret("s3")}});
+    let spec = |certificate| {
+        let interception = json!({"mode": "Explicit", "listeners": listener(certificate)});
+        proxy(json!({"interception": interception, "redis": redis, "archive": archive}))
+    };
     let app = pod(json!({"containers": [{"name": "app", "image": "app"}]}));
     let patched = json!(injected(&app, &spec("web-tls")));
     let volumes = patched["spec"]["volumes"].as_array().unwrap();
@@ -122,6 +125,8 @@ fn secrets_that_the_proxy_names_are_mounted_into_the_sidecar_only() {
             {"secret": {"name": "redis-ca", "optional": false, "items": [{"key": "ca.crt", "path": "redis-ca/ca.crt"}]}},
             {"secret": {"name": "redis-client", "optional": false, "items": [
                 {"key": "tls.crt", "path": "redis-client/tls.crt"}, {"key": "tls.key", "path": "redis-client/tls.key"}]}},
+            {"secret": {"name": "s3", "optional": false, "items": [
+                {"key": "accessKeyID", "path": "s3/accessKeyID"}, {"key": "secretAccessKey", "path": "s3/secretAccessKey"}]}},
             {"secret": {"name": "sentinels", "optional": false, "items": [{"key": "password", "path": "sentinels/password"}]}},
             {"secret": {"name": "web-tls", "optional": false, "items": [
                 {"key": "tls.crt", "path": "web-tls/tls.crt"}, {"key": "tls.key", "path": "web-tls/tls.key"}]}},
@@ -155,6 +160,21 @@ fn answers_on_disk_have_a_volume_of_the_sidecar_with_some_room_to_spare() {
     assert_eq!(patched["spec"]["containers"][0].get("volumeMounts"), None);
     let stamp = |proxy: &FetchrProxy| settings_digest(proxy, &injector(), false);
     assert_ne!(stamp(&spec("1Gi")), stamp(&spec("2Gi")), "a pod whose volume is too small is outdated");
+}
+
+#[test]
+fn state_folder_has_room_for_what_the_cache_may_import_and_keep() {
+    let app = pod(json!({"containers": [{"name": "app", "image": "app"}]}));
+    for (spec, expected) in [
+        (json!({}), "128Mi"),
+        (json!({"cache": {"memory": {"size": "0"}}}), "64Mi"),
+        (json!({"cache": {"memory": {"size": "1Gi"}, "persistence": {"maxBytes": "16Mi"}}}), "1120Mi"),
+    ] {
+        let patched = json!(injected(&app, &proxy(spec)));
+        let volumes = patched["spec"]["volumes"].as_array().unwrap();
+        let state = volumes.iter().find(|volume| volume["name"] == "fetchr-state").expect("the volume");
+        assert_eq!(state["emptyDir"]["sizeLimit"], expected);
+    }
 }
 
 #[test]

@@ -10,7 +10,10 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::guard::{Token, guard};
+use super::{
+    files,
+    guard::{Token, guard},
+};
 use crate::{
     PodCache, PodPurges, PurgeAnswer, PurgeRequest,
     ask::{self, ExplainRequest, Refused},
@@ -53,6 +56,8 @@ pub fn admin(admin: Admin, token: &str) -> Router {
         .route("/drain", post(drain))
         .route("/loglevel", post(log_level))
         .route("/cache/purge", post(purge))
+        .route("/cache/export", get(files::export))
+        .route("/cache/import", post(files::import))
         .with_state(admin)
         .merge(shown)
         .layer(from_fn_with_state(Token::new(token), guard))

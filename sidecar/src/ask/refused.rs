@@ -44,7 +44,7 @@ impl From<ShowError> for Refused {
         match error {
             ShowError::Wrong(_) => Self::wrong(why),
             ShowError::Nothing(_) => Self { status: StatusCode::NOT_FOUND, why },
-            ShowError::Closed => Self::later(why),
+            ShowError::Closed | ShowError::Busy(_) => Self::later(why),
         }
     }
 }

@@ -333,8 +333,7 @@ impl Fetch {
         let lines = self.caching.tags.iter().flat_map(|tags| headers.get_all(tags)).map(HeaderValue::as_bytes);
         let tags = lines.collect::<Vec<_>>().join(&b' ');
         let names = self.caching.names(self.cache.purges.naming(), &tags);
-        // They take memory, and only other processes ask for them.
-        Names { names, tags: if self.cache.behind.is_there() { tags } else { Vec::new() } }
+        Names { names, tags }
     }
 
     /// In Shadow: keeps what a hit would be known by.

@@ -21,10 +21,10 @@ use prometheus_client::{
 };
 
 use super::{
-    Cache, Caching, disk,
+    Cache, Caching, disk, persist,
     semantics::{status::Forward, storable::NotStored},
     store::Gone,
-    tier,
+    tier, transfer,
 };
 use crate::metrics::OTHER;
 
@@ -47,6 +47,8 @@ pub(crate) struct Metrics {
     saved: Readable<RouteLabels>,
     parts: Readable<EventLabels>,
     pub(super) disk: disk::Metrics,
+    pub(super) transfer: transfer::Metrics,
+    pub(super) snapshots: persist::Metrics,
     pub(super) tier: tier::Metrics,
     series: AtomicUsize,
 }
@@ -266,6 +268,8 @@ impl Metrics {
             self.missed.family.clone(),
         );
         registry.register("fetchr_cache_served_bytes", "Bytes of bodies that the cache gave", self.bytes.family.clone());
+        self.transfer.register(registry);
+        self.snapshots.register(registry);
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
 /// Bytes that judge its age.
 pub(super) const META: usize = 68;
 /// And with the purges that were known when its fetch began, and the number of names by which it may be purged. Behind them stand these names,
-/// and its tags as they came, if other processes are to know of them.
+/// and its tags as they came, for other processes.
 const LEN: usize = META + 12 + 2;
 /// Bytes of a name.
 const NAME: usize = 8;

@@ -106,6 +106,11 @@ impl Cache {
         before.objects.saturating_sub(store.stats().objects)
     }
 
+    /// Bytes that the store may hold, unless memory is short.
+    pub(super) fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
     /// This moment, as the rules see it.
     pub(super) fn now(&self) -> Now {
         self.clock.now()

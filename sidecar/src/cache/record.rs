@@ -1,4 +1,4 @@
-//! What stands in Redis under a key.
+//! An answer outside of this process: what stands in Redis under a key, and in a file of answers.
 //!
 //! ```text
 //! offset  bytes
@@ -12,7 +12,8 @@
 //! a packed answer: 4 length of an answer, that answer as one frame of zstd
 //! ```
 //!
-//! Numbers are little endian. Whoever can write to Redis can write what it likes: what is read is checked like bytes from a stranger.
+//! Numbers are little endian. Whoever can write to Redis, or to a file, can write what it likes: what is read is checked like bytes from a
+//! stranger.
 
 use twox_hash::XxHash3_64;
 
@@ -36,7 +37,7 @@ const WORTH_PACKING: usize = 512;
 
 /// What a key leads to.
 #[derive(Debug)]
-pub(super) enum Record {
+pub(crate) enum Record {
     /// There are variants: look again with the values of these fields.
     Vary(Vary),
     Answer(Box<Answer>),
@@ -44,29 +45,37 @@ pub(super) enum Record {
 
 /// An answer that another process may have stored.
 #[derive(Clone, Debug)]
-pub(in crate::cache) struct Answer {
+pub(crate) struct Answer {
     /// With the notes of whoever stored it, which mean nothing here.
-    pub(in crate::cache) object: Object,
-    pub(in crate::cache) meta: Meta,
+    pub(crate) object: Object,
+    pub(crate) meta: Meta,
     /// The purges that were known when its fetch began.
-    pub(in crate::cache) position: Position,
+    pub(crate) position: Position,
     /// Its tags, separated as they came.
-    pub(in crate::cache) tags: Vec<u8>,
+    pub(crate) tags: Vec<u8>,
 }
 
-/// Why bytes are no record: they were damaged, or are of another version.
+/// Why bytes are no record that can be taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("not a record of this version, or damaged")]
-pub(super) struct Corrupt;
+pub(crate) enum Unreadable {
+    /// They were damaged, or are of another version.
+    #[error("not a record of this version, or damaged")]
+    Corrupt,
+    /// Its answer is longer than can be taken.
+    #[error("longer than can be taken")]
+    TooLong,
+}
+
+use Unreadable::Corrupt;
 
 /// The names of a `Vary`.
-pub(super) fn of_vary(vary: &Vary) -> Vec<u8> {
+pub(crate) fn of_vary(vary: &Vary) -> Vec<u8> {
     let names: Vec<&str> = vary.names().collect();
     sealed(VARY, names.join(",").as_bytes())
 }
 
 /// An answer, packed if that makes it shorter.
-pub(super) fn of_answer(answer: &Answer) -> Vec<u8> {
+pub(crate) fn of_answer(answer: &Answer) -> Vec<u8> {
     let Answer { object, meta, position, tags } = answer;
     let object = object.encode();
     let mut plain = Vec::with_capacity(FIXED + tags.len() + object.len());
@@ -82,26 +91,38 @@ pub(super) fn of_answer(answer: &Answer) -> Vec<u8> {
     }
 }
 
+/// Whether these are the bytes of a record as they were written.
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    content(bytes).is_ok()
+}
+
 /// Reads a record whose answer has at most so many bytes.
-pub(super) fn read(bytes: &[u8], most: usize) -> Result<Record, Corrupt> {
-    let (prefix, rest) = bytes.split_first_chunk::<PREFIX>().ok_or(Corrupt)?;
-    let [magic @ .., _, _, _, _, _, _, _, _, _] = prefix;
-    let sum: [u8; 8] = prefix[5..].try_into().map_err(|_| Corrupt)?;
-    if *magic != MAGIC || XxHash3_64::oneshot(rest) != u64::from_le_bytes(sum) {
-        return Err(Corrupt);
-    }
-    match prefix[4] {
+pub(crate) fn read(bytes: &[u8], most: usize) -> Result<Record, Unreadable> {
+    let (kind, rest) = content(bytes)?;
+    match kind {
         VARY => {
             let names = str::from_utf8(rest).map_err(|_| Corrupt)?;
             Vary::new(names.split(',')).map(Record::Vary).ok_or(Corrupt)
         }
+        ANSWER if rest.len() > most => Err(Unreadable::TooLong),
         ANSWER => answer(rest),
         PACKED => answer(&unpacked(rest, most)?),
         _ => Err(Corrupt),
     }
 }
 
-fn answer(bytes: &[u8]) -> Result<Record, Corrupt> {
+/// The kind of a record, and what its checksum is of.
+fn content(bytes: &[u8]) -> Result<(u8, &[u8]), Unreadable> {
+    let (prefix, rest) = bytes.split_first_chunk::<PREFIX>().ok_or(Corrupt)?;
+    let [magic @ .., _, _, _, _, _, _, _, _, _] = prefix;
+    let sum: [u8; 8] = prefix[5..].try_into().map_err(|_| Corrupt)?;
+    if *magic != MAGIC || XxHash3_64::oneshot(rest) != u64::from_le_bytes(sum) {
+        return Err(Corrupt);
+    }
+    Ok((prefix[4], rest))
+}
+
+fn answer(bytes: &[u8]) -> Result<Record, Unreadable> {
     let (generation, rest) = bytes.split_first_chunk().ok_or(Corrupt)?;
     let (at, rest) = rest.split_first_chunk().ok_or(Corrupt)?;
     let (meta, rest) = rest.split_first_chunk().ok_or(Corrupt)?;
@@ -115,7 +136,7 @@ fn answer(bytes: &[u8]) -> Result<Record, Corrupt> {
     })))
 }
 
-fn sealed(kind: u8, content: &[u8]) -> Vec<u8> {
+pub(crate) fn sealed(kind: u8, content: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(PREFIX + content.len());
     out.extend_from_slice(&MAGIC);
     out.push(kind);
@@ -133,15 +154,15 @@ fn packed(plain: &[u8]) -> Option<Vec<u8>> {
     (out.len() < plain.len()).then_some(out)
 }
 
-fn unpacked(bytes: &[u8], most: usize) -> Result<Vec<u8>, Corrupt> {
+fn unpacked(bytes: &[u8], most: usize) -> Result<Vec<u8>, Unreadable> {
     let (length, frame) = bytes.split_first_chunk().ok_or(Corrupt)?;
     let length = u32::from_le_bytes(*length) as usize;
     if length > most {
-        return Err(Corrupt);
+        return Err(Unreadable::TooLong);
     }
     let plain = zstd::bulk::decompress(frame, length).map_err(|_| Corrupt)?;
     if plain.len() == length { Ok(plain) } else { Err(Corrupt) }
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -209,6 +209,17 @@ impl Store {
         Ok(())
     }
 
+    /// Whether an object is small enough for the store.
+    pub(crate) fn may_hold(&self, object: &Object) -> bool {
+        slots::weight(object) <= self.capacity.load(Relaxed) / LARGEST
+    }
+
+    /// Whether there is room for an object, so that nothing has to leave for it.
+    pub(crate) fn has_room(&self, object: &Object) -> bool {
+        let taken = self.used.load(Relaxed) + self.reserved.load(Relaxed) + slots::weight(object);
+        taken <= self.capacity.load(Relaxed)
+    }
+
     /// Puts `new` in the place of `old`, as a 304 asks for, unless `old` has left or was replaced meanwhile: `false`.
     pub(crate) fn replace(&self, old: &Object, new: Object) -> bool {
         let key = self.key_of(old);

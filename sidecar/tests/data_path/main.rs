@@ -4,10 +4,12 @@
 mod cache;
 #[cfg(feature = "disk-cache")]
 mod cache_disk;
+mod cache_files;
 mod cache_hostile;
 mod cache_parts;
 mod cache_shared;
 mod cache_show;
+mod cache_snapshots;
 mod cuts;
 mod dns;
 mod drain;

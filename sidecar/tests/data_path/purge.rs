@@ -22,7 +22,7 @@ const ALL: &str = r#"[{"name": "all", "cache": {"tags": {"header": "xkey"}, "key
 pub(crate) struct Site {
     pub(crate) proxy: Proxy,
     pub(crate) requests: Arc<AtomicUsize>,
-    admin: std::net::SocketAddr,
+    pub(crate) admin: std::net::SocketAddr,
     stop: CancellationToken,
 }
 

@@ -72,11 +72,27 @@ pub(super) fn ask(state: &StateArgs, method: &str, target: &Target, body: &str, 
 
 /// What the proxy says to a question.
 pub(super) fn look_up<T: DeserializeOwned>(state: &StateArgs, target: &Target) -> Result<T, Failure> {
-    let answer = ask(state, "GET", target, "", CONNECTING)?;
-    serde_json::from_str(&answer).map_err(|e| {
+    read(target, ask(state, "GET", target, "", CONNECTING)?.as_bytes())
+}
+
+fn read<T: DeserializeOwned>(target: &Target, answer: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(answer).map_err(|e| {
         let hint = format!("{e}\nis it of another version than this program?");
         Failure::new("the proxy's answer is none").at(&target.0).hint(hint)
     })
+}
+
+/// Sends a body of some length, and returns what the proxy says to it within some time after.
+pub(super) fn send<T: DeserializeOwned>(
+    state: &StateArgs,
+    target: &Target,
+    body: &mut dyn Read,
+    length: u64,
+    patience: Duration,
+) -> Result<T, Failure> {
+    let mut answer = Vec::new();
+    Answer::after(state, "POST", target, body, length, patience)?.read_to_end(&mut answer)?;
+    read(target, &answer)
 }
 
 /// An answer with status 200, whose body is to be read.
@@ -88,23 +104,41 @@ pub(super) struct Answer {
 impl Answer {
     /// Sends a request. Any other status is a failure.
     pub(super) fn to(state: &StateArgs, method: &str, target: &Target, body: &str, patience: Duration) -> Result<Self, Failure> {
+        Self::after(state, method, target, &mut body.as_bytes(), body.len() as u64, patience)
+    }
+
+    /// Sends a request with a body of some length.
+    fn after(
+        state: &StateArgs,
+        method: &str,
+        Target(target): &Target,
+        body: &mut dyn Read,
+        length: u64,
+        patience: Duration,
+    ) -> Result<Self, Failure> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, state.admin_port));
         let file = state.dir()?.join("admin-token");
         let token = fs::read_to_string(&file)
             .map_err(|e| nobody(address, format!("its token can't be read from {}: {e}", file.display())))?;
-        let (target, length) = (&target.0, body.len());
+        // Of this version, for the end of an answer without a length is then the end of the connection.
         let request = format!(
-            "{method} {target} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}",
+            "{method} {target} HTTP/1.0\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-length: {length}\r\n\r\n",
             token.trim()
         );
-        let sent = TcpStream::connect_timeout(&address, CONNECTING).and_then(|mut stream| {
+        let connected = TcpStream::connect_timeout(&address, CONNECTING).and_then(|mut stream| {
             stream.set_read_timeout(Some(patience))?;
             stream.set_write_timeout(Some(CONNECTING))?;
             stream.write_all(request.as_bytes())?;
             Ok(stream)
         });
-        let mut stream = BufReader::new(sent.map_err(|e| nobody(address, e.to_string()))?);
-        let head = head(&mut stream, LONGEST_HEAD, address)?;
+        let mut stream = connected.map_err(|e| nobody(address, e.to_string()))?;
+        // Who refuses a body may do so before its end.
+        let sent = io::copy(body, &mut stream);
+        let mut stream = BufReader::new(stream);
+        let head = head(&mut stream, LONGEST_HEAD, address).map_err(|failure| match sent {
+            Ok(_) => failure,
+            Err(e) => nobody(address, format!("it could not be sent: {e}")),
+        })?;
         let status = head.split(' ').nth(1).unwrap_or_default();
         let mut answer = Self { body: Box::new(stream.take(length_after(&head).unwrap_or(u64::MAX))), address };
         if status == "200" {

@@ -50,6 +50,16 @@ impl Alone {
         Stamp::new(era, self.last.load(Ordering::Acquire))
     }
 
+    /// Where in the log a stamp is. None if that is too long ago.
+    pub(super) fn position(&self, stamp: Stamp) -> Option<Position> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).position(stamp)
+    }
+
+    /// For an object that was stored in the time of this log. None of all others.
+    pub(super) fn known_at(&self, position: Position) -> Option<Stamp> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).known_at(position)
+    }
+
     /// Generations so far.
     pub(super) fn eras(&self) -> u32 {
         self.era.load(Ordering::Acquire)
@@ -125,16 +135,6 @@ impl Alone {
     /// The generation whose purges are known after another start.
     pub(super) fn noted(&self) -> Option<Generation> {
         self.noted.on_disk()
-    }
-
-    /// Where in the log a stamp is. None if that is too long ago.
-    pub(super) fn position(&self, stamp: Stamp) -> Option<Position> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).position(stamp)
-    }
-
-    /// For an object that another process stored.
-    pub(super) fn stamp_at(&self, position: Position) -> Stamp {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).stamp_at(position)
     }
 
     fn apply(&self, index: &mut Index, entry: &Entry) -> u64 {

@@ -72,9 +72,9 @@ impl Purges {
         self.read().index.position(stamp)
     }
 
-    /// For an object that another process stored.
-    pub(crate) fn stamp_at(&self, position: Position) -> Stamp {
-        self.read().index.stamp_at(position)
+    /// For an object that another process stored. None where nobody can say what was purged since.
+    pub(crate) fn known_at(&self, position: Position) -> Option<Stamp> {
+        self.read().index.known_at(position)
     }
 
     /// Whether purges may have been completed that this pod doesn't know of.

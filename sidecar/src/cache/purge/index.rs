@@ -187,10 +187,16 @@ impl Index {
         Some(Position { generation: era.generation, at: stamp.at() })
     }
 
-    /// The stamp of an object that another process stored. Of a generation that this one hasn't lived in, nobody can say.
+    /// The same with one that is older than all others where nobody can say.
+    #[cfg(test)]
     pub(crate) fn stamp_at(&self, position: Position) -> Stamp {
+        self.known_at(position).unwrap_or_default()
+    }
+
+    /// The stamp of an object that another process stored. Of a generation that this one hasn't lived in, nobody can say.
+    pub(crate) fn known_at(&self, position: Position) -> Option<Stamp> {
         let era = self.eras.iter().rev().find(|era| era.generation == position.generation);
-        era.filter(|_| position.at <= LAST_PLACE).map_or_else(Stamp::default, |era| Stamp::new(era.number, position.at))
+        era.filter(|_| position.at <= LAST_PLACE).map(|era| Stamp::new(era.number, position.at))
     }
 
     /// What may be done with an object, as far as the log was read. [`Member::verdict`](super::Member::verdict) knows

@@ -208,6 +208,11 @@ impl Scope {
         Self::new(&proxy.namespace, &workload).map_err(|why| format!("{}/{workload} {why}", proxy.namespace))
     }
 
+    /// The namespace, and `Kind/name` in it.
+    pub(crate) fn parts(&self) -> (&str, &str) {
+        (&self.namespace, &self.workload)
+    }
+
     /// How names in Redis begin of things of a kind.
     pub(crate) fn prefix(&self, kind: &str) -> String {
         format!("fetchr:{}:{kind}:{}:", self.namespace, self.workload)

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use futures::future::try_join_all;
 
 use super::{
-    CutOff, Index, Position, Stamp, Verdict,
+    CutOff, Generation, Index, Position, Stamp, Verdict,
     alone::Alone,
     index::CAPACITY,
     journal::Journal,
@@ -126,11 +126,26 @@ impl PodPurges {
         }
     }
 
+    /// For an object that goes into a file: a pod alone can tell later, too, what it has purged since. Of what nobody can place, a place that
+    /// never was.
+    pub(crate) fn place(&self, stamp: Stamp) -> Position {
+        let position = match &**self.0.kept.load() {
+            Kept::Alone(alone) => alone.position(stamp),
+            Kept::Shared(shared) => shared.purges.position(stamp),
+        };
+        position.unwrap_or(Position { generation: Generation(0), at: 0 })
+    }
+
     /// For an object that another process stored.
     pub(crate) fn stamp_at(&self, position: Position) -> Stamp {
+        self.known_at(position).unwrap_or_default()
+    }
+
+    /// The same, also for what this process wrote to a file. None if it can't be known what was purged since its fetch began.
+    pub(crate) fn known_at(&self, position: Position) -> Option<Stamp> {
         match &**self.0.kept.load() {
-            Kept::Alone(alone) => alone.stamp_at(position),
-            Kept::Shared(shared) => shared.purges.stamp_at(position),
+            Kept::Alone(alone) => alone.known_at(position),
+            Kept::Shared(shared) => shared.purges.known_at(position),
         }
     }
 

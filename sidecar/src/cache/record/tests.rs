@@ -7,7 +7,8 @@ use super::{
 
 const MOST: usize = 1 << 20;
 
-fn meta() -> Meta {
+/// What an answer is judged by.
+pub(in crate::cache) fn meta() -> Meta {
     Meta {
         initial_age: 1,
         since: 2,
@@ -23,7 +24,8 @@ fn meta() -> Meta {
     }
 }
 
-fn answer_of(body: &[u8], tags: &[u8]) -> Answer {
+/// An answer of the key `key`.
+pub(in crate::cache) fn answer_of(body: &[u8], tags: &[u8]) -> Answer {
     let parts = Parts { primary: b"key", variant: b"gzip", meta: b"notes", status: StatusCode::OK };
     let head = Object::head(parts, [(&b"content-type"[..], &b"text/plain"[..]), (b"x-a", b"b")]).unwrap();
     let position = Position { generation: Generation::from_bytes([7; 16]), at: 1 << 50 };
@@ -73,7 +75,8 @@ fn every_flipped_bit_and_every_cut_is_seen() {
 fn what_unfolds_too_far_is_refused_before_it_does() {
     let bytes = of_answer(&answer_of(&[0; 600_000], b""));
     assert!(bytes.len() < 1000 && read(&bytes, MOST).is_ok());
-    assert!(read(&bytes, 600_000).is_err());
+    assert_eq!(read(&bytes, 600_000).err(), Some(Unreadable::TooLong));
+    assert_eq!(read(&of_answer(&answer_of(b"", b"")), 10).err(), Some(Unreadable::TooLong));
     let frame = zstd::bulk::compress(&[0; 600_000], 1).unwrap();
     let mut lies = 10_u32.to_le_bytes().to_vec();
     lies.extend_from_slice(&frame);

@@ -143,6 +143,12 @@ impl Meta {
         self.dies().saturating_sub(now.mono)
     }
 
+    /// Whether it was of no use any more where another process stored it. For what is [revived](Self::revived) would be kept anew.
+    pub(crate) fn has_died(&self, now: Now) -> bool {
+        let away = u64::try_from(now.wall.saturating_sub(self.wall)).unwrap_or(0);
+        away > self.dies().saturating_sub(self.since)
+    }
+
     /// What another process stored, on the clocks of this one: its age went on by the wall clock meanwhile. If that says that it
     /// will come in the future, nobody knows its age.
     pub(crate) fn revived(mut self, now: Now) -> Self {

@@ -131,7 +131,8 @@ pub(super) fn list(cache: &Cache, request: &ListRequest) -> Result<Objects, Show
     if !(1..=MOST).contains(&limit) {
         return Err(ShowError::Wrong(format!("limit: {limit} is not 1 to {MOST}")));
     }
-    let wanted = Selection::of(cache, request)?;
+    let ListRequest { prefix, tag, policy, .. } = request;
+    let wanted = Selection::of(cache, prefix.as_deref(), tag.as_deref(), policy.as_deref())?;
     match request.order {
         Some(order) => Ok(first(cache, &wanted, order, limit)),
         None => Ok(page(cache, &wanted, request.after.map(Cursor), limit)),
@@ -195,7 +196,7 @@ fn first(cache: &Cache, wanted: &Selection, order: Order, limit: usize) -> Objec
 }
 
 /// Which objects are wanted.
-struct Selection {
+pub(in crate::cache) struct Selection {
     /// Host and path, and where the path begins.
     prefix: Option<(String, usize)>,
     tag: Option<Name>,
@@ -203,11 +204,16 @@ struct Selection {
 }
 
 impl Selection {
-    fn of(cache: &Cache, request: &ListRequest) -> Result<Self, ShowError> {
+    /// Those that all of what is given holds for.
+    pub(in crate::cache) fn of(
+        cache: &Cache,
+        prefix: Option<&str>,
+        tag: Option<&str>,
+        policy: Option<&str>,
+    ) -> Result<Self, ShowError> {
         let naming = cache.purges.naming();
-        let prefix = request.prefix.as_deref().map(|prefix| located("prefix", prefix)).transpose()?;
-        let policy = request.policy.as_deref().map(named).transpose()?;
-        let tag = request.tag.as_deref();
+        let prefix = prefix.map(|prefix| located("prefix", prefix)).transpose()?;
+        let policy = policy.map(named).transpose()?;
         if let Some(tag) = tag.filter(|tag| tag.is_empty() || tag.contains(|c: char| c == ',' || c.is_whitespace())) {
             return Err(ShowError::Wrong(format!("tag: {tag:?} is none: tags have neither spaces nor commas")));
         }
@@ -222,7 +228,7 @@ impl Selection {
     }
 
     /// The target of an object that is wanted.
-    fn target<'a>(&self, object: &'a Object) -> Option<Target<'a>> {
+    pub(in crate::cache) fn target<'a>(&self, object: &'a Object) -> Option<Target<'a>> {
         if self.tag.is_some() || self.policy.is_some() {
             let names = notes::names(object).names;
             let has = |name: &Option<Name>| name.is_none_or(|name| names.contains(&name));

@@ -117,7 +117,7 @@ impl Tier {
         match record::read(bytes, most) {
             Ok(Record::Answer(answer)) if !answer.object.is_for(primary, values) => None,
             Ok(record) => Some(record),
-            Err(record::Corrupt) => {
+            Err(_) => {
                 self.metrics.request("corrupt");
                 self.write(Write::Remove(key.clone()));
                 None
