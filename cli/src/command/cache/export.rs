@@ -51,11 +51,11 @@ pub(super) struct Args {
     #[command(flatten)]
     filter: Filter,
     #[command(flatten)]
-    bucket: Bucket,
-    #[command(flatten)]
     state: StateArgs,
     #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    bucket: Bucket,
 }
 
 /// What is printed as JSON.

@@ -53,11 +53,11 @@ pub(super) struct Args {
     #[arg(long, env = "FETCHR_DRY_RUN", value_parser = switch())]
     dry_run: bool,
     #[command(flatten)]
-    bucket: Bucket,
-    #[command(flatten)]
     state: StateArgs,
     #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    bucket: Bucket,
 }
 
 /// Checks the file, and sends it.
