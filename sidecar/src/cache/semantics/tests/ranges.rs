@@ -8,6 +8,9 @@ use crate::cache::semantics::{
     validators::Validators,
 };
 
+/// The first and the last byte of a part.
+type Part = (u64, u64);
+
 fn bytes(first: u64, last: u64) -> ByteRange {
     ByteRange { first, last }
 }
@@ -313,7 +316,8 @@ fn rfc9111_3_4_parts_of_one_representation_are_joined_and_the_newer_of_two_stays
 fn rfc9111_3_4_joined_content_is_what_is_stored_around_the_newer_part() {
     let stored = |from: u64, to: u64| Slice::Stored(from..to);
     let kept = content(&[(0, 9), (20, 29), (50, 99)], 200);
-    let table: [((u64, u64), &[(u64, u64)], Vec<Slice>); 6] = [
+    type Row = (Part, &'static [Part], Vec<Slice>);
+    let table: [Row; 6] = [
         ((10, 19), &[(0, 29), (50, 99)], vec![stored(0, 10), Slice::Newer, stored(10, 20), stored(20, 70)]),
         ((5, 24), &[(0, 29), (50, 99)], vec![stored(0, 5), Slice::Newer, stored(15, 20), stored(20, 70)]),
         ((0, 49), &[(0, 99)], vec![Slice::Newer, stored(20, 70)]),
@@ -349,7 +353,8 @@ fn rfc9110_15_3_7_3_parts_that_are_all_together_are_a_200_and_others_never_are()
 #[test]
 fn joined_content_is_bounded_by_leaving_out_what_is_far_away() {
     let kept = content(&[(0, 9), (20, 29), (50, 99)], 1000);
-    let table: [((u64, u64), u64, &[(u64, u64)], u64); 6] = [
+    type Row = (Part, u64, &'static [Part], u64);
+    let table: [Row; 6] = [
         ((100, 109), 80, &[(0, 9), (20, 29), (50, 109)], 0),
         ((100, 109), 79, &[(1, 9), (20, 29), (50, 109)], 1),
         ((100, 109), 60, &[(50, 109)], 20),
