@@ -210,7 +210,7 @@ impl Shared {
         let Some((marker, record)) = self.look(&digest(primary, &[]), None).await? else { return Ok(None) };
         let vary = match record {
             Record::Answer(answer) => return Ok(answer.object.is_for(primary, &[]).then_some((answer, None))),
-            Record::Vary(vary) => vary,
+            Record::Vary { vary, .. } => vary,
         };
         let Some(values) = variant(&vary) else { return Ok(None) };
         // A variant from before its marker is one that was there before all of them were taken out.

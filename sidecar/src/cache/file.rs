@@ -330,7 +330,7 @@ pub fn url_of(record: &[u8]) -> Option<String> {
         Ok(Record::Answer(answer)) => {
             Some(Target::of(answer.object.primary())).filter(|target| !target.scheme.is_empty()).map(|target| target.url())
         }
-        Ok(Record::Vary(_)) | Err(_) => None,
+        Ok(Record::Vary { .. }) | Err(_) => None,
     }
 }
 

@@ -5,7 +5,7 @@
 //!      0  4  "FXS" and the version of the format, 1
 //!      4  1  what follows the checksum: 0 the names of `Vary`, 1 an answer, 2 a packed answer
 //!      5  8  XXH3-64 of all behind it, little endian
-//!     13     names, or an answer
+//!     13     8 era and names, or an answer
 //!
 //! an answer: 16 generation and 8 place of the purges that were known when its fetch began, 68 what its age is judged by,
 //!            4 length of its tags, the tags, the object as `store::codec` writes it
@@ -39,7 +39,11 @@ const WORTH_PACKING: usize = 512;
 #[derive(Debug)]
 pub(crate) enum Record {
     /// There are variants: look again with the values of these fields.
-    Vary(Vary),
+    Vary {
+        vary: Vary,
+        /// Another one each time that the variants were taken out, where nothing else tells those from before.
+        era: u64,
+    },
     Answer(Box<Answer>),
 }
 
@@ -69,9 +73,9 @@ pub(crate) enum Unreadable {
 use Unreadable::Corrupt;
 
 /// The names of a `Vary`.
-pub(crate) fn of_vary(vary: &Vary) -> Vec<u8> {
+pub(crate) fn of_vary(vary: &Vary, era: u64) -> Vec<u8> {
     let names: Vec<&str> = vary.names().collect();
-    sealed(VARY, names.join(",").as_bytes())
+    sealed(VARY, &[&era.to_le_bytes(), names.join(",").as_bytes()].concat())
 }
 
 /// An answer, packed if that makes it shorter.
@@ -101,8 +105,9 @@ pub(crate) fn read(bytes: &[u8], most: usize) -> Result<Record, Unreadable> {
     let (kind, rest) = content(bytes)?;
     match kind {
         VARY => {
-            let names = str::from_utf8(rest).map_err(|_| Corrupt)?;
-            Vary::new(names.split(',')).map(Record::Vary).ok_or(Corrupt)
+            let (era, names) = rest.split_first_chunk().ok_or(Corrupt)?;
+            let names = str::from_utf8(names).map_err(|_| Corrupt)?;
+            Ok(Record::Vary { vary: Vary::new(names.split(',')).ok_or(Corrupt)?, era: u64::from_le_bytes(*era) })
         }
         ANSWER if rest.len() > most => Err(Unreadable::TooLong),
         ANSWER => answer(rest),

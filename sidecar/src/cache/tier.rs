@@ -108,15 +108,16 @@ impl Tier {
         let until = Instant::now() + waits.unwrap_or_default();
         let (mut values, mut vary) = (Vec::new(), None);
         let mut pause = FIRST_LOOK;
+        let mut key = Key::of(&self.settings.prefix, primary);
         loop {
-            let key = Key::of(&self.settings.prefix, primary, &values);
             match self.look(&key, primary, &values, waits).await {
                 Found::Record(Record::Answer(answer)) => {
                     self.metrics.request("hit");
                     return Got::Answer(answer, vary);
                 }
-                Found::Record(Record::Vary(names)) if vary.is_none() => {
+                Found::Record(Record::Vary { vary: names, era }) if vary.is_none() => {
                     let Some(of_request) = variant(&names) else { return self.nothing(None) };
+                    key = Key::of_variant(&self.settings.prefix, primary, &of_request, era);
                     (values, vary) = (of_request, Some(names));
                 }
                 Found::Taken if Instant::now() + pause < until => {
@@ -124,7 +125,7 @@ impl Tier {
                     pause = (pause * 2).min(LONGEST_LOOK);
                 }
                 Found::Ours(lease) => return self.nothing(Some(lease)),
-                Found::Record(Record::Vary(_)) | Found::Taken | Found::Nothing => return self.nothing(None),
+                Found::Record(Record::Vary { .. }) | Found::Taken | Found::Nothing => return self.nothing(None),
                 Found::Failed => return Got::Nothing(None),
             }
         }
@@ -144,9 +145,9 @@ impl Tier {
         self.write(Write::Put { answer: Box::new(answer), vary, left, lease });
     }
 
-    /// Takes out what a primary key leads to, with its variants: without their marker nobody finds them.
+    /// Takes out what a primary key leads to, with its variants: without their marker nobody finds them, and the next one has another era.
     pub(super) fn remove(&self, primary: &[u8]) {
-        self.write(Write::Remove(Key::of(&self.settings.prefix, primary, &[])));
+        self.write(Write::Remove(Key::of(&self.settings.prefix, primary)));
     }
 
     fn write(&self, write: Write) {

@@ -101,6 +101,26 @@ async fn variants_are_told_apart() {
 }
 
 #[tokio::test]
+async fn variants_from_before_a_change_do_not_come_back_with_a_newer_one() {
+    let server = Server::start(&[]).await;
+    let fields = "cache-control: max-age=600\r\nvary: x-a\r\n";
+    let one = pod_with(&server, ALL, fields, None).await;
+    let ask = async |site: &Site, value: &str| {
+        let request = format!("GET / HTTP/1.1\r\nhost: a.example\r\nx-a: {value}\r\n\r\n");
+        site.proxy.ask(&request).await.text().to_owned()
+    };
+    assert_eq!((ask(&one, "1").await, ask(&one, "2").await), ("answer 1".to_owned(), "answer 2".to_owned()));
+    written(&one, 2.0).await;
+    one.proxy.ask("POST / HTTP/1.1\r\nhost: a.example\r\ncontent-length: 0\r\n\r\n").await;
+    // Writes come in their order, so both are gone by the time that it is there again.
+    assert_eq!(ask(&one, "1").await, "answer 4");
+    written(&one, 3.0).await;
+    let late = pod_with(&server, ALL, fields, None).await;
+    assert_eq!((ask(&late, "1").await, asked(&late)), ("answer 4".to_owned(), 0));
+    assert_eq!((ask(&late, "2").await, asked(&late)), ("answer 1".to_owned(), 1));
+}
+
+#[tokio::test]
 async fn purge_holds_for_what_is_shared() {
     let server = Server::start(&[]).await;
     let (one, other) = (pod(&server).await, pod(&server).await);

@@ -40,13 +40,17 @@ pub(crate) async fn two_pods(redis: &Value) -> [Site; 2] {
 }
 
 async fn pod(redis: &Value) -> Site {
+    pod_with(redis, ALL, FIELDS).await
+}
+
+async fn pod_with(redis: &Value, rules: &str, fields: &'static str) -> Site {
     let redis = serde_json::from_value(redis.clone()).unwrap();
     let change = |spec: &mut FetchrProxySpec| {
         spec.redis = Some(redis);
         spec.cache.shared = Some(serde_json::from_value(json!({"maxObject": "1Ki"})).unwrap());
         (spec.cache.purge.max_lag, spec.cache.purge.when_cut_off) = (ms(2000), WhenCutOff::Revalidate);
     };
-    let site = Site::with(ALL, FIELDS, None, change).await;
+    let site = Site::with(rules, fields, None, change).await;
     connected(&site).await;
     site
 }
@@ -225,4 +229,25 @@ async fn pods_follow_the_replica_that_takes_over_in_a_cluster_when_its_primary_h
     let mut cluster = Cluster::start().await;
     let redis = by_nodes(&cluster);
     outage(&redis, &mut cluster.servers, Fault::Hang).await;
+}
+
+#[tokio::test]
+async fn variants_that_one_pod_fetches_for_all_are_found_in_the_slots_of_a_cluster() {
+    let cluster = Cluster::start().await;
+    let rules = r#"[{"name": "all", "cache": {"collapse": {"scope": "Cluster", "wait": "60s"}}}]"#;
+    let fields = "cache-control: max-age=600\r\nvary: x-a\r\n";
+    let redis = by_nodes(&cluster);
+    let sites = [pod_with(&redis, rules, fields).await, pod_with(&redis, rules, fields).await];
+    let ask = async |site: &Site, path: usize, value: &str| {
+        let request = format!("GET /{path} HTTP/1.1\r\nhost: a.example\r\nx-a: {value}\r\n\r\n");
+        site.proxy.ask(&request).await.text().to_owned()
+    };
+    // Keys of all nodes; who waits for a lease that nobody gives back would wait for a minute.
+    for path in 0..20 {
+        for value in ["1", "2"] {
+            let answer = ask(&sites[0], path, value).await;
+            assert_eq!(ask(&sites[1], path, value).await, answer, "{path} {value}");
+        }
+    }
+    assert_eq!(sites[1].requests.load(Ordering::SeqCst), 0);
 }

@@ -178,7 +178,7 @@ impl<'a> Writer<'a> {
     fn put(&self, files: &mut Files, answer: &Answer, vary: Option<&Vary>) -> io::Result<()> {
         let primary = answer.object.primary();
         if let Some(vary) = vary {
-            let (name, marker) = (digest(primary, &[]), record::of_vary(vary));
+            let (name, marker) = (digest(primary, &[]), record::of_vary(vary, 0));
             // With another marker, the variants that are there wouldn't be found any more.
             if !files.is_at(&name, &marker) {
                 files.append(name, &marker)?;

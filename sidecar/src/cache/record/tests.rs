@@ -53,13 +53,13 @@ fn what_is_written_is_read_again() {
         assert_eq!(read.object.encode(), answer.object.encode());
     }
     let vary = Vary::new(["Accept-Encoding", "X-A"]).unwrap();
-    assert!(matches!(read(&of_vary(&vary), MOST), Ok(Record::Vary(read)) if read == vary));
+    assert!(matches!(read(&of_vary(&vary, 7), MOST), Ok(Record::Vary { vary: read, era: 7 }) if read == vary));
 }
 
 #[test]
 fn every_flipped_bit_and_every_cut_is_seen() {
     for bytes in
-        [of_answer(&answer_of(&[b'a'; 2000], b"news")), of_answer(&answer_of(b"a", b"")), of_vary(&Vary::new(["a"]).unwrap())]
+        [of_answer(&answer_of(&[b'a'; 2000], b"news")), of_answer(&answer_of(b"a", b"")), of_vary(&Vary::new(["a"]).unwrap(), 0)]
     {
         for at in 0..bytes.len() {
             let mut wrong = bytes.clone();

@@ -51,13 +51,22 @@ pub(in crate::cache) fn digest(primary: &[u8], values: &[u8]) -> [u8; 16] {
 }
 
 impl Key {
-    /// Of a primary key and the values of the fields that select a variant.
-    pub(super) fn of(prefix: &str, primary: &[u8], values: &[u8]) -> Self {
+    /// Of a primary key: an answer, or the marker of its variants.
+    pub(super) fn of(prefix: &str, primary: &[u8]) -> Self {
+        Self::named(prefix, digest(primary, &[]))
+    }
+
+    /// Of a primary key and the values of the fields that select a variant, in the era of their marker.
+    pub(super) fn of_variant(prefix: &str, primary: &[u8], values: &[u8], era: u64) -> Self {
+        Self::named(prefix, digest(primary, &[values, &era.to_le_bytes()].concat()))
+    }
+
+    fn named(prefix: &str, name: [u8; 16]) -> Self {
         let mut record = String::with_capacity(prefix.len() + 34);
         record.push_str(prefix);
         // In braces: a record and its lease share a slot of a cluster.
         record.push('{');
-        digest(primary, values).iter().for_each(|byte| write!(record, "{byte:02x}").unwrap_or_default());
+        name.iter().for_each(|byte| write!(record, "{byte:02x}").unwrap_or_default());
         record.push('}');
         Self { fill: format!("{record}:fill"), record }
     }
@@ -132,14 +141,18 @@ mod tests {
 
     #[test]
     fn keys_are_told_apart_also_where_they_begin_alike() {
-        let key = |primary: &[u8], values: &[u8]| Key::of("p:", primary, values);
-        assert_eq!(key(b"a", b"b"), key(b"a", b"b"));
-        for (one, other) in
-            [(key(b"a", b"b"), key(b"ab", b"")), (key(b"", b"a"), key(b"a", b"")), (key(b"a", b""), key(b"b", b""))]
-        {
+        let key = |primary: &[u8], values: &[u8], era| Key::of_variant("p:", primary, values, era);
+        assert_eq!(key(b"a", b"b", 1), key(b"a", b"b", 1));
+        for (one, other) in [
+            (key(b"a", b"b", 1), key(b"ab", b"", 1)),
+            (key(b"", b"a", 1), key(b"a", b"", 1)),
+            (key(b"a", b"", 1), key(b"b", b"", 1)),
+            (key(b"a", b"b", 1), key(b"a", b"b", 2)),
+            (key(b"a", b"", 0), Key::of("p:", b"a")),
+        ] {
             assert_ne!(one, other);
         }
-        let Key { record, fill } = key(b"a", b"");
+        let Key { record, fill } = Key::of("p:", b"a");
         assert!(record.starts_with("p:{") && record.len() == 36 && fill == format!("{record}:fill"), "{record} {fill}");
     }
 }

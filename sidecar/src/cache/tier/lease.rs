@@ -31,6 +31,11 @@ impl Lease {
         &self.token
     }
 
+    /// Whether it is one on fetching what this key leads to.
+    pub(super) fn is_on(&self, key: &Key) -> bool {
+        self.fill == key.fill
+    }
+
     /// It was another one's.
     pub(super) fn not_taken(mut self) {
         self.held = false;

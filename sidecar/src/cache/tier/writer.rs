@@ -8,8 +8,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{Pipeline, Script};
-use smallvec::SmallVec;
+use redis::{Pipeline, Script, Value};
 use tokio::sync::mpsc;
 
 use super::{
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     cache::{
-        record::{self, Answer},
+        record::{self, Answer, Record},
         store::Vary,
     },
     redis::{Failed, Pool},
@@ -139,66 +138,86 @@ pub(super) fn spawn(tier: &Tier, mut written: mpsc::Receiver<Write>) {
 
 impl Writer {
     async fn write(&self, write: Write) {
-        let is_put = matches!(write, Write::Put { .. });
-        let mut result = "stored";
-        for (key, pipe) in self.commands(write) {
-            match self.pool.ask(&key, &pipe, PATIENCE).await {
-                Ok(_) => {}
-                // A lease in it asks for its release, which comes here too.
-                Err(Failed::Away) => result = "dropped",
-                Err(Failed::Late | Failed::Error) => result = "failed",
+        let (key, pipe) = match write {
+            Write::Put { answer, vary, left, lease } => {
+                let result = match self.put(&answer, vary.as_ref(), left.clamp(1, LONGEST), lease).await {
+                    Ok(()) => "stored",
+                    Err(Failed::Away) => "dropped",
+                    Err(Failed::Late | Failed::Error) => "failed",
+                };
+                return self.metrics.written(result);
             }
-            if result != "stored" {
-                break;
-            }
-        }
-        if is_put {
-            self.metrics.written(result);
-        }
+            Write::Remove(key) => self.call(key.record, |pipe, key| drop(pipe.cmd("UNLINK").arg(key).ignore())),
+            Write::Release { fill, token } => self.call(fill, |pipe, fill| {
+                let mut call = self.release.prepare_invoke();
+                call.key(fill).arg(token);
+                pipe.load_script(&self.release).ignore().invoke_script(&call).ignore();
+            }),
+            Write::Mark { fill, token } => self.call(fill, |pipe, fill| {
+                let mut call = self.replace.prepare_invoke();
+                call.key(fill).arg(token).arg(UNCACHEABLE).arg(MARK.as_millis() as u64);
+                pipe.load_script(&self.replace).ignore().invoke_script(&call).ignore();
+            }),
+        };
+        // What fails here runs out by itself.
+        let _ = self.pool.ask(&key, &pipe, PATIENCE).await;
     }
 
-    /// Commands by a key of theirs: the marker of variants has a slot of its own.
-    fn commands(&self, write: Write) -> SmallVec<[(String, Pipeline); 2]> {
-        let mut all = SmallVec::new();
+    fn call(&self, key: String, command: impl FnOnce(&mut Pipeline, &str)) -> (String, Pipeline) {
         let mut pipe = redis::pipe();
-        match write {
-            Write::Put { answer, vary, left, lease } => {
-                let primary = answer.object.primary();
-                if let Some(vary) = &vary {
-                    let marker = Key::of(&self.prefix, primary, &[]).record;
-                    let mut set = redis::pipe();
-                    set.cmd("SET").arg(&marker).arg(record::of_vary(vary)).arg("PX").arg(LONGEST).ignore();
-                    all.push((marker, set));
-                }
-                let key = Key::of(&self.prefix, primary, answer.object.variant());
-                let (record, left) = (record::of_answer(&answer), left.clamp(1, LONGEST));
-                match lease.map(Lease::spend) {
-                    None => drop(pipe.cmd("SET").arg(&key.record).arg(record).arg("PX").arg(left).ignore()),
-                    Some((fill, token)) => {
-                        let mut call = self.put.prepare_invoke();
-                        call.key(&key.record).key(fill).arg(record).arg(left).arg(token);
-                        pipe.load_script(&self.put).ignore().invoke_script(&call).ignore();
-                    }
-                }
-                all.push((key.record, pipe));
-            }
-            Write::Remove(key) => {
-                pipe.cmd("UNLINK").arg(&key.record).ignore();
-                all.push((key.record, pipe));
-            }
-            Write::Release { fill, token } => {
-                let mut call = self.release.prepare_invoke();
-                call.key(&fill).arg(token);
-                pipe.load_script(&self.release).ignore().invoke_script(&call).ignore();
-                all.push((fill, pipe));
-            }
-            Write::Mark { fill, token } => {
-                let mut call = self.replace.prepare_invoke();
-                call.key(&fill).arg(token).arg(UNCACHEABLE).arg(MARK.as_millis() as u64);
-                pipe.load_script(&self.replace).ignore().invoke_script(&call).ignore();
-                all.push((fill, pipe));
+        command(&mut pipe, &key);
+        (key, pipe)
+    }
+
+    /// Stores an answer. A lease that is left is released after all of it.
+    async fn put(&self, answer: &Answer, vary: Option<&Vary>, left: u64, lease: Option<Lease>) -> Result<(), Failed> {
+        let (primary, variant) = (answer.object.primary(), answer.object.variant());
+        let (marker, record) = (Key::of(&self.prefix, primary), record::of_answer(answer));
+        let Some(vary) = vary else { return self.set(&marker, &record, left, lease).await };
+        let (found, holder) = self.marker(&marker).await?;
+        let is_ours =
+            |lease: &Lease| !lease.is_on(&marker) || holder.is_none_or(|holder| holder == lease.token() || holder == UNCACHEABLE);
+        if !lease.as_ref().is_none_or(is_ours) {
+            return Ok(()); // another pod has begun to fetch since
+        }
+        let era = found.filter(|(names, _)| names == vary).map_or_else(|| fastrand::u64(..), |(_, era)| era);
+        let key = Key::of_variant(&self.prefix, primary, variant, era);
+        let (on_variant, on_marker) =
+            if lease.as_ref().is_some_and(|lease| lease.is_on(&key)) { (lease, None) } else { (None, lease) };
+        self.set(&key, &record, left, on_variant).await?;
+        // Behind what it leads to: who waits looks for that as soon as it is there.
+        let done = self.set(&marker, &record::of_vary(vary, era), LONGEST, None).await;
+        drop(on_marker);
+        done
+    }
+
+    /// The marker of the variants that are there, and who fetches what its key leads to.
+    async fn marker(&self, key: &Key) -> Result<(Option<(Vary, u64)>, Option<String>), Failed> {
+        let mut pipe = redis::pipe();
+        pipe.get(&key.record).get(&key.fill);
+        let answered = self.pool.ask(&key.record, &pipe, PATIENCE).await?;
+        let bytes = |at: usize| match answered.get(at) {
+            Some(Value::BulkString(bytes)) => Some(bytes.as_slice()),
+            _ => None,
+        };
+        let marker = match bytes(0).map(|bytes| record::read(bytes, 0)) {
+            Some(Ok(Record::Vary { vary, era })) => Some((vary, era)),
+            _ => None,
+        };
+        Ok((marker, bytes(1).map(|holder| String::from_utf8_lossy(holder).into_owned())))
+    }
+
+    /// Stores a record, with the lease on it unless another pod has that by now.
+    async fn set(&self, key: &Key, record: &[u8], left: u64, lease: Option<Lease>) -> Result<(), Failed> {
+        let mut pipe = redis::pipe();
+        match lease.map(Lease::spend) {
+            None => drop(pipe.cmd("SET").arg(&key.record).arg(record).arg("PX").arg(left).ignore()),
+            Some((fill, token)) => {
+                let mut call = self.put.prepare_invoke();
+                call.key(&key.record).key(fill).arg(record).arg(left).arg(token);
+                pipe.load_script(&self.put).ignore().invoke_script(&call).ignore();
             }
         }
-        all
+        self.pool.ask(&key.record, &pipe, PATIENCE).await.map(drop)
     }
 }

@@ -138,7 +138,7 @@ impl<'a> Import<'a> {
             Piece::TooLong(_) => Err(Skipped::TooLarge),
             Piece::Record(record) => match record::read(record, longest(self.cache)) {
                 Ok(Record::Answer(answer)) => self.answer(*answer),
-                Ok(Record::Vary(_)) | Err(Unreadable::Corrupt) => Err(Skipped::Damaged),
+                Ok(Record::Vary { .. }) | Err(Unreadable::Corrupt) => Err(Skipped::Damaged),
                 Err(Unreadable::TooLong) => Err(Skipped::TooLarge),
             },
         };
