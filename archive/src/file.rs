@@ -7,6 +7,7 @@ use std::{
     fs, io,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     ops::Range,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -218,6 +219,9 @@ impl Part {
     fn new(folder: &Path, path: &Path) -> io::Result<Self> {
         let parts = folder.join(PARTS);
         fs::create_dir_all(&parts)?;
+        if !parts.symlink_metadata()?.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "its folder .parts is a link"));
+        }
         sweep(&parts);
         if let Some(parent) = path.parent() {
             within(folder, parent)?;
@@ -225,7 +229,7 @@ impl Part {
         }
         inside(folder, path)?;
         let part = parts.join(format!("{:x}-{:016x}", std::process::id(), fastrand::u64(..)));
-        let file = fs::OpenOptions::new().write(true).create_new(true).open(&part)?;
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
         Ok(Self { file, path: Some(part) })
     }
 
@@ -257,12 +261,18 @@ impl Drop for Part {
 /// Takes away what processes that have ended were putting.
 fn sweep(parts: &Path) {
     let Ok(all) = fs::read_dir(parts) else { return };
-    for part in all.flatten() {
+    for part in all.flatten().filter(|part| is_part(&part.file_name().to_string_lossy())) {
         let age = part.metadata().and_then(|known| known.modified()).ok().and_then(|modified| modified.elapsed().ok());
         if age.is_some_and(|age| age > GIVEN_UP) {
             let _ = fs::remove_file(part.path());
         }
     }
+}
+
+/// Whether a name is one that [`Part::new`] gives: other files are not ours.
+fn is_part(name: &str) -> bool {
+    let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    name.split_once('-').is_some_and(|(process, random)| is_hex(process) && is_hex(random) && random.len() == 16)
 }
 
 /// The path, if no link on its way leads out of the folder.

@@ -102,7 +102,7 @@ impl Shell<'_> {
         let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
         let mut shell = Command::new("sh");
         shell.args(["-c", &text]).env("PATH", path).env("FETCHR_ADMIN_PORT", admin).env("FETCHR_STATE_DIR", self.proxy.state());
-        run(shell.stdin(Stdio::null()))
+        run(shell.current_dir(self.proxy.state()).stdin(Stdio::null()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Files of answers, from the cache and for it.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -9,7 +9,6 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures::StreamExt as _;
 use serde::Deserialize;
 
 use super::Admin;
@@ -18,7 +17,7 @@ use crate::{ExportRequest, Imported, SpoolError, ask::Refused, show::ImportError
 /// `?policy=shop/catalogue&tag=news&prefix=http://shop/products/`: see [`ExportRequest`]. The answer is a file, which ends without its end
 /// if the proxy does.
 pub(super) async fn export(State(admin): State<Admin>, Query(request): Query<ExportRequest>) -> Result<Response, Refused> {
-    let pieces = admin.cache.export(&request)?.map(Ok::<_, Infallible>);
+    let pieces = admin.cache.export(&request)?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(pieces)).into_response())
 }
 

@@ -246,8 +246,11 @@ impl Fetch {
             Ok(_) => {
                 let lease = self.lease.take();
                 let replace = || {
-                    let _ = self.cache.store().replace(&kept.object, object.clone());
-                    share(&self.cache, &object, vary_of(&object), lease);
+                    let store = self.cache.store();
+                    // What has come meanwhile is newer, here and elsewhere.
+                    if store.replace(&kept.object, object.clone()) || !store.has_other(&object) {
+                        share(&self.cache, &object, vary_of(&object), lease);
+                    }
                 };
                 let _ = self.cache.changes.unless_changed(self.cache.changes.spot(&self.key), self.began, replace);
             }
@@ -285,7 +288,11 @@ impl Fetch {
         let mut response = *response;
         self.tell_stored(&mut response);
         let (mut parts, body) = response.into_parts();
-        let (cache, lease) = (Arc::clone(&self.cache), self.lease.take());
+        let (cache, mut lease) = (Arc::clone(&self.cache), self.lease.take());
+        if length.is_some_and(|length| cache.behind.shared().is_some_and(|tier| tier.is_too_long(length))) {
+            // Nobody waits for what will never be there.
+            lease.take().into_iter().for_each(Lease::uncacheable);
+        }
         let part =
             storable.part.map(|_| Part { most: self.caching.settings.max_object, alone: !self.asks.has.any(Has::IF_RANGE) });
         let keeper = Keeper { spot: cache.changes.spot(&self.key), cache, began: self.began, vary, lease, part };

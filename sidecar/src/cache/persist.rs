@@ -272,7 +272,7 @@ impl Keeper {
             return Ok(Came::None);
         }
         let pieces = Export::of(Arc::clone(&self.cache), objects).pieces(());
-        let bytes = place.store.put(key, pieces.map(Ok).boxed(), Condition::Always).await?;
+        let bytes = place.store.put(key, pieces.boxed(), Condition::Always).await?;
         self.cache.metrics.snapshots.bytes(Direction::Written, bytes);
         Ok(Came::Done)
     }

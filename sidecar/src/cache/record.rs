@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! offset  bytes
-//!      0  4  "FXS" and the version of the format, 1
+//!      0  4  "FXS" and the version of the format, 2
 //!      4  1  what follows the checksum: 0 the names of `Vary`, 1 an answer, 2 a packed answer
 //!      5  8  XXH3-64 of all behind it, little endian
 //!     13     8 era and names, or an answer
@@ -24,7 +24,7 @@ use super::{
     store::{Object, Vary},
 };
 
-const MAGIC: [u8; 4] = *b"FXS\x01";
+const MAGIC: [u8; 4] = *b"FXS\x02";
 const VARY: u8 = 0;
 const ANSWER: u8 = 1;
 const PACKED: u8 = 2;

@@ -6,7 +6,7 @@ mod object;
 mod stats;
 
 use std::{
-    env, fmt,
+    env, fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -139,7 +139,7 @@ impl PodCache {
     ///
     /// # Errors
     /// What is wrong with the request, that another one is under way, or that there is no cache yet.
-    pub fn export(&self, request: &ExportRequest) -> Result<impl Stream<Item = Bytes> + Send + use<>, ShowError> {
+    pub fn export(&self, request: &ExportRequest) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, ShowError> {
         let export = Export::new(Arc::clone(self.cache()?), request)?;
         let turn = Arc::clone(&self.0.exports).try_acquire_owned().map_err(|_| ShowError::Busy("export"))?;
         Ok(export.pieces(turn))

@@ -228,6 +228,11 @@ impl Store {
         done
     }
 
+    /// Whether another object stands where this one would.
+    pub(crate) fn has_other(&self, object: &Object) -> bool {
+        matches!(self.peek(&self.key_of(object)), Some(Found::Object(found)) if !found.is_same(object))
+    }
+
     /// Takes out what the key leads to; of a primary key all variants. The number of entries.
     pub(crate) fn remove(&self, key: &Key<'_>, why: Gone) -> usize {
         self.change(key.shard, |shard, dropped| shard.remove(key, why, dropped))

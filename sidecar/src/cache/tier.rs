@@ -136,10 +136,15 @@ impl Tier {
         Got::Nothing(lease)
     }
 
+    /// Whether a body of so many bytes is not kept here.
+    pub(super) fn is_too_long(&self, bytes: u64) -> bool {
+        bytes > self.settings.max_object
+    }
+
     /// Stores an answer, some time soon, if it is not too large; with the lease under which it was fetched.
     pub(super) fn put(&self, answer: Answer, vary: Option<Vary>, now: Now, lease: Option<Lease>) {
         let left = answer.meta.left(now);
-        if answer.object.body_len() > self.settings.max_object || left == 0 {
+        if self.is_too_long(answer.object.body_len()) || left == 0 {
             return; // and a lease is released
         }
         self.write(Write::Put { answer: Box::new(answer), vary, left, lease });

@@ -64,7 +64,7 @@ impl Link {
                 trying.went_well();
                 self.ask = Some(address);
             }
-            Meaning::Moved(_) | Meaning::LookAgain => {} // and it is doubted
+            Meaning::Moved(_) | Meaning::Doubt | Meaning::LookAgain => {} // and it is doubted
         }
     }
 }

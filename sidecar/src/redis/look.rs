@@ -4,7 +4,7 @@ use std::{collections::HashSet, future::pending, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use redis::RedisResult;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -40,9 +40,15 @@ pub(super) fn spawn(finder: &Arc<Finder>, stop: &CancellationToken) {
 async fn look_for_ever(finder: &Finder) {
     let mut pause = FIRST_PAUSE;
     loop {
+        let (began, before) = (Instant::now(), finder.map());
         finder.begin_look().await;
+        // Who doubts what was found to be so again and again waits longer each time.
+        if began.elapsed() > LONGEST_PAUSE {
+            pause = FIRST_PAUSE;
+        }
         let found = timeout(LOOK, look(finder)).await.unwrap_or_else(|_| Err(format!("no primary was found within {LOOK:?}")));
-        pause = if found.is_ok() { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        let has_moved = found.as_ref().is_ok_and(|map| *map != *before);
+        pause = if has_moved { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         finder.end_look(found);
         let _ = timeout(jittered(pause), finder.hurry.notified()).await;
     }

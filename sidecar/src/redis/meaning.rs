@@ -13,12 +13,16 @@ pub(super) enum Meaning {
     Moved(Address),
     /// Another node is being given the slot, and has this key of it already, or would.
     Ask(Address),
+    /// It may not be the one, but the connection is of use for other commands: look where the primary is.
+    Doubt,
     /// It can't serve this, or the connection is of no use: look where the primary is, and connect anew.
     LookAgain,
 }
 
 /// Codes of errors by which a server says that it is not, or not yet, the one to ask.
-const NOT_THE_ONE: [&str; 6] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "NOAUTH"];
+const NOT_THE_ONE: [&str; 4] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH"];
+/// Codes of errors by which it says so of some commands: it takes no writes without replicas, or its cluster lacks slots.
+const NOT_FOR_ALL: [&str; 2] = ["CLUSTERDOWN", "NOREPLICAS"];
 
 /// Of the answer to a command, asked at an address.
 pub(super) fn of_one(answer: &RedisResult<Value>, asked: &Address) -> Meaning {
@@ -58,6 +62,7 @@ fn of_code(code: &str, detail: Option<&str>, asked: &Address) -> Meaning {
         "MOVED" => to().map_or(Meaning::LookAgain, Meaning::Moved),
         "ASK" => to().map_or(Meaning::LookAgain, Meaning::Ask),
         code if NOT_THE_ONE.contains(&code) => Meaning::LookAgain,
+        code if NOT_FOR_ALL.contains(&code) => Meaning::Doubt,
         _ => Meaning::Fine,
     }
 }
@@ -100,8 +105,8 @@ mod tests {
             ("READONLY You can't write against a read only replica.", Meaning::LookAgain),
             ("LOADING Redis is loading the dataset in memory", Meaning::LookAgain),
             ("MASTERDOWN Link with MASTER is down", Meaning::LookAgain),
-            ("CLUSTERDOWN The cluster is down", Meaning::LookAgain),
-            ("NOREPLICAS Not enough good replicas to write.", Meaning::LookAgain),
+            ("CLUSTERDOWN The cluster is down", Meaning::Doubt),
+            ("NOREPLICAS Not enough good replicas to write.", Meaning::Doubt),
             ("NOAUTH Authentication required.", Meaning::LookAgain),
             ("TRYAGAIN Multiple keys request during rehashing of slot", Meaning::Fine),
             ("NOSCRIPT No matching script.", Meaning::Fine),

@@ -165,12 +165,11 @@ impl Route<'_> {
             let meaning = meaning::of_many(&answers, &self.node.address);
             let next = match meaning {
                 Meaning::Fine => return answers,
-                Meaning::LookAgain if answers.is_err() => {
+                Meaning::LookAgain => {
                     self.node.broke(connection);
                     return answers;
                 }
-                // What it says of this command may not hold for others, such as of a write without replicas.
-                Meaning::LookAgain => {
+                Meaning::Doubt => {
                     self.finder.doubt(&self.node.address);
                     return answers;
                 }

@@ -17,7 +17,7 @@ use super::{
     journal::Journal,
     log::{Entry, LAST_PLACE, PurgeId, Strength, What},
     name::Name,
-    noted::Noted,
+    noted::{Noted, Written},
     redis::random,
     request::{Acknowledged, PurgeAnswer, micros},
 };
@@ -75,32 +75,39 @@ impl Alone {
         index.verdict(&Object { stamp, url: &url, names: &names })
     }
 
-    /// Purges: no request that comes later is answered from what went. With a journal, also none after another start.
+    /// Purges: no request that comes later is answered from what went. With a journal, also none after another start; if that can't be
+    /// promised, for the disk takes nothing, the answer is that it is not complete.
     pub(super) async fn purge(&self, what: What, strength: Strength, member: &str) -> PurgeAnswer {
         let begun = Instant::now();
-        self.note(Entry { id: PurgeId(u128::from(random())), what, strength }).await;
+        let complete = self.note(Entry { id: PurgeId(u128::from(random())), what, strength }).await;
         let took = begun.elapsed();
+        let (acknowledged, pending) =
+            if complete { (vec![Acknowledged::new(member, took)], Vec::new()) } else { (Vec::new(), vec![member.to_owned()]) };
         PurgeAnswer {
             shared: false,
-            complete: true,
-            acknowledged: vec![Acknowledged::new(member, took)],
+            complete,
+            acknowledged,
             lease_ran_out: Vec::new(),
-            pending: Vec::new(),
+            pending,
             replicas: 0,
             took_micros: micros(took),
         }
     }
 
-    async fn note(&self, entry: Entry) {
+    /// Whether it holds after another start, too.
+    async fn note(&self, entry: Entry) -> bool {
+        let mut holds = true;
         loop {
             let line = {
                 let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
                 let at = self.apply(&mut index, &entry);
                 self.noted.add(at, &entry)
             };
-            let Some(line) = line else { return };
-            if self.noted.write(line).await {
-                return;
+            let Some(line) = line else { return holds };
+            match self.noted.write(line).await {
+                Written::Noted => return holds,
+                Written::NoJournal => {}
+                Written::Unknown => holds = false,
             }
         }
     }
@@ -111,6 +118,13 @@ impl Alone {
     /// # Errors
     /// Why there can't be a journal.
     pub(super) fn resume(&self, dir: &Path) -> io::Result<()> {
+        match self.noted.journal() {
+            // It goes on: between reading it anew and that, a purge would be lost.
+            Some(journal) if journal.is_of(dir) => return Ok(()),
+            // Of what was purged while there was another one it knows nothing.
+            Some(_) => Journal::remove(dir)?,
+            None => {}
+        }
         let (journal, noted) = Journal::open(dir, new_generation())?;
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         index.begin(noted.generation, true);

@@ -12,7 +12,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -97,7 +97,18 @@ impl Journal {
 
     /// Removes it.
     pub(super) fn give_up(&self) -> io::Result<()> {
-        fs::remove_file(&self.path)
+        match fs::remove_file(&self.path) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it is still that of a folder: nobody has put another one in its place.
+    pub(super) fn is_of(&self, dir: &Path) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |there: &fs::Metadata, here: &fs::Metadata| (there.dev(), there.ino()) == (here.dev(), here.ino());
+        let there = fs::metadata(dir.join(FILE)).ok().zip(open.file.metadata().ok());
+        there.is_some_and(|(there, here)| same(&there, &here))
     }
 
     #[cfg(test)]
@@ -165,6 +176,8 @@ fn write(path: &Path, noted: &Noted) -> io::Result<Open> {
     file.write_all(text.as_bytes())?;
     file.sync_data()?;
     fs::rename(&part, path)?;
+    // The new name has to outlive a crash, too.
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())?;
     Ok(Open { file, lines: noted.purges.len(), bytes: text.len() as u64 })
 }
 

@@ -43,6 +43,16 @@ pub(super) struct Line {
     entry: Entry,
 }
 
+/// What became of a line.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Written {
+    Noted,
+    /// There is no journal any more.
+    NoJournal,
+    /// Maybe there is one without it.
+    Unknown,
+}
+
 impl Noted {
     pub(super) fn new(generation: Generation) -> Self {
         Self(Mutex::new(State { generation, kept: Kept::Memory(Vec::new()) }))
@@ -69,6 +79,14 @@ impl Noted {
         None
     }
 
+    /// The journal, if there is one.
+    pub(super) fn journal(&self) -> Option<Arc<Journal>> {
+        match &self.lock().kept {
+            Kept::Memory(_) => None,
+            Kept::Disk(journal) => Some(Arc::clone(journal)),
+        }
+    }
+
     /// A journal is there from now on. Returns what was purged before, of which it knows nothing.
     pub(super) fn open(&self, journal: Arc<Journal>, generation: Generation) -> Vec<Entry> {
         let before = std::mem::replace(&mut *self.lock(), State { generation, kept: Kept::Disk(journal) });
@@ -78,22 +96,25 @@ impl Noted {
         }
     }
 
-    /// Writes a line. False if that can't be in time; then there is no journal any more, and the purge has to be added again.
-    pub(super) async fn write(&self, Line { journal, at, entry }: Line) -> bool {
+    /// Writes a line. If that can't be in time, the purge has to be added again.
+    pub(super) async fn write(&self, Line { journal, at, entry }: Line) -> Written {
         let writing = Arc::clone(&journal);
         let written = timeout(PATIENCE, spawn_blocking(move || writing.add(at, &entry))).await;
         if matches!(written, Ok(Ok(Ok(())))) {
-            return true;
+            return Written::Noted;
         }
         tracing::warn!(?written, "A purge can't be noted on disk, so nothing is kept there until it can be.");
+        self.leave(&journal);
+        // Without it, what is stored is of unknown standing after another start.
+        let removed = timeout(PATIENCE, spawn_blocking(move || journal.give_up())).await;
+        if matches!(removed, Ok(Ok(Ok(())))) { Written::NoJournal } else { Written::Unknown }
+    }
+
+    fn leave(&self, journal: &Arc<Journal>) {
         let mut state = self.lock();
-        if matches!(&state.kept, Kept::Disk(current) if Arc::ptr_eq(current, &journal)) {
+        if matches!(&state.kept, Kept::Disk(current) if Arc::ptr_eq(current, journal)) {
             state.kept = Kept::Memory(Vec::new());
         }
-        drop(state);
-        // Without it, what is stored is of unknown standing after another start.
-        drop(spawn_blocking(move || journal.give_up()));
-        false
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -11,7 +11,7 @@ use super::{
     writer::Write,
 };
 use crate::{
-    cache::record::{self, Record},
+    cache::record::{self, Record, Unreadable},
     redis::Failed,
 };
 
@@ -126,7 +126,9 @@ impl Tier {
         match record::read(bytes, most) {
             Ok(Record::Answer(answer)) if !answer.object.is_for(primary, values) => None,
             Ok(record) => Some(record),
-            Err(_) => {
+            // Other pods may have room for it.
+            Err(Unreadable::TooLong) => None,
+            Err(Unreadable::Corrupt) => {
                 self.metrics.request("corrupt");
                 self.write(Write::Remove(key.clone()));
                 None

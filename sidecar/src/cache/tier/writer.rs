@@ -9,7 +9,10 @@ use std::{
 };
 
 use redis::{Pipeline, Script, Value};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 
 use super::{
     Tier,
@@ -31,10 +34,15 @@ const WAITING: usize = 256;
 const WAITING_BYTES: u64 = 16 << 20;
 /// How long a write may take.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a removal is tried, as failovers take that long, and how long it waits between two times.
+const REMOVAL: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(500);
 /// For how long an answer is kept, at most, and the marker of its variants always.
 const LONGEST: u64 = 7 * 24 * 3600 * 1000;
 /// For how long nobody waits for a key whose answer was for one client alone.
 const MARK: Duration = Duration::from_secs(120);
+/// How often a variant is stored anew whose marker others have changed meanwhile.
+const TRIES: u32 = 3;
 /// What a small write counts for in the queue, in bytes.
 const SMALL: u64 = 256;
 
@@ -43,6 +51,10 @@ const PUT: &str = "local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[3] and holder ~= '-' then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if holder == ARGV[3] then redis.call('DEL', KEYS[2]) end
+return 1";
+/// Unless something else stands there by now. KEYS: marker. ARGV: marker, milliseconds, what stood there.
+const MARKER: &str = "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[3] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1";
 /// KEYS: lease. ARGV: token.
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end return 0";
@@ -109,6 +121,7 @@ struct Writer {
     pool: Arc<Pool>,
     metrics: Metrics,
     put: Script,
+    mark: Script,
     release: Script,
     replace: Script,
 }
@@ -120,6 +133,7 @@ pub(super) fn spawn(tier: &Tier, mut written: mpsc::Receiver<Write>) {
         pool: Arc::clone(&tier.pool),
         metrics: tier.metrics.clone(),
         put: Script::new(PUT),
+        mark: Script::new(MARKER),
         release: Script::new(RELEASE),
         replace: Script::new(REPLACE),
     };
@@ -141,19 +155,20 @@ impl Writer {
         let (key, pipe) = match write {
             Write::Put { answer, vary, left, lease } => {
                 let result = match self.put(&answer, vary.as_ref(), left.clamp(1, LONGEST), lease).await {
-                    Ok(()) => "stored",
+                    Ok(true) => "stored",
+                    Ok(false) => "outrun",
                     Err(Failed::Away) => "dropped",
                     Err(Failed::Late | Failed::Error) => "failed",
                 };
                 return self.metrics.written(result);
             }
-            Write::Remove(key) => self.call(key.record, |pipe, key| drop(pipe.cmd("UNLINK").arg(key).ignore())),
-            Write::Release { fill, token } => self.call(fill, |pipe, fill| {
+            Write::Remove(key) => return self.remove(key).await,
+            Write::Release { fill, token } => call(fill, |pipe, fill| {
                 let mut call = self.release.prepare_invoke();
                 call.key(fill).arg(token);
                 pipe.load_script(&self.release).ignore().invoke_script(&call).ignore();
             }),
-            Write::Mark { fill, token } => self.call(fill, |pipe, fill| {
+            Write::Mark { fill, token } => call(fill, |pipe, fill| {
                 let mut call = self.replace.prepare_invoke();
                 call.key(fill).arg(token).arg(UNCACHEABLE).arg(MARK.as_millis() as u64);
                 pipe.load_script(&self.replace).ignore().invoke_script(&call).ignore();
@@ -163,61 +178,101 @@ impl Writer {
         let _ = self.pool.ask(&key, &pipe, PATIENCE).await;
     }
 
-    fn call(&self, key: String, command: impl FnOnce(&mut Pipeline, &str)) -> (String, Pipeline) {
-        let mut pipe = redis::pipe();
-        command(&mut pipe, &key);
-        (key, pipe)
-    }
-
-    /// Stores an answer. A lease that is left is released after all of it.
-    async fn put(&self, answer: &Answer, vary: Option<&Vary>, left: u64, lease: Option<Lease>) -> Result<(), Failed> {
-        let (primary, variant) = (answer.object.primary(), answer.object.variant());
-        let (marker, record) = (Key::of(&self.prefix, primary), record::of_answer(answer));
-        let Some(vary) = vary else { return self.set(&marker, &record, left, lease).await };
-        let (found, holder) = self.marker(&marker).await?;
-        let is_ours =
-            |lease: &Lease| !lease.is_on(&marker) || holder.is_none_or(|holder| holder == lease.token() || holder == UNCACHEABLE);
-        if !lease.as_ref().is_none_or(is_ours) {
-            return Ok(()); // another pod has begun to fetch since
+    /// Takes something out, also if Redis can't be asked for a while: what was changed would come back from there.
+    async fn remove(&self, key: Key) {
+        let (key, pipe) = call(key.record, |pipe, key| {
+            pipe.cmd("UNLINK").arg(key).ignore();
+        });
+        let tried = async {
+            while self.pool.ask(&key, &pipe, PATIENCE).await.is_err() {
+                sleep(AGAIN).await;
+            }
+        };
+        if timeout(REMOVAL, tried).await.is_err() {
+            self.metrics.written("left");
         }
-        let era = found.filter(|(names, _)| names == vary).map_or_else(|| fastrand::u64(..), |(_, era)| era);
-        let key = Key::of_variant(&self.prefix, primary, variant, era);
-        let (on_variant, on_marker) =
-            if lease.as_ref().is_some_and(|lease| lease.is_on(&key)) { (lease, None) } else { (None, lease) };
-        self.set(&key, &record, left, on_variant).await?;
-        // Behind what it leads to: who waits looks for that as soon as it is there.
-        let done = self.set(&marker, &record::of_vary(vary, era), LONGEST, None).await;
-        drop(on_marker);
-        done
     }
 
-    /// The marker of the variants that are there, and who fetches what its key leads to.
-    async fn marker(&self, key: &Key) -> Result<(Option<(Vary, u64)>, Option<String>), Failed> {
+    /// Stores an answer; false if it was outrun. A lease that is left is released after all of it.
+    async fn put(&self, answer: &Answer, vary: Option<&Vary>, left: u64, mut lease: Option<Lease>) -> Result<bool, Failed> {
+        let (primary, variant) = (answer.object.primary(), answer.object.variant());
+        let (at, record) = (Key::of(&self.prefix, primary), record::of_answer(answer));
+        let Some(vary) = vary else { return self.set(&at, &record, left, lease).await };
+        for _ in 0..TRIES {
+            let (there, holder) = self.marker(&at).await?;
+            let is_others = |lease: &Lease| {
+                lease.is_on(&at) && holder.as_ref().is_some_and(|holder| holder != lease.token() && holder != UNCACHEABLE)
+            };
+            if lease.as_ref().is_some_and(is_others) {
+                break;
+            }
+            let era = era_of(&there, vary).unwrap_or_else(|| fastrand::u64(..));
+            let key = Key::of_variant(&self.prefix, primary, variant, era);
+            let on_variant = lease.take_if(|lease| lease.is_on(&key));
+            if !self.set(&key, &record, left, on_variant).await? {
+                break;
+            }
+            // Behind what it leads to: who waits looks for that as soon as it is there. If the variants were taken out meanwhile, in another era.
+            if self.mark(&at, &record::of_vary(vary, era), &there).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What stands where the marker of variants has its place, empty if nothing does, and who fetches what its key leads to.
+    async fn marker(&self, key: &Key) -> Result<(Vec<u8>, Option<String>), Failed> {
         let mut pipe = redis::pipe();
         pipe.get(&key.record).get(&key.fill);
-        let answered = self.pool.ask(&key.record, &pipe, PATIENCE).await?;
-        let bytes = |at: usize| match answered.get(at) {
-            Some(Value::BulkString(bytes)) => Some(bytes.as_slice()),
+        let mut answered = self.pool.ask(&key.record, &pipe, PATIENCE).await?.into_iter().map(|value| match value {
+            Value::BulkString(bytes) => Some(bytes),
             _ => None,
-        };
-        let marker = match bytes(0).map(|bytes| record::read(bytes, 0)) {
-            Some(Ok(Record::Vary { vary, era })) => Some((vary, era)),
-            _ => None,
-        };
-        Ok((marker, bytes(1).map(|holder| String::from_utf8_lossy(holder).into_owned())))
+        });
+        let mut next = || answered.next().flatten();
+        Ok((next().unwrap_or_default(), next().map(|holder| String::from_utf8_lossy(&holder).into_owned())))
     }
 
-    /// Stores a record, with the lease on it unless another pod has that by now.
-    async fn set(&self, key: &Key, record: &[u8], left: u64, lease: Option<Lease>) -> Result<(), Failed> {
+    /// Stores a marker, unless what stands there is not what was read.
+    async fn mark(&self, key: &Key, marker: &[u8], there: &[u8]) -> Result<bool, Failed> {
+        let mut call = self.mark.prepare_invoke();
+        call.key(&key.record).arg(marker).arg(LONGEST).arg(there);
+        let mut pipe = redis::pipe();
+        pipe.load_script(&self.mark).ignore().invoke_script(&call);
+        self.pool.ask(&key.record, &pipe, PATIENCE).await.map(|done| !is_refused(&done))
+    }
+
+    /// Stores a record, with the lease on it unless another pod has that by now: then false.
+    async fn set(&self, key: &Key, record: &[u8], left: u64, lease: Option<Lease>) -> Result<bool, Failed> {
         let mut pipe = redis::pipe();
         match lease.map(Lease::spend) {
-            None => drop(pipe.cmd("SET").arg(&key.record).arg(record).arg("PX").arg(left).ignore()),
+            None => {
+                pipe.cmd("SET").arg(&key.record).arg(record).arg("PX").arg(left);
+            }
             Some((fill, token)) => {
                 let mut call = self.put.prepare_invoke();
                 call.key(&key.record).key(fill).arg(record).arg(left).arg(token);
-                pipe.load_script(&self.put).ignore().invoke_script(&call).ignore();
+                pipe.load_script(&self.put).ignore().invoke_script(&call);
             }
         }
-        self.pool.ask(&key.record, &pipe, PATIENCE).await.map(drop)
+        self.pool.ask(&key.record, &pipe, PATIENCE).await.map(|done| !is_refused(&done))
     }
+}
+
+fn call(key: String, command: impl FnOnce(&mut Pipeline, &str)) -> (String, Pipeline) {
+    let mut pipe = redis::pipe();
+    command(&mut pipe, &key);
+    (key, pipe)
+}
+
+/// The era of a marker, if it is one of the same fields.
+fn era_of(marker: &[u8], of: &Vary) -> Option<u64> {
+    match record::read(marker, 0) {
+        Ok(Record::Vary { vary, era }) if vary == *of => Some(era),
+        _ => None,
+    }
+}
+
+/// Whether a script has said that it did nothing.
+fn is_refused(answered: &[Value]) -> bool {
+    answered.contains(&Value::Int(0))
 }

@@ -1,6 +1,6 @@
 //! What goes out.
 
-use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, vec};
+use std::{cmp::Reverse, collections::BinaryHeap, io, sync::Arc, vec};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
@@ -69,15 +69,19 @@ impl Export {
         Self { cache, wanted: None, file, out, held: objects.into_iter(), next: Place::Behind }
     }
 
-    /// Its bytes, as they are asked for; `held` is dropped behind its end.
-    pub(in crate::cache) fn pieces<T: Send + 'static>(self, held: T) -> impl Stream<Item = Bytes> + Send + use<T> {
-        stream::unfold((self, held), async |(mut export, held)| {
+    /// Its bytes, as they are asked for; `held` is dropped behind its end. An error if it breaks off.
+    pub(in crate::cache) fn pieces<T: Send + 'static>(self, held: T) -> impl Stream<Item = io::Result<Bytes>> + Send + use<T> {
+        stream::unfold(Some((self, held)), async |state| {
+            let (mut export, held) = state?;
             loop {
-                let (piece, same) = spawn_blocking(move || (export.piece(), export)).await.ok()?;
-                export = same;
+                let piece;
+                (piece, export) = match spawn_blocking(move || (export.piece(), export)).await {
+                    Ok(done) => done,
+                    Err(ended) => return Some((Err(io::Error::other(ended)), None)),
+                };
                 let piece = piece?;
                 if !piece.is_empty() {
-                    return Some((piece, (export, held)));
+                    return Some((Ok(piece), Some((export, held))));
                 }
             }
         })

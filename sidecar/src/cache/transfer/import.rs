@@ -164,7 +164,8 @@ impl<'a> Import<'a> {
         if object.body_len() > caching.settings.max_object {
             return Err(Skipped::TooLarge);
         }
-        let spot = self.cache.changes.spot(object.primary());
+        // Before it is judged: a change that comes meanwhile counts as after it.
+        let (spot, began) = (self.cache.changes.spot(object.primary()), self.cache.changes.now());
         let (meta, stamp) = self.standing(meta.revived(now), purges.known_at(position), spot);
         let names = Names { names: caching.names(purges.naming(), &tags), tags };
         let object = object.with_notes(&notes::write(&meta, stamp, &names)).map_err(|_| Skipped::TooLarge)?;
@@ -178,7 +179,7 @@ impl<'a> Import<'a> {
             return Err(Skipped::Unverifiable);
         }
         let body = object.body_len();
-        self.store(object, vary.as_ref(), spot, now)?;
+        self.store(object, vary.as_ref(), (spot, began), now)?;
         Ok(Taken { to_validate, body })
     }
 
@@ -191,13 +192,12 @@ impl<'a> Import<'a> {
     }
 
     /// Stores it, unless something would have to leave for it, or something newer is there.
-    fn store(&self, object: Object, vary: Option<&Vary>, spot: Spot, now: Now) -> Result<(), Skipped> {
+    fn store(&self, object: Object, vary: Option<&Vary>, (spot, began): (Spot, Moment), now: Now) -> Result<(), Skipped> {
         let cache = self.cache;
         let store = cache.store();
         if !store.may_hold(&object) {
             return Err(Skipped::TooLarge);
         }
-        let began = cache.changes.now();
         if is_behind(cache, &store, &object, vary, now) {
             return Err(Skipped::Newer);
         }

@@ -52,7 +52,7 @@ impl<'a> Explained<'a> {
             }
         }
         let mut table = Table::new(&["OUTCOME", "WHY", "RULE", "PODS"]);
-        let all = verdicts.len() == 1 && self.pods.len() > 1;
+        let all = verdicts.len() == 1 && self.pods.len() > 1 && self.failed.is_empty();
         for ((of, why, named), pods) in verdicts {
             let pods = if all { format!("all {}", pods.len()) } else { names.list(pods) };
             table.row(vec![outcome(of, paint), why.to_owned(), rule(named), pods]);

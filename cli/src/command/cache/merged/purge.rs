@@ -72,7 +72,9 @@ fn told<'a>(of: &'a Of<PurgeAnswer>) -> impl Iterator<Item = (PodName, Line)> + 
 impl Purges {
     /// Whom to ask next, side by side; nobody once all are told of.
     pub(in crate::command::cache) fn next(&self, pods: &[PodName]) -> Vec<PodName> {
-        let told_of: BTreeSet<PodName> = self.answers.iter().flat_map(told).map(|(pod, _)| pod).collect();
+        // Who is cut off from the others may serve still, and is asked itself.
+        let told = self.answers.iter().flat_map(told).filter(|(_, line)| line.outcome != Outcome::CutOff);
+        let told_of: BTreeSet<PodName> = told.map(|(pod, _)| pod).collect();
         let asked: BTreeSet<&PodName> =
             self.answers.iter().map(|of| &of.pod).chain(self.failed.iter().map(|failed| &failed.pod)).collect();
         let mut left: BTreeMap<&str, Vec<PodName>> = BTreeMap::new();

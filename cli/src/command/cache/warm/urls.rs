@@ -49,6 +49,9 @@ impl Urls {
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
             return Err(format!("{text:?} is not like http://localhost/products"));
         }
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err("a URL has a user or a password in it; send these in a header field".to_owned());
+        }
         if self.all.len() == MOST {
             return Err(format!("there are more than {MOST} URLs"));
         }
