@@ -118,7 +118,7 @@ impl Proxy {
             workers,
             interception: None,
             own: Vec::new(),
-            max_connections: 128,
+            max_connections: 64,
             unique: "test".to_owned(),
             secrets: None,
             disk: Default::default(),
