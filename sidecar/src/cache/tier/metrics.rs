@@ -24,7 +24,8 @@ impl Metrics {
         self.requests.get_or_create(&Labels { result }).inc();
     }
 
-    /// Counts a write of an answer: `stored`, `dropped` for want of room or connection, `failed`.
+    /// Counts a write of an answer: `stored`, `outrun` by another pod or a change, `dropped` for want of room or connection, `failed`; and
+    /// what could not be taken out, `left`.
     pub(super) fn written(&self, result: &'static str) {
         self.writes.get_or_create(&Labels { result }).inc();
     }
