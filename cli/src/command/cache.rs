@@ -16,6 +16,7 @@ mod remote;
 mod stats;
 mod top;
 mod warm;
+mod whole;
 
 use clap::Subcommand;
 

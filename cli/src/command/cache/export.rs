@@ -1,12 +1,12 @@
 //! `fetchr cache export`: what is stored, as a file.
 
 use std::{
-    io::{Read, Seek, SeekFrom, Write},
+    io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use serde::Serialize;
-use sidecar::file::{Counts, LONGEST, Reader};
+use sidecar::file::Counts;
 use tempfile::NamedTempFile;
 
 use super::{
@@ -14,6 +14,7 @@ use super::{
     filter::Filter,
     progress,
     remote::{Bucket, Remote},
+    whole::{self, Came},
 };
 use crate::{
     args::{FormatArgs, StateArgs, switch},
@@ -32,9 +33,6 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 What a purge took, and what is of no use any more, is left out. The file is there when it is whole. Whoever can read it sees what is
 stored.";
-
-/// Bytes that are read at a time.
-const PIECE: usize = 64 << 10;
 
 /// The flags.
 #[derive(clap::Args)]
@@ -107,22 +105,18 @@ fn to_file(args: &Args, path: &Path) -> Result<Exported, Failure> {
 
 /// Writes what the proxy sends. An error if it isn't whole.
 fn fetch(args: &Args, out: &mut impl Write) -> Result<(Counts, u64), Failure> {
-    let mut answer = Answer::to(&args.state, "GET", &args.filter.ask(Target::new("/cache/export")), "", CONNECTING)?;
-    let (mut reader, mut piece, mut bytes) = (Reader::new(LONGEST), vec![0; PIECE], 0);
+    let answer = Answer::to(&args.state, "GET", &args.filter.ask(Target::new("/cache/export")), "", CONNECTING)?;
     let bar = progress::bytes(None);
+    let unwritten = |e: std::io::Error| Failure::new(format!("it can't be written: {e}"));
     let broken = |why: String| Failure::unreachable("what the proxy sent is not whole").hint(why);
-    loop {
-        let read = answer.read(&mut piece).map_err(|e| broken(e.to_string()))?;
-        if read == 0 {
-            break;
+    let whole = whole::read(answer, broken, |came| {
+        if let Came::Bytes(bytes) = came {
+            out.write_all(bytes).map_err(unwritten)?;
+            bar.inc(bytes.len() as u64);
         }
-        reader.push(&piece[..read]);
-        while reader.read().map_err(|e| broken(e.to_string()))?.is_some() {}
-        out.write_all(&piece[..read]).map_err(|e| Failure::new(format!("it can't be written: {e}")))?;
-        bytes += read as u64;
-        bar.inc(read as u64);
-    }
-    out.flush().map_err(|e| Failure::new(format!("it can't be written: {e}")))?;
+        Ok(())
+    })?;
+    out.flush().map_err(unwritten)?;
     bar.finish_and_clear();
-    reader.finish().map(|counts| (counts, bytes)).map_err(|e| broken(e.to_string()))
+    Ok(whole)
 }

@@ -2,20 +2,18 @@
 
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::{Seek, SeekFrom},
     path::PathBuf,
     time::Duration,
 };
 
-use sidecar::{
-    Imported,
-    file::{LONGEST, Reader},
-};
+use sidecar::Imported;
 
 use super::{
     admin::{Target, send},
     progress,
     remote::{Bucket, Remote},
+    whole,
 };
 use crate::{
     args::{FormatArgs, StateArgs, switch},
@@ -37,8 +35,6 @@ nothing that is stored leaves for it. Import files of your own alone: they answe
 
 /// How long it may take after all was sent.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Bytes that are read at a time.
-const PIECE: usize = 64 << 10;
 
 /// The flags.
 #[derive(clap::Args)]
@@ -88,19 +84,8 @@ fn open(args: &Args) -> Result<(File, String), Failure> {
 
 /// Reads a file to its end and back again. Its length if it is whole.
 fn check(file: &mut File) -> Result<u64, Failure> {
-    let unread = |e: std::io::Error| Failure::new(format!("it can't be read: {e}"));
-    let (mut reader, mut piece, mut length) = (Reader::new(LONGEST), vec![0; PIECE], 0);
-    loop {
-        let read = file.read(&mut piece).map_err(unread)?;
-        if read == 0 {
-            break;
-        }
-        reader.push(&piece[..read]);
-        while reader.read().map_err(|e| Failure::new(e.to_string()))?.is_some() {}
-        length += read as u64;
-    }
-    reader.finish().map_err(|e| Failure::new(e.to_string()))?;
-    file.seek(SeekFrom::Start(0)).map_err(unread)?;
+    let (_, length) = whole::read(&mut *file, Failure::new, |_| Ok(()))?;
+    file.seek(SeekFrom::Start(0)).map_err(|e| Failure::new(format!("it can't be read: {e}")))?;
     Ok(length)
 }
 

@@ -8,16 +8,17 @@ use std::{
 };
 
 use http::Uri;
-use sidecar::file::{LONGEST, Piece, Reader, url_of};
+use sidecar::file::{Piece, url_of};
 
-use crate::failure::Failure;
+use crate::{
+    command::cache::whole::{self, Came},
+    failure::Failure,
+};
 
 /// URLs of one file, at most.
 const MOST: usize = 1_000_000;
 /// Bytes of a line.
 const LONGEST_LINE: u64 = 16 << 10;
-/// Bytes that are read at a time.
-const PIECE: usize = 64 << 10;
 
 /// Those that were given, and those in a file; none twice, in their order.
 pub(super) fn read(given: &[String], file: Option<&Path>) -> Result<Vec<Uri>, Failure> {
@@ -85,23 +86,16 @@ impl Urls {
         Ok(())
     }
 
-    fn answers(&mut self, mut from: impl Read, place: &str) -> Result<(), Failure> {
+    fn answers(&mut self, from: impl Read, place: &str) -> Result<(), Failure> {
         let wrong = |why: String| Failure::new(why).at(place);
-        let (mut reader, mut piece) = (Reader::new(LONGEST), vec![0; PIECE]);
-        loop {
-            let read = from.read(&mut piece).map_err(|e| wrong(format!("it can't be read: {e}")))?;
-            if read == 0 {
-                return reader.finish().map(drop).map_err(|e| wrong(e.to_string()));
-            }
-            reader.push(&piece[..read]);
-            while let Some(piece) = reader.read().map_err(|e| wrong(e.to_string()))? {
-                if let Piece::Record(record) = piece
-                    && let Some(url) = url_of(&record)
-                {
-                    self.add(&url).map_err(&wrong)?;
-                }
-            }
-        }
+        let read = whole::read(from, wrong, |came| match came {
+            Came::Piece(Piece::Record(record)) => match url_of(&record) {
+                Some(url) => self.add(&url).map_err(wrong),
+                None => Ok(()),
+            },
+            Came::Bytes(_) | Came::Piece(_) => Ok(()),
+        });
+        read.map(drop)
     }
 }
 
