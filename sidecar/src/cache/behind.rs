@@ -1,5 +1,7 @@
 //! What lies behind memory: the disk of the pod, and what pods share in Redis.
 
+mod metrics;
+
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -7,6 +9,7 @@ use std::sync::{
 
 use arc_swap::ArcSwapOption;
 
+pub(crate) use self::metrics::Tally;
 use super::{
     disk::Disk,
     record::Answer,

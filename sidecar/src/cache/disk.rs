@@ -171,7 +171,7 @@ impl Disk {
             Ok(None) => "miss",
             Err(why) => why,
         };
-        self.0.metrics.request(result);
+        self.0.metrics.tally.request(result);
         found.ok()?
     }
 
@@ -184,7 +184,7 @@ impl Disk {
         let bytes = answer.object.encoded_len() + SMALL;
         let write = Write::Put { answer: Box::new(answer), vary };
         if !self.0.is_open() || !self.0.writes.add(write, bytes) {
-            self.0.metrics.written("dropped");
+            self.0.metrics.tally.written("dropped");
         }
     }
 
@@ -197,7 +197,7 @@ impl Disk {
             dropped += self.0.writes.retain(|_| false);
             self.0.writes.add(Write::Clear, 0);
         }
-        (0..dropped).for_each(|_| self.0.metrics.written("dropped"));
+        (0..dropped).for_each(|_| self.0.metrics.tally.written("dropped"));
     }
 }
 

@@ -21,10 +21,12 @@ use prometheus_client::{
 };
 
 use super::{
-    Cache, Caching, disk, persist,
+    Cache, Caching,
+    behind::Tally,
+    disk, persist,
     semantics::{status::Forward, storable::NotStored},
     store::Gone,
-    tier, transfer,
+    transfer,
 };
 use crate::metrics::OTHER;
 
@@ -49,7 +51,7 @@ pub(crate) struct Metrics {
     pub(super) disk: disk::Metrics,
     pub(super) transfer: transfer::Metrics,
     pub(super) snapshots: persist::Metrics,
-    pub(super) tier: tier::Metrics,
+    pub(super) tier: Tally,
     series: AtomicUsize,
 }
 
@@ -261,7 +263,7 @@ impl Metrics {
         registry.register("fetchr_cache_not_stored", "Answers that were not stored, by reason", self.not_stored.family.clone());
         registry.register("fetchr_cache_parts", "Parts of answers that came, by what became of them", self.parts.family.clone());
         self.disk.register(registry);
-        self.tier.register(registry);
+        self.tier.register(registry, "fetchr_cache_shared", "in Redis");
         registry.register(
             "fetchr_cache_missed",
             "Requests that the cache could not answer, by reason",

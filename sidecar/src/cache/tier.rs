@@ -9,7 +9,6 @@
 
 mod commands;
 mod lease;
-mod metrics;
 mod writer;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -18,12 +17,13 @@ use crds::proxy::FetchrProxySpec;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::{commands::digest, lease::Lease, metrics::Metrics};
+pub(super) use self::{commands::digest, lease::Lease};
 use self::{
     commands::{Found, Key},
     writer::{Queue, Write},
 };
 use super::{
+    behind::Tally,
     purge::Scope,
     record::{Answer, Record},
     semantics::clock::Now,
@@ -66,7 +66,7 @@ pub(super) struct Tier {
     settings: Settings,
     pool: Arc<Pool>,
     queue: Queue,
-    metrics: Metrics,
+    tally: Tally,
     stop: CancellationToken,
 }
 
@@ -80,10 +80,10 @@ pub(super) enum Got {
 
 impl Tier {
     /// Begins to connect, and writes in a task of this runtime that ends when this is dropped.
-    pub(super) fn start(settings: Settings, metrics: Metrics) -> Arc<Self> {
+    pub(super) fn start(settings: Settings, tally: Tally) -> Arc<Self> {
         let (queue, written) = Queue::new();
         let (pool, stop) = (settings.redis.pool(), CancellationToken::new());
-        let tier = Arc::new(Self { pool, queue, metrics, stop, settings });
+        let tier = Arc::new(Self { pool, queue, tally, stop, settings });
         writer::spawn(&tier, written);
         tier
     }
@@ -112,7 +112,7 @@ impl Tier {
         loop {
             match self.look(&key, primary, &values, waits).await {
                 Found::Record(Record::Answer(answer)) => {
-                    self.metrics.request("hit");
+                    self.tally.request("hit");
                     return Got::Answer(answer, vary);
                 }
                 Found::Record(Record::Vary { vary: names, era }) if vary.is_none() => {
@@ -132,7 +132,7 @@ impl Tier {
     }
 
     fn nothing(&self, lease: Option<Lease>) -> Got {
-        self.metrics.request("miss");
+        self.tally.request("miss");
         Got::Nothing(lease)
     }
 
@@ -158,7 +158,7 @@ impl Tier {
     fn write(&self, write: Write) {
         let is_put = matches!(write, Write::Put { .. });
         if !self.queue.add(write) && is_put {
-            self.metrics.written("dropped");
+            self.tally.written("dropped");
         }
     }
 }

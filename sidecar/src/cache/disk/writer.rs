@@ -91,7 +91,7 @@ impl<'a> Writer<'a> {
             self.shared.open.store(false, Ordering::Release);
             self.shared.held.clear();
             let dropped = self.shared.writes.retain(|write| !write.is_put());
-            (0..dropped).for_each(|_| self.shared.metrics.written("dropped"));
+            (0..dropped).for_each(|_| self.shared.metrics.tally.written("dropped"));
             let pause = match end {
                 End::Closed => return,
                 End::Unjudged => TICK,
@@ -169,7 +169,7 @@ impl<'a> Writer<'a> {
             Write::Clear => files.clear(),
         };
         if is_put {
-            self.shared.metrics.written(if done.is_ok() { "stored" } else { "failed" });
+            self.shared.metrics.tally.written(if done.is_ok() { "stored" } else { "failed" });
         }
         self.distrusts |= removed && done.is_err();
         done.map_err(|why| ("write", why))

@@ -225,7 +225,7 @@ pub(super) fn figures(cache: &Cache) -> Figures {
 
 fn disk(cache: &Cache) -> Option<DiskFigures> {
     let disk::Stats { open, records, bytes, limit } = cache.behind.disk()?.stats();
-    let (hits, looks) = cache.metrics.disk.hits();
+    let (hits, looks) = cache.metrics.disk.tally.hits();
     Some(DiskFigures { open, records, bytes, limit_bytes: limit, looks, hits })
 }
 

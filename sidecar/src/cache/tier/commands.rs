@@ -115,7 +115,7 @@ impl Tier {
             Err(Failed::Late) => "late",
             Err(Failed::Error) => "error",
         };
-        self.metrics.request(failed);
+        self.tally.request(failed);
         None
     }
 
@@ -129,7 +129,7 @@ impl Tier {
             // Other pods may have room for it.
             Err(Unreadable::TooLong) => None,
             Err(Unreadable::Corrupt) => {
-                self.metrics.request("corrupt");
+                self.tally.request("corrupt");
                 self.write(Write::Remove(key.clone()));
                 None
             }

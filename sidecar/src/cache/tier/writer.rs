@@ -18,10 +18,10 @@ use super::{
     Tier,
     commands::Key,
     lease::{Lease, UNCACHEABLE},
-    metrics::Metrics,
 };
 use crate::{
     cache::{
+        behind::Tally,
         record::{self, Answer, Record},
         store::Vary,
     },
@@ -119,7 +119,7 @@ impl Queue {
 struct Writer {
     prefix: String,
     pool: Arc<Pool>,
-    metrics: Metrics,
+    tally: Tally,
     put: Script,
     mark: Script,
     release: Script,
@@ -131,7 +131,7 @@ pub(super) fn spawn(tier: &Tier, mut written: mpsc::Receiver<Write>) {
     let writer = Writer {
         prefix: tier.settings.prefix.clone(),
         pool: Arc::clone(&tier.pool),
-        metrics: tier.metrics.clone(),
+        tally: tier.tally.clone(),
         put: Script::new(PUT),
         mark: Script::new(MARKER),
         release: Script::new(RELEASE),
@@ -160,7 +160,7 @@ impl Writer {
                     Err(Failed::Away) => "dropped",
                     Err(Failed::Late | Failed::Error) => "failed",
                 };
-                return self.metrics.written(result);
+                return self.tally.written(result);
             }
             Write::Remove(key) => return self.remove(key).await,
             Write::Release { fill, token } => call(fill, |pipe, fill| {
@@ -189,7 +189,7 @@ impl Writer {
             }
         };
         if timeout(REMOVAL, tried).await.is_err() {
-            self.metrics.written("left");
+            self.tally.written("left");
         }
     }
 
