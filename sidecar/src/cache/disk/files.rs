@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     index::{Gone, Index, Place},
-    segment::{FRAME, Frame, MAGIC, Name, scan},
+    segment::{End, FRAME, Frame, MAGIC, Name, scan},
 };
 
 /// Segments into which the whole is divided: so much of it leaves at a time.
@@ -119,21 +119,32 @@ impl Files {
     pub(super) fn open(dir: &Path, limits: Limits, held: &Arc<Held>) -> io::Result<(Self, Recovered)> {
         let mut files = Self { dir: dir.to_owned(), limits, held: Arc::clone(held), newest: None, next: 0 };
         let (mut index, mut recovered) = (Index::new(), Recovered::default());
-        for id in files.found()? {
+        let all = found(dir)?;
+        for (number, &id) in all.iter().enumerate() {
             files.next = id.checked_add(1).ok_or(io::ErrorKind::FileTooLarge)?;
             files.newest = None;
             let file = Arc::new(options().open(files.path(id))?);
             let bytes = file.metadata()?.len();
             index.begin(id, Arc::clone(&file), MAGIC.len() as u64);
-            let end = scan(&*file, bytes, |at, frame| {
+            let (end, how) = scan(&*file, bytes, |at, frame| {
                 if let Ok(at) = u32::try_from(at) {
                     index.add(at, frame);
                 }
             })?;
-            if end < bytes || end == 0 {
-                recovered.damaged += 1;
-                file.write_all_at(&MAGIC, 0)?;
-                file.set_len(end.max(MAGIC.len() as u64))?;
+            recovered.damaged += u64::from(how != End::Whole);
+            match how {
+                End::Whole => {}
+                // What was being written when a process ended was promised to nobody.
+                End::Torn if number + 1 == all.len() => {
+                    file.write_all_at(&MAGIC, 0)?;
+                    file.set_len(end.max(MAGIC.len() as u64))?;
+                }
+                // What is lost may have taken out anything up to here. The damage goes last: as long as others are there it is seen.
+                End::Torn | End::Damaged => {
+                    index = Index::new();
+                    all[..=number].iter().try_for_each(|id| files.take_away(*id))?;
+                    continue;
+                }
             }
             if end < limits.segment {
                 files.newest = Some((id, file, end.max(MAGIC.len() as u64)));
@@ -142,18 +153,6 @@ impl Files {
         held.set(index);
         files.make_room(0)?;
         Ok((files, recovered))
-    }
-
-    /// Numbers of the segments that there are, in their order.
-    fn found(&self) -> io::Result<Vec<u32>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let name = entry?.file_name();
-            let digits = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).filter(|digits| digits.len() == 8);
-            found.extend(digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()));
-        }
-        found.sort_unstable();
-        Ok(found)
     }
 
     /// Writes a record, which is what its key leads to from then on; an empty one ends where it led. If the place is full although it
@@ -179,8 +178,8 @@ impl Files {
         };
         let written = file.write_all_at(bytes, end);
         if written.is_err() {
-            // What is left of it is written over, or found out by its checksum.
-            self.newest = Some((id, file, end));
+            // What is left of it would be taken for damage. If it can't be cut off, that is as it should be: nothing is written behind it.
+            self.newest = file.set_len(end).is_ok().then_some((id, file, end));
             return written;
         }
         let at = u32::try_from(end).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -254,6 +253,10 @@ impl Files {
         let Some(Gone { id, names }) = self.held.lock().evict() else { return Ok(()) };
         self.newest.take_if(|(newest, ..)| *newest == id);
         names.chunks(AT_A_TIME).for_each(|names| self.held.lock().forget(names, id));
+        self.take_away(id)
+    }
+
+    fn take_away(&self, id: u32) -> io::Result<()> {
         match fs::remove_file(self.path(id)) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
             _ => Ok(()),
@@ -261,8 +264,29 @@ impl Files {
     }
 
     fn path(&self, id: u32) -> PathBuf {
-        self.dir.join(format!("{id:08x}{SUFFIX}"))
+        path(&self.dir, id)
     }
+}
+
+/// Takes away all segments of a folder that this process has locked.
+pub(super) fn wipe(dir: &Path) -> io::Result<()> {
+    found(dir)?.into_iter().try_for_each(|id| fs::remove_file(path(dir, id)))
+}
+
+/// Numbers of the segments of a folder, in their order.
+fn found(dir: &Path) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).filter(|digits| digits.len() == 8);
+        found.extend(digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn path(dir: &Path, id: u32) -> PathBuf {
+    dir.join(format!("{id:08x}{SUFFIX}"))
 }
 
 /// The content of a record.

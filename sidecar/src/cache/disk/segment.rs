@@ -13,6 +13,10 @@
 //! ```
 //!
 //! Numbers are little endian. What is found is believed as far as the checksums reach: a power failure may leave anything.
+//!
+//! Behind a frame that is damaged nobody knows where the next one begins, and among what can't be read may be removals: what they took
+//! out, in this segment and in those before it, would be found again. So all of that is given up. To look for the next frame that is valid
+//! would not do: the damaged one may be a removal itself, and a body can hold what looks like a frame.
 
 use std::io::{self, BufReader, Read, Seek};
 
@@ -60,28 +64,42 @@ impl Frame {
     }
 }
 
-/// Finds the records of a segment of so many bytes. Returns where the last whole one ends; what is behind that was cut off or damaged.
-/// Contents are not looked at.
-pub(super) fn scan(file: impl Read + Seek, bytes: u64, mut found: impl FnMut(u64, Frame)) -> io::Result<u64> {
+/// How a segment ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum End {
+    /// With a whole record, or none at all.
+    Whole,
+    /// With the beginning of a record, or of the segment: of the newest it was being written when its process ended.
+    Torn,
+    /// With something else, and nobody knows what was there.
+    Damaged,
+}
+
+/// Finds the records of a segment of so many bytes. Returns where the last whole one ends, and how it goes on from there. Contents are not
+/// looked at.
+pub(super) fn scan(file: impl Read + Seek, bytes: u64, mut found: impl FnMut(u64, Frame)) -> io::Result<(u64, End)> {
     let mut file = BufReader::with_capacity(64 << 10, file);
     let mut magic = [0; MAGIC.len()];
     let mut at = MAGIC.len() as u64;
     if bytes < at {
-        return Ok(0);
+        return Ok((0, End::Torn));
     }
     file.read_exact(&mut magic)?;
     if magic != MAGIC {
-        return Ok(0);
+        return Ok((0, End::Damaged));
     }
     while bytes - at >= FRAME as u64 {
         let mut frame = [0; FRAME];
         file.read_exact(&mut frame)?;
-        let Some(frame) = Frame::read(&frame).filter(|frame| frame.whole() <= bytes - at) else { break };
+        let Some(frame) = Frame::read(&frame) else { return Ok((at, End::Damaged)) };
+        if frame.whole() > bytes - at {
+            break;
+        }
         found(at, frame);
         file.seek_relative(i64::from(frame.len))?;
         at += frame.whole();
     }
-    Ok(at)
+    Ok((at, if at == bytes { End::Whole } else { End::Torn }))
 }
 
 #[cfg(test)]
@@ -106,18 +124,46 @@ mod tests {
         bytes
     }
 
-    fn found(bytes: &[u8]) -> (u64, Vec<(u64, Frame)>) {
+    fn found(bytes: &[u8]) -> (u64, End, Vec<(u64, Frame)>) {
         let mut all = Vec::new();
-        let end = scan(Cursor::new(bytes), bytes.len() as u64, |at, frame| all.push((at, frame))).unwrap();
-        (end, all)
+        let (at, end) = scan(Cursor::new(bytes), bytes.len() as u64, |at, frame| all.push((at, frame))).unwrap();
+        (at, end, all)
+    }
+
+    #[test]
+    fn each_bit_of_what_is_no_content_tells_that_it_was_flipped() {
+        let whole = segment(&[5, 0, 300, 0, 0, 7]);
+        let frames = found(&whole).2;
+        let is_content = |at: usize| frames.iter().any(|(from, frame)| (*from as usize + FRAME..(*from + frame.whole()) as usize).contains(&at));
+        for at in (0..whole.len()).filter(|at| !is_content(*at)) {
+            for bit in 0..8 {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << bit;
+                let (_, end, all) = found(&bytes);
+                assert_eq!(end, End::Damaged, "bit {bit} of byte {at}");
+                assert_eq!(all[..], frames[..all.len()]);
+            }
+        }
+    }
+
+    #[test]
+    fn segment_that_ends_within_a_record_is_torn_there() {
+        let whole = segment(&[5, 0, 300]);
+        let ends: Vec<usize> = found(&whole).2.iter().map(|(at, frame)| (at + frame.whole()) as usize).collect();
+        for length in 0..=whole.len() {
+            let (at, end, _) = found(&whole[..length]);
+            let is_whole = length == MAGIC.len() || ends.contains(&length);
+            assert_eq!(end, if is_whole { End::Whole } else { End::Torn }, "{length}");
+            assert!(at <= length as u64);
+        }
     }
 
     proptest! {
         #[test]
         fn records_are_found_where_they_were_written(lens in prop::collection::vec(0u16..2000, 0..40)) {
             let bytes = segment(&lens);
-            let (end, all) = found(&bytes);
-            prop_assert_eq!(end, bytes.len() as u64);
+            let (at, end, all) = found(&bytes);
+            prop_assert_eq!((at, end), (bytes.len() as u64, End::Whole));
             prop_assert_eq!(all.iter().map(|(_, frame)| frame.len as u16).collect::<Vec<_>>(), lens);
             for (number, (at, frame)) in all.iter().enumerate() {
                 prop_assert_eq!(frame.name, name(number as u8));
@@ -133,9 +179,9 @@ mod tests {
             let mut bytes = whole.clone();
             let at = at.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 0x10 }
-            let (end, all) = found(&bytes);
+            let (end, _, all) = found(&bytes);
             prop_assert!(end <= bytes.len() as u64);
-            let expected = found(&whole).1;
+            let expected = found(&whole).2;
             prop_assert_eq!(&all[..], &expected[..all.len()], "nothing that was not written");
             let before = expected.iter().filter(|(offset, frame)| at >= 4 && offset + frame.whole() <= at as u64).count();
             prop_assert!(all.len() >= before);

@@ -164,6 +164,99 @@ fn what_cannot_be_marked_as_gone_leaves_with_all_that_is_older() {
     assert!(found(&held, 10).is_none() && found(&held, 29).is_some(), "{place:?}");
 }
 
+/// Writes so that each of some segments has records, and removals of records in itself and in those before it. Which are gone.
+fn with_removals(dir: &Path, limits: Limits) -> Vec<u32> {
+    let (mut files, _) = Files::open(dir, limits, &Arc::new(Held::new())).unwrap();
+    let mut gone = Vec::new();
+    for number in 0..20 {
+        files.append(name(number), &[number as u8; 20]).unwrap();
+        if number % 3 == 2 {
+            for number in [number / 2, number - 1] {
+                files.remove(name(number), None).unwrap();
+                gone.push(number);
+            }
+        }
+    }
+    gone
+}
+
+/// As it was written, with one change.
+fn copied(from: &Path, which: usize, change: impl FnOnce(&mut Vec<u8>)) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for path in segments(from) {
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = &segments(dir.path())[which];
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+    dir
+}
+
+#[test]
+fn whichever_byte_is_damaged_what_was_taken_out_is_not_found_again() {
+    let (written, limits) = (TempDir::new().unwrap(), Limits::of(8 << 10));
+    let gone = with_removals(written.path(), limits);
+    let lengths: Vec<usize> = segments(written.path()).iter().map(|path| fs::metadata(path).unwrap().len() as usize).collect();
+    assert!(lengths.len() >= 4, "{lengths:?}");
+    let (mut whole, mut fewest) = (0, usize::MAX);
+    for (which, at) in lengths.iter().enumerate().flat_map(|(which, length)| (0..*length).map(move |at| (which, at))) {
+        let dir = copied(written.path(), which, |bytes| bytes[at] ^= 1 << (at % 8));
+        for damaged in [true, false] {
+            let held = Arc::new(Held::new());
+            let (_, recovered) = Files::open(dir.path(), limits, &held).unwrap();
+            let there: Vec<u32> = (0..20).filter(|number| found(&held, *number).is_some()).collect();
+            let alive: Vec<&u32> = there.iter().filter(|number| gone.contains(number)).collect();
+            assert!(alive.is_empty(), "byte {at} of segment {which}: {alive:?} are there");
+            assert!(damaged || recovered.damaged == 0, "byte {at} of segment {which}: it is found twice");
+            whole += usize::from(damaged && recovered.damaged == 0);
+            fewest = fewest.min(there.len());
+            if which + 1 < lengths.len() {
+                assert!(there.contains(&19), "byte {at} of segment {which}: what is newer than the damage stays");
+            }
+        }
+    }
+    assert!(whole > 100 && fewest == 0, "contents are another one's business, and the newest frame takes all with it: {whole}, {fewest}");
+}
+
+#[test]
+fn segment_that_was_cut_off_takes_with_it_what_is_older_unless_it_is_the_newest() {
+    let (written, limits) = (TempDir::new().unwrap(), Limits::of(8 << 10));
+    let gone = with_removals(written.path(), limits);
+    let last = segments(written.path()).len() - 1;
+    for which in 0..=last {
+        // Within a record, as all of them are longer.
+        let dir = copied(written.path(), which, |bytes| bytes.truncate(bytes.len() - 7));
+        let held = Arc::new(Held::new());
+        let (_, recovered) = Files::open(dir.path(), limits, &held).unwrap();
+        assert_eq!(recovered.damaged, 1);
+        let there: Vec<u32> = (0..20).filter(|number| found(&held, *number).is_some()).collect();
+        let older = there.iter().filter(|number| **number < 5).count();
+        assert_eq!(older > 0, which == last, "segment {which}: {there:?}");
+        assert!(there.iter().all(|number| !gone.contains(number)), "segment {which}: {there:?}");
+    }
+}
+
+#[test]
+fn what_could_not_be_written_whole_leaves_no_damage() {
+    let dir = TempDir::new().unwrap();
+    own_mounts();
+    mount(dir.path(), 0, c"size=64k");
+    // Segments of 256 KiB.
+    let limits = Limits::of(8 << 20);
+    let (mut files, _) = Files::open(dir.path(), limits, &Arc::new(Held::new())).unwrap();
+    files.append(name(0), &[0; 1000]).unwrap();
+    // The only segment can't leave for it.
+    let full = files.append(name(1), &vec![1; 100_000]).unwrap_err();
+    assert!(is_full(&full), "{full}");
+    files.append(name(2), &[2; 1000]).unwrap();
+    drop(files);
+    let held = Arc::new(Held::new());
+    let (_, recovered) = Files::open(dir.path(), limits, &held).unwrap();
+    assert_eq!(recovered.damaged, 0);
+    assert!(found(&held, 0).is_some() && found(&held, 1).is_none() && found(&held, 2).is_some());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
