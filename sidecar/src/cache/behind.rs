@@ -2,16 +2,17 @@
 
 mod metrics;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use arc_swap::ArcSwapOption;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::metrics::Tally;
 use super::{
-    disk::Disk,
+    disk::{self, Disk},
     record::Answer,
     semantics::clock::Now,
     store::Vary,
@@ -23,8 +24,38 @@ use super::{
 pub(super) struct Behind {
     disk: ArcSwapOption<Disk>,
     shared: ArcSwapOption<Tier>,
-    /// Whether nothing is kept on disk any more, whatever the configuration says.
-    closed: AtomicBool,
+    folder: Mutex<Folder>,
+}
+
+/// What becomes of the folder on disk. Held while it is told of a change, so that none is lost between two of them.
+#[derive(Debug, Default)]
+struct Folder {
+    heard: Heard,
+    /// Nothing is kept on disk any more, whatever the configuration says.
+    closed: bool,
+    /// The last one, until it is free.
+    leaving: Option<CancellationToken>,
+}
+
+/// Which folder knows what requests have changed: who heard of the newest change has heard of all since it was opened.
+#[derive(Debug, Default)]
+enum Heard {
+    /// Nothing was changed by this process.
+    #[default]
+    NoChange,
+    Folder(PathBuf),
+    /// None was open.
+    Nobody,
+}
+
+impl Heard {
+    fn all_at(&self, settings: &disk::Settings) -> bool {
+        match self {
+            Self::NoChange => true,
+            Self::Folder(dir) => dir == settings.dir(),
+            Self::Nobody => false,
+        }
+    }
 }
 
 impl Behind {
@@ -38,18 +69,37 @@ impl Behind {
         self.shared.load_full()
     }
 
-    pub(super) fn set_disk(&self, disk: impl FnOnce() -> Option<Arc<Disk>>) {
-        if !self.closed.load(Ordering::Acquire) {
-            // The one before is let go first, for it has the folder.
-            self.disk.store(None);
-            self.disk.store(disk());
+    /// Keeps answers as these settings say, or none. `start` is told whether what the folder holds is to be believed: what was changed
+    /// while it was not open may be there still.
+    pub(super) fn set_disk(&self, settings: Option<disk::Settings>, start: impl FnOnce(disk::Settings, bool) -> Arc<Disk>) {
+        let folder = self.folder();
+        if folder.closed {
+            return;
         }
+        let disk = settings.map(|settings| {
+            let believed = folder.heard.all_at(&settings);
+            start(settings, believed)
+        });
+        // The one before is let go then: if it has the same folder, this one waits for it.
+        self.disk.store(disk);
     }
 
     /// Leaves the folder to another process.
     pub(super) fn close_disk(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.disk.store(None);
+        let mut folder = self.folder();
+        folder.closed = true;
+        if let Some(disk) = self.disk.swap(None) {
+            folder.leaving = Some(disk.ended());
+        }
+    }
+
+    /// The same, and waits until it is free.
+    pub(super) async fn leave_disk(&self) {
+        self.close_disk();
+        let leaving = self.folder().leaving.clone();
+        if let Some(leaving) = leaving {
+            leaving.cancelled().await;
+        }
     }
 
     pub(super) fn set_shared(&self, tier: Option<Arc<Tier>>) {
@@ -73,11 +123,26 @@ impl Behind {
 
     /// Takes out what a primary key leads to, with its variants, some time soon.
     pub(super) fn remove(&self, primary: &[u8]) {
-        if let Some(disk) = self.disk() {
-            disk.remove(primary);
-        }
+        self.remove_from_disk(primary);
         if let Some(tier) = self.shared() {
             tier.remove(primary);
         }
+    }
+
+    fn remove_from_disk(&self, primary: &[u8]) {
+        let mut folder = self.folder();
+        match self.disk() {
+            Some(disk) => {
+                disk.remove(primary);
+                if !matches!(&folder.heard, Heard::Folder(dir) if dir == disk.settings().dir()) {
+                    folder.heard = Heard::Folder(disk.settings().dir().to_owned());
+                }
+            }
+            None => folder.heard = Heard::Nobody,
+        }
+    }
+
+    fn folder(&self) -> MutexGuard<'_, Folder> {
+        self.folder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

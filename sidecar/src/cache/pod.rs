@@ -87,8 +87,8 @@ impl Cache {
     pub(crate) fn keep_on_disk(&self, settings: Option<disk::Settings>) {
         let before = self.behind.disk();
         if before.as_ref().map(|disk| disk.settings()) != settings.as_ref() {
-            let start = |settings| Disk::start(settings, self.metrics.disk.clone(), self.purges.clone());
-            self.behind.set_disk(|| settings.map(start));
+            let start = |settings, believed| Disk::start(settings, self.metrics.disk.clone(), self.purges.clone(), believed);
+            self.behind.set_disk(settings, start);
         }
     }
 

@@ -94,6 +94,13 @@ impl PodCache {
         }
     }
 
+    /// The same, and waits until what requests have changed is taken out there, and the folder is free.
+    pub(crate) async fn leave(&self) {
+        if let Some(cache) = self.0.cache.get() {
+            cache.behind.leave_disk().await;
+        }
+    }
+
     /// What it holds, and what it has counted.
     ///
     /// # Errors

@@ -292,3 +292,67 @@ async fn purges_before_the_folder_was_free_hold_for_what_is_there() {
     assert_eq!((other.get("/c").await, asked(&other)), ("answer 1".to_owned(), 2), "what memory has is fresh still");
     end(other, 1.0).await;
 }
+
+/// Whether the disk is kept, by the configuration alone.
+async fn switch(site: &mut Site, dir: Option<&Path>) {
+    match dir {
+        Some(dir) => {
+            keeps(dir)(&mut site.proxy.settings);
+            site.proxy.apply(ALL);
+            is_open(site).await;
+        }
+        None => {
+            site.proxy.settings.cache.disk = None;
+            site.proxy.apply(ALL);
+            until("it is off", async || site.proxy.metric("fetchr_cache_disk_limit_bytes ") == 0.0).await;
+        }
+    }
+}
+
+async fn change(site: &Site) {
+    site.proxy.ask("POST / HTTP/1.1\r\nhost: a.example\r\ncontent-length: 0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn what_is_changed_while_the_disk_is_off_is_not_there_when_it_is_on_again() {
+    for changes in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let mut site = start(dir.path()).await;
+        site.get("/").await;
+        stored(&site, 1.0).await;
+        switch(&mut site, None).await;
+        if changes {
+            change(&site).await;
+        }
+        switch(&mut site, Some(dir.path())).await;
+        end(site, 1.0).await;
+        let site = start(dir.path()).await;
+        site.get("/").await;
+        assert_eq!(asked(&site), usize::from(changes));
+        end(site, 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_changed_before_the_disk_is_on_is_not_found_there() {
+    for (changes, dirs) in [(false, false), (true, false), (true, true)] {
+        let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let site = start(dir.path()).await;
+        site.get("/").await;
+        end(site, 1.0).await;
+        let mut site = Site::with(ALL, FIELDS, None, |_| {}).await;
+        if dirs {
+            switch(&mut site, Some(other.path())).await;
+        }
+        if changes {
+            change(&site).await;
+        }
+        switch(&mut site, Some(dir.path())).await;
+        until("it is looked through", async || segments(dir.path()).is_empty() == changes).await;
+        end(site, 0.0).await;
+        let site = start(dir.path()).await;
+        site.get("/").await;
+        assert_eq!(asked(&site), usize::from(changes), "{dirs}");
+        end(site, 0.0).await;
+    }
+}

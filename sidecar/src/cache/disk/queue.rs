@@ -51,15 +51,14 @@ impl<T> Queue<T> {
         true
     }
 
-    /// Waits for the next one, for so long at most.
+    /// Waits for the next one, for so long at most. What waited when it was closed is given out still.
     pub(super) fn next(&self, at_most: Duration) -> Next<T> {
         let inner = self.lock();
         let waits = |inner: &mut Inner<T>| inner.waiting.is_empty() && !inner.closed;
         let (mut inner, _) = self.added.wait_timeout_while(inner, at_most, waits).unwrap_or_else(PoisonError::into_inner);
-        if inner.closed {
-            return Next::Closed;
-        }
-        let Some((one, bytes)) = inner.waiting.pop_front() else { return Next::Idle };
+        let Some((one, bytes)) = inner.waiting.pop_front() else {
+            return if inner.closed { Next::Closed } else { Next::Idle };
+        };
         inner.bytes -= bytes;
         Next::One(one)
     }
@@ -84,14 +83,14 @@ impl<T> Queue<T> {
         inner.closed
     }
 
-    /// Lets the threads end. What waits is dropped.
+    /// Lets the threads end, once they have taken what waits.
     pub(super) fn close(&self) {
-        let mut inner = self.lock();
-        inner.closed = true;
-        let waiting = std::mem::take(&mut inner.waiting);
-        drop(inner);
+        self.lock().closed = true;
         self.added.notify_all();
-        drop(waiting);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().waiting.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<T>> {
@@ -115,7 +114,9 @@ mod tests {
         assert!(!queue.is_closed_within(Duration::ZERO));
         queue.close();
         assert!(queue.is_closed_within(Duration::ZERO) && !queue.add("g", 0));
-        assert_eq!(next(), Next::Closed);
+        assert!(!queue.is_empty());
+        assert_eq!((next(), next()), (Next::One("f"), Next::Closed));
+        assert!(queue.is_empty());
     }
 
     #[test]

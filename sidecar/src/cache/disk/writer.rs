@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Shared,
-    files::{Files, Lock},
+    files::{Files, Lock, wipe},
     index::Place,
     queue::Next,
     segment::Name,
@@ -27,6 +27,8 @@ const TAKEN: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(5);
 /// How often it is asked whether purges are still known, while nothing is written.
 const TICK: Duration = Duration::from_secs(1);
+/// How long another process is waited for that has the folder, when something is left to be taken out of it.
+const LAST: Duration = Duration::from_secs(2);
 /// Between two lines of log that tell the same.
 const TOLD: Duration = Duration::from_secs(600);
 
@@ -47,14 +49,14 @@ impl Write {
         matches!(self, Self::Put { answer, .. } if answer.object.primary() == primary)
     }
 
-    fn is_put(&self) -> bool {
+    pub(super) fn is_put(&self) -> bool {
         matches!(self, Self::Put { .. })
     }
 }
 
 /// Why a folder is used no longer.
 enum End {
-    /// The disk was dropped.
+    /// The disk was dropped, and nothing is left to be done.
     Closed,
     /// Purges are kept elsewhere, or can't be noted.
     Unjudged,
@@ -65,9 +67,13 @@ enum End {
 }
 
 /// Keeps a disk open, until it is dropped.
-pub(super) fn spawn(shared: &Arc<Shared>) {
-    let shared = Arc::clone(shared);
-    let spawned = thread::Builder::new().name("disk-write".to_owned()).spawn(move || Writer::new(&shared).run());
+pub(super) fn spawn(shared: &Arc<Shared>, believed: bool) {
+    // However the thread ends, or if it never begins.
+    let (shared, ended) = (Arc::clone(shared), shared.ended.clone().drop_guard());
+    let spawned = thread::Builder::new().name("disk-write".to_owned()).spawn(move || {
+        let _ended = ended;
+        Writer { shared: &shared, distrusts: !believed, told: None }.run();
+    });
     if let Err(why) = spawned {
         tracing::error!(%why, "The cache on disk is off: its thread could not be started.");
     }
@@ -80,11 +86,7 @@ struct Writer<'a> {
     told: Option<Instant>,
 }
 
-impl<'a> Writer<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        Self { shared, distrusts: false, told: None }
-    }
-
+impl Writer<'_> {
     fn run(&mut self) {
         loop {
             let end = self.session();
@@ -93,7 +95,7 @@ impl<'a> Writer<'a> {
             let dropped = self.shared.writes.retain(|write| !write.is_put());
             (0..dropped).for_each(|_| self.shared.metrics.tally.written("dropped"));
             let pause = match end {
-                End::Closed => return,
+                End::Closed => Duration::ZERO,
                 End::Unjudged => TICK,
                 End::Failed { doing, why } => {
                     self.tell(doing, &why);
@@ -101,9 +103,29 @@ impl<'a> Writer<'a> {
                 }
             };
             if self.shared.writes.is_closed_within(pause) {
-                return;
+                break;
             }
         }
+        if self.is_owing() {
+            let took = Lock::take(&self.shared.settings.dir).and_then(|lock| lock.ok_or(io::ErrorKind::ResourceBusy.into()));
+            self.give_all_up(took);
+        }
+    }
+
+    /// Whether something that was to be taken out of the folder may be there still.
+    fn is_owing(&self) -> bool {
+        self.distrusts || !self.shared.writes.is_empty()
+    }
+
+    /// What could not be taken out goes with all else, for nobody will know of it.
+    fn give_all_up(&mut self, took: io::Result<Lock>) {
+        if let Err(why) = took.and_then(|_lock| wipe(&self.shared.settings.dir)) {
+            self.shared.metrics.failed("write");
+            let dir = self.shared.settings.dir.display();
+            tracing::warn!(%dir, %why, "What requests have changed may be in the cache on disk still, for nothing can be taken out of it.");
+        }
+        self.shared.writes.retain(|_| false);
+        self.distrusts = false;
     }
 
     fn tell(&mut self, doing: &'static str, why: &io::Error) {
@@ -124,18 +146,32 @@ impl<'a> Writer<'a> {
             Err(why) => return End::Failed { doing: "open", why },
         };
         let end = self.use_folder(dir).unwrap_or_else(|(doing, why)| End::Failed { doing, why });
-        drop(lock);
+        if self.is_closed() && self.is_owing() {
+            // Before anybody else has the folder.
+            self.give_all_up(Ok(lock));
+        }
         end
     }
 
-    /// Waits for the folder. None if the disk was dropped meanwhile.
+    fn is_closed(&self) -> bool {
+        self.shared.writes.is_closed_within(Duration::ZERO)
+    }
+
+    /// Waits for the folder. None if the disk was dropped meanwhile, and nothing is left to be taken out, or that can't be waited for.
     fn lock(&self, dir: &Path) -> io::Result<Option<Lock>> {
+        let mut closed: Option<Instant> = None;
         loop {
+            if self.is_closed() && !self.is_owing() {
+                return Ok(None);
+            }
             if let Some(lock) = Lock::take(dir)? {
                 return Ok(Some(lock));
             }
             if self.shared.writes.is_closed_within(TAKEN) {
-                return Ok(None);
+                if closed.get_or_insert_with(Instant::now).elapsed() >= LAST {
+                    return Ok(None);
+                }
+                thread::sleep(TAKEN / 10);
             }
         }
     }
@@ -144,8 +180,9 @@ impl<'a> Writer<'a> {
         let at = |doing| move |why| (doing, why);
         let (mut files, recovered) = Files::open(dir, self.shared.limits, &self.shared.held).map_err(at("open"))?;
         (0..recovered.damaged).for_each(|_| self.shared.metrics.failed("damaged"));
-        if std::mem::take(&mut self.distrusts) {
+        if self.distrusts {
             files.clear().map_err(at("open"))?;
+            self.distrusts = false;
         }
         let judged = self.shared.purges.judge(dir).map_err(at("open"))?;
         loop {
@@ -155,7 +192,7 @@ impl<'a> Writer<'a> {
                 Next::Idle => self.shared.open.store(true, Ordering::Release),
                 Next::Closed => return Ok(End::Closed),
             }
-            if !self.shared.purges.is_judged(&judged) {
+            if !self.is_closed() && !self.shared.purges.is_judged(&judged) {
                 return Ok(End::Unjudged);
             }
         }
