@@ -149,6 +149,8 @@ impl Store for Folder {
         }
     }
 
+    async fn settled(&self) {}
+
     fn place(&self, key: &str) -> String {
         format!("file://{}", self.path.join(key).display())
     }

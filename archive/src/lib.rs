@@ -32,6 +32,7 @@ pub type Content = BoxStream<'static, Result<Bytes, Error>>;
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
     /// Puts an object: others see it when it is whole, and if this fails, or is given up, what was there before. The number of its bytes.
+    /// What was begun is cleaned up on the runtime of now, which has to live until that [is done](Store::settled).
     ///
     /// # Errors
     /// Why it is not put.
@@ -57,6 +58,9 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// # Errors
     /// Why it is still there.
     async fn delete(&self, key: &Key) -> Result<(), Error>;
+
+    /// Waits until nothing is being put any more, and until what was given up has left nothing behind: also if what put it was dropped.
+    async fn settled(&self);
 
     /// Where an object is, as errors name it.
     fn place(&self, key: &str) -> String;

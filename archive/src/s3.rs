@@ -22,6 +22,7 @@ use aws_sdk_s3::{
 };
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use self::{failed::Doing, upload::Upload};
 use crate::{Body, Condition, Content, Entry, Error, Got, Key, Kind, Store};
@@ -77,6 +78,8 @@ pub enum Credentials {
 pub struct Bucket {
     client: Client,
     name: String,
+    /// Uploads that are open, and what gives them up.
+    uploads: TaskTracker,
 }
 
 impl Bucket {
@@ -101,7 +104,9 @@ impl Bucket {
         if let Some(endpoint) = endpoint {
             builder = builder.endpoint_url(endpoint);
         }
-        Self { client: Client::from_conf(bounded(builder).build()), name: bucket.clone() }
+        let uploads = TaskTracker::new();
+        uploads.close(); // so that they can be waited for
+        Self { client: Client::from_conf(bounded(builder).build()), name: bucket.clone(), uploads }
     }
 
     /// Makes the bucket.
@@ -123,7 +128,8 @@ impl Bucket {
     }
 
     fn upload<'a>(&'a self, key: &'a Key, condition: Condition) -> Upload<'a> {
-        Upload { client: &self.client, bucket: &self.name, key, condition, place: self.place(key.as_str()) }
+        let place = self.place(key.as_str());
+        Upload { client: &self.client, bucket: &self.name, key, condition, place, open: &self.uploads }
     }
 
     fn doing(&self, key: &str, what: &'static str) -> Doing {
@@ -204,6 +210,10 @@ impl Store for Bucket {
             Err(error) if failed::status(&error) == Some(404) => Ok(()),
             Err(error) => Err(self.doing(key.as_str(), "it can't be deleted").failed(error)),
         }
+    }
+
+    async fn settled(&self) {
+        self.uploads.wait().await;
     }
 
     fn place(&self, key: &str) -> String {

@@ -191,7 +191,11 @@ async fn folder_that_cannot_be_written_says_what_to_do() {
 #[cfg(feature = "s3")]
 mod s3 {
     use archive::s3::{Bucket, Credentials, Settings};
-    use e2e::s3::{ACCESS_KEY, READER, SECRET_KEY, Server};
+    use e2e::{
+        s3::{ACCESS_KEY, READER, SECRET_KEY, Server},
+        testkit::relay::{Faults, Lane, Relay},
+    };
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -250,6 +254,8 @@ mod s3 {
                 break;
             }
             assert!(std::time::Instant::now() < deadline);
+    use std::time::Instant;
+
         }
         drop(put);
         while bucket.open_uploads().await.unwrap() > 0 {
@@ -287,3 +293,93 @@ mod s3 {
         assert!(error.to_string().contains("does the endpoint answer?"), "{error}");
     }
 }
+    /// A body of more than a part, which goes on for ever or breaks off.
+    fn long_body(piece: &Bytes, breaks_off: bool) -> Body {
+        let piece = stream::iter([Ok(piece.clone())]);
+        match breaks_off {
+            true => piece.chain(stream::iter([Err(io::Error::other("it fell over"))])).boxed(),
+            false => piece.chain(stream::pending()).boxed(),
+        }
+    }
+
+    /// How many uploads are open once a bucket has given up what was begun.
+    async fn left_open(bucket: &Bucket) -> usize {
+        timeout(Duration::from_secs(30), bucket.settled()).await.expect("all are given up");
+        bucket.open_uploads().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn upload_that_is_dropped_before_its_id_is_known_is_given_up() {
+        let mut access = Access::of((ACCESS_KEY, SECRET_KEY));
+        let direct = access.bucket("unknown").await;
+        direct.create().await.unwrap();
+        let relay = Relay::start(access.endpoint.trim_start_matches("http://").parse().unwrap()).await.unwrap();
+        access.endpoint = format!("http://{}", relay.address());
+        let slow = access.bucket("unknown").await;
+        slow.head(&key("a")).await.unwrap();
+        // Answers take a second, and requests no time.
+        relay.set(Faults { down: Lane { delay: Duration::from_secs(1), ..Lane::default() }, ..Faults::default() });
+        let (name, piece) = (key("a"), Bytes::from(noise(9 << 20)));
+        let mut put = slow.put(&name, long_body(&piece, false), Condition::Always);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let begun = tokio::select! {
+                ended = &mut put => panic!("{ended:?}"),
+                uploads = direct.open_uploads() => uploads.unwrap(),
+            };
+            if begun == 1 {
+                break;
+            }
+            assert!(Instant::now() < deadline);
+        }
+        drop(put);
+        assert_eq!(left_open(&slow).await, 0);
+    }
+
+    #[tokio::test]
+    async fn upload_that_is_dropped_at_any_moment_is_given_up() {
+        let access = Access::of((ACCESS_KEY, SECRET_KEY));
+        let bucket = access.bucket("anytime").await;
+        bucket.create().await.unwrap();
+        let (name, piece) = (key("a"), Bytes::from(noise(9 << 20)));
+        let (mut dropped, mut failed) = (0, 0);
+        for moment in 0..50 {
+            // With a body that breaks off, also while it is being given up.
+            for breaks_off in [false, true] {
+                let put = bucket.put(&name, long_body(&piece, breaks_off), Condition::Always);
+                match timeout(Duration::from_millis(2 * moment), put).await {
+                    Err(_) => dropped += 1,
+                    Ok(ended) => {
+                        assert_eq!(ended.unwrap_err().kind(), Kind::Source);
+                        failed += 1;
+                    }
+                }
+            }
+        }
+        println!("{dropped} dropped, {failed} have failed");
+        assert_eq!(left_open(&bucket).await, 0);
+        assert_eq!(bucket.head(&name).await.unwrap(), None);
+    }
+
+    #[test]
+    fn upload_that_is_dropped_by_who_has_no_runtime_is_given_up_before_that_ends() {
+        let access = Access::of((ACCESS_KEY, SECRET_KEY));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let bucket = runtime.block_on(access.bucket("ended"));
+        runtime.block_on(bucket.create()).unwrap();
+        let (name, piece) = (key("a"), Bytes::from(noise(9 << 20)));
+        let mut put = bucket.put(&name, long_body(&piece, false), Condition::Always);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while runtime.block_on(async {
+            tokio::select! {
+                ended = &mut put => panic!("{ended:?}"),
+                uploads = bucket.open_uploads() => uploads.unwrap(),
+            }
+        }) == 0
+        {
+            assert!(Instant::now() < deadline);
+        }
+        drop(put);
+        assert_eq!(runtime.block_on(left_open(&bucket)), 0);
+    }
+

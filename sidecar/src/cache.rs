@@ -43,7 +43,7 @@ pub(crate) use self::{
     fill::{Failure, Reader},
     invalidation::{Change, invalidate},
     key::forms,
-    persist::Keeper,
+    persist::{Keeper, Snapshots},
     pod::Cache,
     purge::{PurgeLog, Scope},
     rules::Caching,

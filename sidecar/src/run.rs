@@ -49,8 +49,11 @@ use orders::{Before, Orders};
 /// Descriptors that are not for connections but for the sidecar itself, and for clients that are told that there are too many.
 const RESERVED_DESCRIPTORS: u64 = 128;
 
-/// How long the last snapshot of the cache is waited for, once there is no traffic any more.
-const LAST_SNAPSHOT: Duration = Duration::from_secs(10);
+/// How long what outlives this process is waited for, once there is no traffic any more: the last snapshot of the cache, and what was taken
+/// out of the cache on disk.
+const LAST_WRITES: Duration = Duration::from_secs(10);
+/// The same if there is no time, or the order is to end at once. The supervisor waits for longer.
+const LEAST_WRITES: Duration = Duration::from_millis(500);
 
 /// Client connections of one direction at a time, at most.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -390,15 +393,28 @@ impl Last {
                 }
             };
             // As long as the drain may take, for more time there is not.
-            let rest = settings.delay.0.saturating_add(settings.timeout.0).saturating_sub(began.elapsed()).min(LAST_SNAPSHOT);
-            if wish != Wish::AtOnce && timeout(rest, self.server.finish()).await.is_err() {
-                tracing::warn!("The last snapshot of the cache was not written in time.");
-            }
+            let rest = settings.delay.0.saturating_add(settings.timeout.0).saturating_sub(began.elapsed());
+            self.write_last(if wish == Wish::AtOnce { Duration::ZERO } else { rest }).await;
             left
         };
         tokio::select! {
             left = ended => tracing::info!(left, "Ended."),
-            () = orders.at_once() => tracing::warn!("Ended at once by a second signal."),
+            () = orders.at_once() => {
+                self.write_last(Duration::ZERO).await;
+                tracing::warn!("Ended at once by a second signal.");
+            }
+        }
+    }
+
+    /// Waits for what outlives this process, for about so long.
+    async fn write_last(&self, rest: Duration) {
+        let rest = rest.clamp(LEAST_WRITES, LAST_WRITES);
+        let (snapshot, disk) = tokio::join!(self.server.finish(rest), timeout(rest, self.cache.leave()));
+        if !snapshot {
+            tracing::warn!("The last snapshot of the cache was not written in time.");
+        }
+        if disk.is_err() {
+            tracing::warn!("What requests have changed may be in the cache on disk still: it was not taken out in time.");
         }
     }
 }

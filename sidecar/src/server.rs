@@ -14,14 +14,13 @@ use crds::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::sleep,
 };
 use wire::speaker::Speakers as Declared;
 
 use crate::{
     DiskPlace, PodCache, PodPurges,
-    cache::{Cache, DiskSettings, Keeper, PurgeLog, Scope, TierSettings},
+    cache::{Cache, DiskSettings, Keeper, PurgeLog, Scope, Snapshots, TierSettings},
     config::{self, Config, Shared},
     connection::Speakers,
     drain,
@@ -94,7 +93,7 @@ pub struct Setup {
 /// A running data path. It stops when its drain does; dropping this drops nothing that is served.
 pub struct Server {
     explicit: Arc<Mutex<Explicit>>,
-    snapshots: Mutex<Option<JoinHandle<()>>>,
+    snapshots: Snapshots,
 }
 
 impl Server {
@@ -165,15 +164,13 @@ impl Server {
         following.share();
         tokio::spawn(following.run(changes, failed));
         // It has to know of the log of purges, which is followed by now.
-        Ok(Self { explicit, snapshots: Mutex::new(Some(snapshots.start())) })
+        Ok(Self { explicit, snapshots: snapshots.start() })
     }
 
-    /// Waits until what outlives the pod is written, once it drains.
-    pub async fn finish(&self) {
-        let snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(snapshots) = snapshots {
-            let _ = snapshots.await;
-        }
+    /// Waits until what outlives the pod is written, once it drains; whether it is. Else it is given up in this time, which leaves nothing
+    /// behind.
+    pub async fn finish(&self, at_most: Duration) -> bool {
+        self.snapshots.finish(at_most).await
     }
 
     /// Names and addresses of the listeners of mode Explicit.

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use aws_sdk_s3::{
     Client,
+    config::http::HttpResponse,
+    error::SdkError,
+    operation::create_multipart_upload::CreateMultipartUploadError,
     primitives::ByteStream,
     types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart},
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use super::{PART, failed::Doing};
 use crate::{Body, Condition, Error, Key, Kind};
@@ -28,6 +32,8 @@ pub(super) struct Upload<'a> {
     pub(super) key: &'a Key,
     pub(super) condition: Condition,
     pub(super) place: String,
+    /// All of the bucket that are open.
+    pub(super) open: &'a TaskTracker,
 }
 
 impl Upload<'_> {
@@ -49,18 +55,33 @@ impl Upload<'_> {
     }
 
     async fn in_parts(&self, first: Bytes, parts: Parts) -> Result<u64, Error> {
-        let begin = self.client.create_multipart_upload().bucket(self.bucket).key(self.key.as_str());
-        let begun =
-            begin.checksum_algorithm(ChecksumAlgorithm::Crc32).send().await.map_err(|error| self.doing().failed(error))?;
-        let id = begun.upload_id.ok_or_else(|| Error::new(Kind::Unavailable, &self.place, "the bucket began no upload"))?;
-        // Also if this is dropped half way: parts would be paid for for ever.
-        let guard = GivenUp::new(self, &id);
-        let length = self.send(&id, first, parts).await;
+        let begun = self.begin().await?;
+        let length = self.send(&begun.id, first, parts).await;
         match length {
-            Ok(_) => guard.done(),
-            Err(_) => guard.now().await,
+            Ok(_) => begun.done(),
+            Err(_) => begun.give_up().await,
         }
         length
+    }
+
+    /// Begins it, in a task of its own: who is dropped before the bucket has told its id could not give it up.
+    async fn begin(&self) -> Result<Begun, Error> {
+        let begin = self.client.create_multipart_upload().bucket(self.bucket).key(self.key.as_str());
+        let begin = begin.checksum_algorithm(ChecksumAlgorithm::Crc32);
+        let (client, bucket, key) = (self.client.clone(), self.bucket.to_owned(), self.key.clone());
+        let (runtime, open) = (Handle::current(), self.open.clone());
+        let token = open.token();
+        let task = runtime.clone().spawn(async move {
+            let id = begin.send().await?.upload_id;
+            let begun = |id| Begun { client, bucket, key, id, is_open: true, runtime, open, _token: token };
+            Ok::<_, SdkError<CreateMultipartUploadError, HttpResponse>>(id.map(begun))
+        });
+        match task.await {
+            Ok(Ok(Some(begun))) => Ok(begun),
+            Ok(Ok(None)) => Err(Error::new(Kind::Unavailable, &self.place, "the bucket began no upload")),
+            Ok(Err(error)) => Err(self.doing().failed(error)),
+            Err(ended) => Err(Error::new(Kind::Unavailable, &self.place, "it can't be put").because(ended)),
+        }
     }
 
     async fn send(&self, id: &str, first: Bytes, mut parts: Parts) -> Result<u64, Error> {
@@ -124,34 +145,45 @@ struct Parts {
     ended: bool,
 }
 
-/// Gives an upload up when it is dropped, unless it is done.
-struct GivenUp(Option<(Client, String, String, String)>);
+/// An upload that was begun. It is given up when this is dropped, unless it is done: parts would be paid for for ever.
+struct Begun {
+    client: Client,
+    bucket: String,
+    key: Key,
+    id: String,
+    is_open: bool,
+    /// Where it is given up, whoever drops this.
+    runtime: Handle,
+    open: TaskTracker,
+    /// Until it is done, or somebody gives it up, it is one of those that are open.
+    _token: TaskTrackerToken,
+}
 
-impl GivenUp {
-    fn new(upload: &Upload<'_>, id: &str) -> Self {
-        Self(Some((upload.client.clone(), upload.bucket.to_owned(), upload.key.as_str().to_owned(), id.to_owned())))
-    }
-
+impl Begun {
     fn done(mut self) {
-        self.0 = None;
+        self.is_open = false;
     }
 
-    async fn now(mut self) {
-        if let Some(of) = self.0.take() {
-            give_up(of).await;
-        }
+    /// Goes on also if nobody waits for it any more.
+    async fn give_up(mut self) {
+        let _ = self.begin_to_give_up().await;
+    }
+
+    fn begin_to_give_up(&mut self) -> JoinHandle<()> {
+        self.is_open = false;
+        let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(self.key.as_str()).upload_id(&self.id);
+        let given_up = async move {
+            // If this fails, too, the bucket's own rules have to clean up.
+            let _ = timeout(GIVING_UP, abort.send()).await;
+        };
+        self.open.spawn_on(given_up, &self.runtime)
     }
 }
 
-async fn give_up((client, bucket, key, id): (Client, String, String, String)) {
-    // If this fails, too, the bucket's own rules have to clean up.
-    let _ = timeout(GIVING_UP, client.abort_multipart_upload().bucket(bucket).key(key).upload_id(id).send()).await;
-}
-
-impl Drop for GivenUp {
+impl Drop for Begun {
     fn drop(&mut self) {
-        if let (Some(of), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn(give_up(of));
+        if self.is_open {
+            drop(self.begin_to_give_up());
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
@@ -13,25 +13,29 @@ use std::{
     thread,
 };
 
-use e2e::{process::Process, s3};
+use e2e::{
+    process::Process,
+    s3,
+    testkit::relay::{Faults, Lane, Relay},
+};
 
 use crate::{
-    run::{Proxy, document, get, policy},
+    run::{DEADLINE, Proxy, document, get, policy, terminate},
     supervised::{kill, worker},
     support::{FETCHR, Said, command, run},
 };
 
-const CACHING: &str = "cache: {ttl: {default: 60s}, maxObjectSize: 64Ki}";
+pub(crate) const CACHING: &str = "cache: {ttl: {default: 60s}, maxObjectSize: 64Ki}";
 const DRAIN: &str = "{delay: 0s, timeout: 10s}";
 
 /// An origin whose answers tell their paths, many times over, with or without a validator.
-struct Origin {
-    port: u16,
+pub(crate) struct Origin {
+    pub(crate) port: u16,
     asked: Arc<AtomicUsize>,
 }
 
 impl Origin {
-    fn start(fields: &'static str) -> Self {
+    pub(crate) fn start(fields: &'static str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let (port, asked) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
         let count = Arc::clone(&asked);
@@ -44,7 +48,7 @@ impl Origin {
         Self { port, asked }
     }
 
-    fn asked(&self) -> usize {
+    pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 }
@@ -53,12 +57,31 @@ fn body(path: &str) -> String {
     format!("{path} ").repeat(300)
 }
 
+/// Bytes of an answer that can't be packed.
+const NOISE: usize = 4 << 20;
+
+fn noise() -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..NOISE).map(|_| next()).collect()
+}
+
 fn serve(stream: &TcpStream, fields: &str, asked: &AtomicUsize) {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     while let Some(line) = lines.next() {
         for _ in lines.by_ref().take_while(|line| !line.is_empty()) {}
         let path = line.split(' ').nth(1).unwrap_or_default();
         asked.fetch_add(1, Ordering::SeqCst);
+        if path.starts_with("/noise/") {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {NOISE}\r\n\r\n");
+            if { stream }.write_all(head.as_bytes()).and_then(|()| { stream }.write_all(&noise())).is_err() {
+                return;
+            }
+            continue;
+        }
         let answer = match path {
             "/error" => "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".to_owned(),
             "/private" => "HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: 2\r\n\r\nhi".to_owned(),
@@ -70,7 +93,7 @@ fn serve(stream: &TcpStream, fields: &str, asked: &AtomicUsize) {
     }
 }
 
-fn caching() -> String {
+pub(crate) fn caching() -> String {
     policy("one").replace("headers: {response: {set: [{name: x-from, value: one}]}}", CACHING)
 }
 
@@ -78,7 +101,7 @@ fn start(origin: &Origin) -> Proxy {
     Proxy::start_as(Path::new(FETCHR), &caching(), origin.port, DRAIN)
 }
 
-fn cache(proxy: &Proxy, subcommand: &str, args: &[&str]) -> Said {
+pub(crate) fn cache(proxy: &Proxy, subcommand: &str, args: &[&str]) -> Said {
     run(&mut asks(proxy, subcommand, args))
 }
 
@@ -172,14 +195,59 @@ fn objects_in_folders_and_buckets_are_as_good_as_files() {
 }
 
 fn make_bucket(settings: archive::s3::Settings, folder: &tempfile::TempDir) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { bucket(settings, folder).await.create().await.unwrap() });
+}
+
+/// With the credentials in files of a folder.
+async fn bucket(settings: archive::s3::Settings, folder: &tempfile::TempDir) -> archive::s3::Bucket {
     let (access_key_id, secret_access_key) = (folder.path().join("id"), folder.path().join("secret"));
     fs::write(&access_key_id, s3::ACCESS_KEY).unwrap();
     fs::write(&secret_access_key, s3::SECRET_KEY).unwrap();
     let credentials = archive::s3::Credentials::Files { access_key_id, secret_access_key };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        archive::s3::Bucket::open(&archive::s3::Settings { credentials, ..settings }).await.create().await.unwrap();
-    });
+    archive::s3::Bucket::open(&archive::s3::Settings { credentials, ..settings }).await
+}
+
+#[test]
+fn proxy_that_has_no_time_for_its_last_snapshot_leaves_nothing_of_it_in_the_bucket() {
+    let (server, folder) = (s3::Server::start().unwrap(), tempfile::tempdir().unwrap());
+    let origin = Origin::start("");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let settings =
+        archive::s3::Settings { bucket: "caches".to_owned(), endpoint: Some(server.endpoint()), ..archive::s3::Settings::default() };
+    let direct = runtime.block_on(bucket(settings, &folder));
+    runtime.block_on(direct.create()).unwrap();
+    let relay = runtime.block_on(Relay::start(server.endpoint().trim_start_matches("http://").parse().unwrap())).unwrap();
+    let persisted = |listen: u16| {
+        let folder = folder.path().display();
+        let credentials = format!("{{accessKeyIDFile: {folder}/id, secretAccessKeyFile: {folder}/secret}}");
+        let s3 = format!("{{bucket: caches, endpoint: \"http://{}\", credentials: {credentials}}}", relay.address());
+        document(listen, origin.port, "{delay: 0s, timeout: 4s}")
+            + &format!("  archive: {{backend: S3, s3: {s3}}}\n  cache: {{persistence: {{interval: 1h}}}}\n")
+    };
+    let mut proxy = Proxy::start_with(Path::new(FETCHR), &caching().replace("64Ki", "8Mi"), persisted);
+    const READ: &str = "fetchr_cache_snapshots_total{operation=\"read\",result=\"none\"} ";
+    proxy.eventually("it knows that there is no snapshot", |proxy| figure(proxy, READ) == 1.0);
+    for number in 0..5 {
+        assert!(get_bytes(&proxy, &format!("/noise/{number}")) > NOISE);
+    }
+    // It takes a minute to send all of it.
+    let rate = std::num::NonZeroU32::new(300_000);
+    relay.set(Faults { up: Lane { rate, ..Lane::default() }, ..Faults::default() });
+    terminate(&proxy.child);
+    proxy.eventually("the upload has begun", |_| runtime.block_on(direct.open_uploads()).unwrap() == 1);
+    assert_eq!(proxy.exit().code(), Some(0), "{}", proxy.log());
+    assert!(proxy.log().contains("The last snapshot of the cache was not written in time."), "{}", proxy.log());
+    assert_eq!(runtime.block_on(direct.open_uploads()).unwrap(), 0);
+}
+
+/// Bytes of an answer with its head.
+fn get_bytes(proxy: &Proxy, path: &str) -> usize {
+    let mut stream = TcpStream::connect(proxy.address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap()
 }
 
 #[test]

@@ -21,9 +21,10 @@ use archive::{Condition, Kind, Store};
 use futures::StreamExt as _;
 use tokio::{
     sync::watch,
-    task::{JoinHandle, spawn_blocking},
+    task::spawn_blocking,
     time::{sleep, sleep_until, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use self::metrics::{Came, Direction};
 pub(crate) use self::{metrics::Metrics, settings::Settings};
@@ -46,6 +47,9 @@ const AGAIN: Duration = Duration::from_secs(60);
 const LAST: u32 = 10;
 /// How long the purges of other pods are waited for before a snapshot is read: without them, all of it has to be validated.
 const PURGES: Duration = Duration::from_secs(10);
+/// What of the time for the last snapshot is kept for giving it up: one part of so many, and at least so long.
+const GIVING_UP: u32 = 4;
+const LEAST: Duration = Duration::from_secs(1);
 /// Between two looks whether something has changed that is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -73,36 +77,68 @@ struct Place {
     store: Box<dyn Store>,
 }
 
+/// Snapshots that are kept, in a task.
+pub(crate) struct Snapshots {
+    /// There is no time left for what is being written.
+    late: CancellationToken,
+    /// Nothing is written any more, and nothing was left behind.
+    ended: CancellationToken,
+}
+
+impl Snapshots {
+    /// Waits until the last one is written, once the pod leaves; whether it is. If it takes too long it is given up in what is left of this
+    /// time: a bucket keeps what was sent of it, and asks money for it.
+    pub(crate) async fn finish(&self, at_most: Duration) -> bool {
+        let giving_up = (at_most / GIVING_UP).max(LEAST).min(at_most);
+        if timeout(at_most - giving_up, self.ended.cancelled()).await.is_ok() {
+            return true;
+        }
+        self.late.cancel();
+        let _ = timeout(giving_up, self.ended.cancelled()).await;
+        false
+    }
+}
+
 impl Keeper {
     /// Begins, in a task of this runtime that ends when the pod has left.
-    pub(crate) fn start(self) -> JoinHandle<()> {
-        tokio::spawn(self.run())
+    pub(crate) fn start(self) -> Snapshots {
+        let snapshots = Snapshots { late: CancellationToken::new(), ended: CancellationToken::new() };
+        let (late, ended) = (snapshots.late.clone(), snapshots.ended.clone().drop_guard());
+        tokio::spawn(async move {
+            let _ended = ended;
+            self.run(&late).await;
+        });
+        snapshots
     }
 
-    async fn run(self) {
+    async fn run(self, late: &CancellationToken) {
         let mut changes = self.config.subscribe();
         let mut known = None;
         let mut told = None;
         loop {
             let settings = self.settings(&mut told);
             let leaving = match settings {
-                None => self.until_changed(&mut changes, |settings| settings.is_none()).await,
+                None => self.until_changed(&mut changes, |settings| settings.is_none(), late).await,
                 Some(settings) => {
                     let place = Place { store: settings.open().await, settings };
                     if known.is_none() {
-                        let read = self.read(&place).await;
+                        let read = self.read(&place, late).await;
                         known = Some(Known { since: Instant::now(), read });
                     }
                     let same = |settings: Option<&Settings>| settings == Some(&place.settings);
-                    tokio::select! {
-                        leaving = self.until_changed(&mut changes, same) => {
-                            if leaving && let Some(known) = &known {
-                                self.write_last(&place, known).await;
-                            }
-                            leaving
-                        }
+                    let leaving = tokio::select! {
+                        leaving = self.until_changed(&mut changes, same, late) => leaving,
                         never = self.write_all(&place) => match never {},
+                    };
+                    if leaving && !late.is_cancelled() && let Some(known) = &known {
+                        tokio::select! {
+                            () = self.write_last(&place, known) => {}
+                            () = late.cancelled() => self.cache.metrics.snapshots.came(Direction::Written, Came::Late),
+                        }
                     }
+                    // Also of what was under way when that changed.
+                    place.store.settled().await;
+                    leaving
                 }
             };
             if leaving {
@@ -126,10 +162,15 @@ impl Keeper {
     }
 
     /// Waits until other settings hold, or the pod leaves: true.
-    async fn until_changed(&self, changes: &mut watch::Receiver<u64>, same: impl Fn(Option<&Settings>) -> bool) -> bool {
+    async fn until_changed(
+        &self,
+        changes: &mut watch::Receiver<u64>,
+        same: impl Fn(Option<&Settings>) -> bool,
+        late: &CancellationToken,
+    ) -> bool {
         loop {
             tokio::select! {
-                () = self.drain.reached(Phase::Announced) => return true,
+                () = self.leaves(late) => return true,
                 changed = changes.changed() => match changed {
                     Err(_) => return true,
                     Ok(()) if same(self.settings(&mut None).as_ref()) => {}
@@ -139,8 +180,16 @@ impl Keeper {
         }
     }
 
+    /// Waits until the pod leaves, or has no time left.
+    async fn leaves(&self, late: &CancellationToken) {
+        tokio::select! {
+            () = self.drain.reached(Phase::Announced) => {}
+            () = late.cancelled() => {}
+        }
+    }
+
     /// Reads the snapshot. Whether that is known now which is there.
-    async fn read(&self, place: &Place) -> bool {
+    async fn read(&self, place: &Place, late: &CancellationToken) -> bool {
         let deadline = Instant::now() + place.settings.load_timeout;
         let reading = async {
             self.purges_are_known(deadline).await;
@@ -150,7 +199,7 @@ impl Keeper {
             came = reading => came,
             // Blocking threads see it by themselves.
             () = sleep_until(deadline.into()) => Came::Late,
-            () = self.drain.reached(Phase::Announced) => Came::Late,
+            () = self.leaves(late) => Came::Late,
         };
         self.cache.metrics.snapshots.came(Direction::Read, came);
         matches!(came, Came::Done | Came::None)

@@ -12,7 +12,7 @@ use crds::{proxy::FetchrProxySpec, scalar::Size};
 use serde_json::{Value, json};
 use sidecar::pressure::Group;
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     purge::Site,
@@ -57,7 +57,7 @@ async fn pod(folder: &TempDir, redis: Option<&Server>) -> Site {
 /// It leaves, and writes nothing any more.
 async fn end(site: &Site) {
     site.proxy.drain.drain_inbound(Duration::ZERO, Duration::ZERO).await;
-    timeout(LONG, site.proxy.server.finish()).await.expect("it ends with the pod");
+    assert!(site.proxy.server.finish(LONG).await, "it ends with the pod");
 }
 
 fn asked(site: &Site) -> usize {
