@@ -2,6 +2,11 @@
 //!
 //! What is put is written to a file in the folder `.parts`, forced to the disk, and renamed. So it is there whole or not at all, whatever
 //! ends this process. Keys can't lead out of the folder, also not by a link in it.
+//!
+//! A folder may be a share, and hang. So a thread of its own waits for it, one operation after the other, and each has a time limit: what
+//! hangs costs a thread, and nobody else waits.
+
+mod waiter;
 
 use std::{
     fs, io,
@@ -9,14 +14,16 @@ use std::{
     ops::Range,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream, stream::BoxStream};
-use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
+use self::waiter::{Kept, Waiter};
 use crate::{Body, Condition, Content, Entry, Error, Got, Key, Kind, Store};
 
 /// Where what is being put lies. No key begins so.
@@ -25,17 +32,30 @@ const PARTS: &str = ".parts";
 const PIECE: usize = 64 << 10;
 /// After which what is being put is taken for something that was given up.
 const GIVEN_UP: Duration = Duration::from_secs(24 * 3600);
+/// How long one operation may take, such as writing a piece, or forcing all of them to the disk.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it is waited for that what was given up is gone, before it is said why.
+const CLEANING: Duration = Duration::from_secs(1);
 
 /// A folder.
 #[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
+    patience: Duration,
+    /// Once anything was asked. Clones share it.
+    waiter: Arc<Mutex<Option<Waiter>>>,
 }
 
 impl Folder {
     /// A folder, which is made when something is put and it is missing.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), patience: PATIENCE, waiter: Arc::default() }
+    }
+
+    /// With another time limit on each operation than a minute.
+    #[must_use]
+    pub fn patient_for(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Where a key is. An error if it can't be in the folder.
@@ -54,6 +74,7 @@ impl Folder {
             Why::PermissionDenied => (Kind::Denied, Some("the folder has to belong to the user that runs this")),
             Why::ReadOnlyFilesystem => (Kind::Denied, Some("mount a volume there that can be written")),
             Why::StorageFull | Why::QuotaExceeded => (Kind::Unavailable, Some("make room on that disk")),
+            Why::TimedOut => (Kind::Unavailable, Some("the disk does not answer")),
             Why::IsADirectory | Why::NotADirectory | Why::InvalidFilename => (Kind::Wrong, None),
             _ => (Kind::Unavailable, None),
         };
@@ -72,43 +93,80 @@ impl Folder {
         work: impl FnOnce(&Path, &Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let (folder, path) = (self.path.clone(), self.path(key)?);
-        let done = spawn_blocking(move || work(&folder, &path)).await;
-        done.unwrap_or_else(|ended| Err(io::Error::other(ended))).map_err(|error| self.failed(key.as_str(), what, error))
+        self.wait(move || work(&folder, &path)).await.map_err(|error| self.failed(key.as_str(), what, error))
     }
-}
 
-#[async_trait]
-impl Store for Folder {
-    async fn put(&self, key: &Key, mut body: Body, condition: Condition) -> Result<u64, Error> {
+    /// The same with what may be touched by the thread alone.
+    async fn open<T: Send + 'static>(
+        &self,
+        key: &Key,
+        what: &'static str,
+        work: impl FnOnce(&Path, &Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<Kept<T>, Error> {
+        let waiter = self.waiter().map_err(|error| self.failed(key.as_str(), what, error))?;
+        self.run(key, what, move |folder, path| work(folder, path).map(|opened| waiter.keep(opened))).await
+    }
+
+    async fn wait<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        self.waiter()?.run(self.patience, work).await
+    }
+
+    fn waiter(&self) -> io::Result<Waiter> {
+        let mut waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*waiter {
+            Some(waiter) => Ok(waiter.clone()),
+            None => Ok(waiter.insert(Waiter::start()?).clone()),
+        }
+    }
+
+    async fn put_part(&self, key: &Key, mut body: Body, condition: Condition) -> Result<u64, Error> {
         let what = "it can't be put";
-        let mut part = self.run(key, what, Part::new).await?;
+        let mut part = self.open(key, what, Part::new).await?;
         let mut bytes = 0;
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|error| {
                 Error::new(Kind::Source, self.place(key.as_str()), "nothing was put: what was to be put broke off").because(error)
             })?;
             bytes += piece.len() as u64;
-            part = self.run(key, what, move |_, _| part.file.write_all(&piece).map(|()| part)).await?;
+            let written = move |_: &Path, _: &Path| part.with(|part| part.file.write_all(&piece)).map(|()| part);
+            part = self.run(key, what, written).await?;
         }
-        self.run(key, what, move |_, path| part.finish(path, condition)).await?;
+        self.run(key, what, move |_, path| part.take()?.finish(path, condition)).await?;
         Ok(bytes)
+    }
+}
+
+#[async_trait]
+impl Store for Folder {
+    async fn put(&self, key: &Key, body: Body, condition: Condition) -> Result<u64, Error> {
+        let put = self.put_part(key, body, condition).await;
+        if put.is_err() {
+            // Whoever is told may end at once.
+            let _ = timeout(CLEANING, self.settled()).await;
+        }
+        put
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Got, Error> {
         let range = range.unwrap_or(0..u64::MAX);
         let (from, length) = (range.start, range.end.saturating_sub(range.start));
-        let opened = self.run(key, "it can't be read", move |folder, path| {
-            let mut file = fs::File::open(inside(folder, path)?)?;
-            let known = file.metadata()?;
-            if known.is_dir() {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            file.seek(SeekFrom::Start(from))?;
-            Ok((file, known))
-        });
-        let (file, known) = opened.await?;
-        let entry = entry(key.as_str().to_owned(), &known);
-        Ok(Got { entry, content: self.content(key.clone(), file.take(length)) })
+        let what = "it can't be read";
+        let open = |folder: &Path, path: &Path| fs::File::open(inside(folder, path)?);
+        let mut file = self.open(key, what, open).await?;
+        let name = key.as_str().to_owned();
+        let known = move |_: &Path, _: &Path| {
+            let entry = file.with(|file| {
+                let known = file.metadata()?;
+                if known.is_dir() {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                file.seek(SeekFrom::Start(from))?;
+                Ok(entry(name, &known))
+            })?;
+            Ok((file, entry))
+        };
+        let (file, entry) = self.run(key, what, known).await?;
+        Ok(Got { entry, content: self.content(key.clone(), file, length) })
     }
 
     async fn head(&self, key: &Key) -> Result<Option<Entry>, Error> {
@@ -149,7 +207,15 @@ impl Store for Folder {
         }
     }
 
-    async fn settled(&self) {}
+    async fn settled(&self) {
+        if self.waiter.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return; // nothing was ever asked
+        }
+        // Behind what is being done now, and then behind what that has left.
+        for _ in 0..2 {
+            let _ = self.wait(|| Ok(())).await;
+        }
+    }
 
     fn place(&self, key: &str) -> String {
         format!("file://{}", self.path.join(key).display())
@@ -157,19 +223,22 @@ impl Store for Folder {
 }
 
 impl Folder {
-    fn content(&self, key: Key, file: io::Take<fs::File>) -> Content {
+    fn content(&self, key: Key, file: Kept<fs::File>, length: u64) -> Content {
         let this = self.clone();
-        stream::unfold(Some((this, key, file)), |state| async {
-            let (this, key, mut file) = state?;
+        stream::unfold(Some((this, key, file, length)), |state| async {
+            let (this, key, mut file, left) = state?;
             let read = this.run(&key, "it can't be read", move |_, _| {
-                let mut piece = vec![0; PIECE];
-                let read = file.read(&mut piece)?;
+                let mut piece = vec![0; usize::try_from(left).unwrap_or(PIECE).min(PIECE)];
+                let read = file.with(|file| file.read(&mut piece))?;
                 piece.truncate(read);
                 Ok((piece, file))
             });
             match read.await {
                 Ok((piece, _)) if piece.is_empty() => None,
-                Ok((piece, file)) => Some((Ok(Bytes::from(piece)), Some((this, key, file)))),
+                Ok((piece, file)) => {
+                    let left = left.saturating_sub(piece.len() as u64);
+                    Some((Ok(Bytes::from(piece)), Some((this, key, file, left))))
+                }
                 Err(error) => Some((Err(error), None)),
             }
         })
@@ -179,7 +248,7 @@ impl Folder {
     /// What stands in a folder, as keys in their order; folders end in a slash.
     async fn children(&self, folder: &str, prefix: &str) -> Result<Vec<String>, Error> {
         let (path, within, wanted) = (self.path.join(folder), folder.to_owned(), prefix.to_owned());
-        let read = spawn_blocking(move || {
+        let read = self.wait(move || {
             let mut names = Vec::new();
             for child in fs::read_dir(path)? {
                 let child = child?;
@@ -195,7 +264,7 @@ impl Folder {
             names.sort_unstable();
             Ok(names)
         });
-        match read.await.unwrap_or_else(|ended| Err(io::Error::other(ended))) {
+        match read.await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             read => read.map_err(|error| self.failed(folder, "it can't be listed", error)),
         }

@@ -188,8 +188,70 @@ async fn folder_that_cannot_be_written_says_what_to_do() {
     assert!(matches!(error.kind(), Kind::Wrong | Kind::Exists), "{:?}: {}", error.kind(), error.chain());
 }
 
+/// A pipe, which hangs whoever opens it until somebody opens its other end.
+fn pipe(path: &Path) {
+    let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+    assert!(made.success());
+}
+
+#[test]
+fn folder_that_hangs_holds_up_nobody_else() {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    const LONG: Duration = Duration::from_secs(30);
+    let (temporary, folder) = folder();
+    let folder = folder.patient_for(PATIENCE);
+    // As many as a sidecar has.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build().unwrap();
+    runtime.block_on(async {
+        folder.put(&key("a"), body(b"a", 1), Condition::Always).await.unwrap();
+        let path = temporary.path().join("archive/pipe");
+        pipe(&path);
+        let hanging = key("pipe");
+        // More than there are threads, and than may wait.
+        let all = futures::future::join_all((0..40).map(|_| folder.get(&hanging, None)));
+        let (began, others) = (std::time::Instant::now(), async {
+            // They have been asked for by then.
+            tokio::time::sleep(PATIENCE / 5).await;
+            for number in 0..8 {
+                let other = tokio::task::spawn_blocking(move || number);
+                assert_eq!(tokio::time::timeout(PATIENCE / 2, other).await.expect("nobody else waits").unwrap(), number);
+            }
+        });
+        let (all, ()) = tokio::join!(tokio::time::timeout(LONG, all), others);
+        for error in all.expect("each has its time").into_iter().map(|got| got.map(drop).unwrap_err()) {
+            assert_eq!(error.kind(), Kind::Unavailable);
+            assert!(error.to_string().ends_with("archive/pipe: it can't be read (the disk does not answer)"), "{error}");
+        }
+        let late = folder.put(&key("b"), body(b"b", 1), Condition::Always).await.unwrap_err();
+        assert!(late.kind() == Kind::Unavailable && began.elapsed() < LONG, "{late}");
+        // Its server is back.
+        let other_end = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        tokio::time::timeout(LONG, folder.settled()).await.unwrap();
+        assert_eq!(got(&folder, "a", None).await, b"a");
+        folder.put(&key("c"), body(b"c", 1), Condition::Always).await.unwrap();
+        assert_eq!(folder.head(&key("b")).await.unwrap(), None, "what nobody waits for is not done later");
+        drop(other_end);
+        assert_eq!(left_over(temporary.path()), 0);
+    });
+}
+
+#[tokio::test]
+async fn what_is_given_up_leaves_no_file() {
+    let (temporary, folder) = folder();
+    let name = key("a");
+    let endless = || stream::iter([Ok(Bytes::from_static(b"a"))]).chain(stream::pending()).boxed();
+    for micros in 0..50 {
+        let put = folder.put(&name, endless(), Condition::Always);
+        tokio::time::timeout(Duration::from_micros(micros * 20), put).await.unwrap_err();
+    }
+    folder.settled().await;
+    assert_eq!((left_over(temporary.path()), folder.head(&name).await.unwrap()), (0, None));
+}
+
 #[cfg(feature = "s3")]
 mod s3 {
+    use std::time::Instant;
+
     use archive::s3::{Bucket, Credentials, Settings};
     use e2e::{
         s3::{ACCESS_KEY, READER, SECRET_KEY, Server},
@@ -254,8 +316,6 @@ mod s3 {
                 break;
             }
             assert!(std::time::Instant::now() < deadline);
-    use std::time::Instant;
-
         }
         drop(put);
         while bucket.open_uploads().await.unwrap() > 0 {
@@ -265,34 +325,6 @@ mod s3 {
         assert_eq!(bucket.head(&name).await.unwrap(), None);
     }
 
-    #[tokio::test]
-    async fn who_may_not_is_told_what_is_needed() {
-        let (all, wrong, reader) = (Access::of((ACCESS_KEY, SECRET_KEY)), Access::of((ACCESS_KEY, "wrong")), Access::of(READER));
-        all.bucket("denied").await.create().await.unwrap();
-        let error = wrong.bucket("denied").await.put(&key("a"), body(b"a", 1), Condition::Always).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Denied, "{}", error.chain());
-        assert!(error.to_string().starts_with("s3://denied/a: it can't be put: it was answered with 403"), "{error}");
-        let reader = reader.bucket("denied").await;
-        let error = reader.put(&key("a"), body(b"a", 1), Condition::Always).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Denied, "{}", error.chain());
-        assert!(error.to_string().contains("PutObject"), "{error}");
-        assert_eq!(reader.head(&key("a")).await.unwrap(), None);
-        let none = Access::of((ACCESS_KEY, SECRET_KEY));
-        std::fs::remove_file(none.folder.path().join("id")).unwrap();
-        let error = none.bucket("denied").await.head(&key("a")).await.unwrap_err();
-        assert!(error.kind() == Kind::Denied && error.chain().contains("id can't be read"), "{}", error.chain());
-    }
-
-    #[tokio::test]
-    async fn server_that_is_not_there_is_said_so() {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut access = Access::of((ACCESS_KEY, SECRET_KEY));
-        access.endpoint = format!("http://{closed}");
-        let error = access.bucket("b").await.head(&key("a")).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.chain());
-        assert!(error.to_string().contains("does the endpoint answer?"), "{error}");
-    }
-}
     /// A body of more than a part, which goes on for ever or breaks off.
     fn long_body(piece: &Bytes, breaks_off: bool) -> Body {
         let piece = stream::iter([Ok(piece.clone())]);
@@ -383,3 +415,31 @@ mod s3 {
         assert_eq!(runtime.block_on(left_open(&bucket)), 0);
     }
 
+    #[tokio::test]
+    async fn who_may_not_is_told_what_is_needed() {
+        let (all, wrong, reader) = (Access::of((ACCESS_KEY, SECRET_KEY)), Access::of((ACCESS_KEY, "wrong")), Access::of(READER));
+        all.bucket("denied").await.create().await.unwrap();
+        let error = wrong.bucket("denied").await.put(&key("a"), body(b"a", 1), Condition::Always).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Denied, "{}", error.chain());
+        assert!(error.to_string().starts_with("s3://denied/a: it can't be put: it was answered with 403"), "{error}");
+        let reader = reader.bucket("denied").await;
+        let error = reader.put(&key("a"), body(b"a", 1), Condition::Always).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Denied, "{}", error.chain());
+        assert!(error.to_string().contains("PutObject"), "{error}");
+        assert_eq!(reader.head(&key("a")).await.unwrap(), None);
+        let none = Access::of((ACCESS_KEY, SECRET_KEY));
+        std::fs::remove_file(none.folder.path().join("id")).unwrap();
+        let error = none.bucket("denied").await.head(&key("a")).await.unwrap_err();
+        assert!(error.kind() == Kind::Denied && error.chain().contains("id can't be read"), "{}", error.chain());
+    }
+
+    #[tokio::test]
+    async fn server_that_is_not_there_is_said_so() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut access = Access::of((ACCESS_KEY, SECRET_KEY));
+        access.endpoint = format!("http://{closed}");
+        let error = access.bucket("b").await.head(&key("a")).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.chain());
+        assert!(error.to_string().contains("does the endpoint answer?"), "{error}");
+    }
+}
