@@ -166,6 +166,9 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         Configuration::Files(_) => std::env::var("HOSTNAME").unwrap_or_else(|_| "localhost".to_owned()),
         Configuration::Pod(pod) => pod.name.clone(),
     });
+    if before.beside {
+        purges.wait();
+    }
     let cache = PodCache::spooling_in(state.path());
     // Before anything is accepted: without a plan, those who waited for this process would be refused.
     let streams = match &options.configuration {
@@ -208,7 +211,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     }
     tokio::spawn(footprint::drop_startup_code());
     tokio::spawn(logging::follow(shared.clone(), options.set_level));
-    Last { drain, in_pod, shared, cache, server, stop: stop.clone() }.end(orders).await;
+    Last { drain, in_pod, shared, purges: purges.clone(), cache, server, stop: stop.clone() }.end(orders).await;
     purges.leave().await;
     stop.cancel();
     Ok(())
@@ -357,6 +360,7 @@ struct Last {
     drain: drain::Handle,
     in_pod: bool,
     shared: Shared,
+    purges: PodPurges,
     cache: PodCache,
     server: Server,
     /// Ends what is not traffic.
@@ -368,7 +372,10 @@ impl Last {
     async fn end(self, mut orders: Orders) {
         let wish = loop {
             match orders.next().await {
-                Wish::Lead(begun) => orders::go_on(begun, &self.drain, &self.shared),
+                Wish::Lead(begun) => {
+                    self.purges.begin();
+                    orders::go_on(begun, &self.drain, &self.shared);
+                }
                 wish => break wish,
             }
         };
@@ -376,6 +383,7 @@ impl Last {
         let (inbound, outbound) = (self.drain.open(Direction::Inbound), self.drain.open(Direction::Outbound));
         tracing::info!(order = ?wish, inbound, outbound, "Ending.");
         if wish == Wish::Retire {
+            self.purges.retire(); // before the other one hears of it
             orders.leaving(settings.delay.0.saturating_add(settings.timeout.0));
             self.cache.let_go(); // of its folder
             self.stop.cancel(); // admin, metrics and new configurations are another worker's now

@@ -189,10 +189,7 @@ impl Supervisor {
                     self.crew.drains(number, phase, now);
                     continue;
                 }
-                (Report::Leaving { within }, _) => {
-                    self.crew.leaving(number, within, now);
-                    continue;
-                }
+                (Report::Leaving { within }, _) => self.crew.leaving(number, within, now),
                 (Report::Ready { version }, _) => self.crew.ready(number, version, now),
                 _ => continue,
             };

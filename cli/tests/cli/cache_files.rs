@@ -213,8 +213,11 @@ fn proxy_that_has_no_time_for_its_last_snapshot_leaves_nothing_of_it_in_the_buck
     let (server, folder) = (s3::Server::start().unwrap(), tempfile::tempdir().unwrap());
     let origin = Origin::start("");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let settings =
-        archive::s3::Settings { bucket: "caches".to_owned(), endpoint: Some(server.endpoint()), ..archive::s3::Settings::default() };
+    let settings = archive::s3::Settings {
+        bucket: "caches".to_owned(),
+        endpoint: Some(server.endpoint()),
+        ..archive::s3::Settings::default()
+    };
     let direct = runtime.block_on(bucket(settings, &folder));
     runtime.block_on(direct.create()).unwrap();
     let relay = runtime.block_on(Relay::start(server.endpoint().trim_start_matches("http://").parse().unwrap())).unwrap();

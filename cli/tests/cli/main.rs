@@ -3,6 +3,7 @@
 
 mod cache;
 mod cache_files;
+mod cache_upgrade;
 mod cluster;
 mod documented;
 mod explain;

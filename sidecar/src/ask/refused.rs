@@ -33,7 +33,7 @@ impl From<PurgeError> for Refused {
         let why = error.to_string();
         match error {
             PurgeError::Wrong(_) => Self::wrong(why),
-            PurgeError::Unreachable(_) | PurgeError::Busy => Self::later(why),
+            PurgeError::Unreachable(_) | PurgeError::Elsewhere | PurgeError::Busy => Self::later(why),
         }
     }
 }

@@ -8,7 +8,8 @@
 //! look has a time limit, and after some that failed nobody looks for a while. If a write fails, all is closed and opened anew a little
 //! later. One process at a time has a folder.
 //!
-//! What was purged is known after a restart, too: from the log in Redis, or from a journal in the folder.
+//! What was purged is known after a restart, too: from the log in Redis, or from a journal in the folder. What requests have changed is
+//! taken out some time soon, and before the folder is let go of; if it can't be taken out, all goes.
 
 mod breaker;
 mod files;
@@ -21,7 +22,7 @@ mod writer;
 
 use std::{
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +32,7 @@ use std::{
 
 use crds::proxy::FetchrProxySpec;
 use tokio::{sync::oneshot, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 pub(super) use self::metrics::Metrics;
 use self::{
@@ -102,6 +104,10 @@ impl Settings {
         let dir = dir.ok_or("this pod was made before there was a cache.disk, so it has no volume for it: make it anew")?;
         Ok(Some(Self { dir, size: disk.size.0.min(place.most.unwrap_or(u64::MAX)) }))
     }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
 }
 
 /// The answers on disk.
@@ -119,6 +125,8 @@ struct Shared {
     breaker: Breaker,
     metrics: Metrics,
     purges: PodPurges,
+    /// Nothing is done in the folder any more.
+    ended: CancellationToken,
 }
 
 /// An answer that was found, with the names of its `Vary`. Whether it may be used is not known yet.
@@ -135,8 +143,9 @@ pub(super) struct Stats {
 }
 
 impl Disk {
-    /// Begins to open it, on threads that end when this is dropped.
-    pub(super) fn start(settings: Settings, metrics: Metrics, purges: PodPurges) -> Arc<Self> {
+    /// Begins to open it, on threads that end when this is dropped, once all that was to be taken out is. If not all changes have been told
+    /// there, what it holds is not believed.
+    pub(super) fn start(settings: Settings, metrics: Metrics, purges: PodPurges, believed: bool) -> Arc<Self> {
         let shared = Arc::new(Shared {
             limits: Limits::of(settings.size),
             settings,
@@ -147,14 +156,20 @@ impl Disk {
             breaker: Breaker::default(),
             metrics,
             purges,
+            ended: CancellationToken::new(),
         });
         reader::spawn(&shared, READERS);
-        writer::spawn(&shared);
+        writer::spawn(&shared, believed);
         Arc::new(Self(shared))
     }
 
     pub(super) fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    /// Is cancelled when the folder is free, after this was dropped.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.0.ended.clone()
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -257,6 +272,10 @@ impl Shared {
 impl Drop for Disk {
     fn drop(&mut self) {
         self.0.looks.close();
+        self.0.looks.retain(|_| false);
+        // What is new need not be written any more, but what was taken out must not be there for who opens the folder next.
+        let dropped = self.0.writes.retain(|write| !write.is_put());
+        (0..dropped).for_each(|_| self.0.metrics.tally.written("dropped"));
         self.0.writes.close();
     }
 }
@@ -266,3 +285,6 @@ impl fmt::Debug for Disk {
         f.debug_struct("Disk").field("settings", &self.0.settings).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

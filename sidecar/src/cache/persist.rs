@@ -130,7 +130,10 @@ impl Keeper {
                         leaving = self.until_changed(&mut changes, same, late) => leaving,
                         never = self.write_all(&place) => match never {},
                     };
-                    if leaving && !late.is_cancelled() && let Some(known) = &known {
+                    if leaving
+                        && !late.is_cancelled()
+                        && let Some(known) = &known
+                    {
                         tokio::select! {
                             () = self.write_last(&place, known) => {}
                             () = late.cancelled() => self.cache.metrics.snapshots.came(Direction::Written, Came::Late),

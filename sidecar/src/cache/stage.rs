@@ -112,7 +112,8 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
         variant: 0,
         marked: None,
     };
-    if let Some((forward, reason)) = caching.bypasses(&look.asks, &facts) {
+    let elsewhere = || cache.purges.is_elsewhere().then_some((Forward::Bypass, "Handover"));
+    if let Some((forward, reason)) = caching.bypasses(&look.asks, &facts).or_else(elsewhere) {
         cache.metrics.bypassed(reason);
         return look.goes(Status { detail: Some(reason), ..Status::forwarded(forward) }, None, None);
     }

@@ -92,11 +92,18 @@ pub(super) struct Before {
     again: bool,
     restarts: Option<u64>,
     drain: Option<(Phase, Duration)>,
+    /// Whether it may serve still.
+    pub(super) beside: bool,
 }
 
 impl Before {
     pub(super) fn of(link: Option<&Link>) -> Self {
-        Self { again: link.is_some_and(Link::again), restarts: link.map(Link::restarts), drain: link.and_then(Link::drain) }
+        Self {
+            again: link.is_some_and(Link::again),
+            restarts: link.map(Link::restarts),
+            drain: link.and_then(Link::drain),
+            beside: link.is_some_and(Link::beside),
+        }
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {

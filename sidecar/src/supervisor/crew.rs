@@ -86,6 +86,8 @@ struct Member {
     ready: Option<Instant>,
     /// When it is killed.
     until: Option<Instant>,
+    /// Whether it has said that it retires: from then on it decides nothing, and answers nothing from its cache.
+    left: bool,
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +113,7 @@ impl Crew {
         if let Some(main) = self.main.as_mut().filter(|main| main.number == number) {
             (main.ready, main.until, self.served) = (Some(now), None, true);
             self.tally.version = version;
-            return vec![Action::Tell(number, self.lead(now))];
+            return self.lead_if_alone(now);
         }
         match self.candidate.take_if(|candidate| candidate.number == number) {
             Some(candidate) => self.promote(candidate.number, version, now),
@@ -132,8 +134,9 @@ impl Crew {
                 actions.push(Action::Kill(old.number));
             }
         }
-        actions.extend([Action::Adopt(number), Action::Tell(number, self.lead(now))]);
-        self.main = Some(Member { number, ready: Some(now), until: None });
+        actions.push(Action::Adopt(number));
+        self.main = Some(Member { number, ready: Some(now), until: None, left: false });
+        actions.extend(self.lead_if_alone(now));
         (self.restart, self.backoff, self.served) = (None, Backoff::default(), true);
         self.tally.upgrades += 1;
         self.tally.version = version;
@@ -141,10 +144,21 @@ impl Crew {
     }
 
     /// A worker that retires says by when it will have ended.
-    pub(super) fn leaving(&mut self, number: u64, within: Duration, now: Instant) {
-        if let Some(old) = self.retired.iter_mut().find(|old| old.number == number) {
-            old.until = now.checked_add(within.saturating_add(SLACK));
+    pub(super) fn leaving(&mut self, number: u64, within: Duration, now: Instant) -> Vec<Action> {
+        match self.retired.iter_mut().find(|old| old.number == number) {
+            Some(old) => {
+                old.until = now.checked_add(within.saturating_add(SLACK));
+                let is_news = !std::mem::replace(&mut old.left, true);
+                if is_news { self.lead_if_alone(now) } else { Vec::new() }
+            }
+            None => Vec::new(),
         }
+    }
+
+    /// The worker that serves leads once those before it have said that they retire, or have ended: never do two.
+    fn lead_if_alone(&self, now: Instant) -> Vec<Action> {
+        let ready = self.main.as_ref().filter(|main| main.ready.is_some() && self.retired.iter().all(|old| old.left));
+        ready.map(|main| Action::Tell(main.number, self.lead(now))).into_iter().collect()
     }
 
     /// The worker that serves has begun to drain, or has come further.
@@ -174,12 +188,14 @@ impl Crew {
             self.refuse(format!("the new worker ended before it served ({how})"));
             return vec![Action::CloseSocketsOf(number)];
         }
-        let before = self.retired.len();
-        self.retired.retain(|old| old.number != number);
-        if self.retired.len() < before {
-            tracing::info!(%how, "The worker from before the upgrade ended.");
+        let Some(at) = self.retired.iter().position(|old| old.number == number) else { return self.exit_if_empty() };
+        let old = self.retired.swap_remove(at);
+        tracing::info!(%how, "The worker from before the upgrade ended.");
+        let mut actions = self.exit_if_empty();
+        if !old.left {
+            actions.extend(self.lead_if_alone(now));
         }
-        self.exit_if_empty()
+        actions
     }
 
     fn main_ended(&mut self, main: &Member, how: &How, now: Instant) -> Vec<Action> {
@@ -233,7 +249,7 @@ impl Crew {
         }
         tracing::info!("Upgrading: a worker is started from the file on disk.");
         let number = self.next_number();
-        self.candidate = Some(Member { number, ready: None, until: Some(now + UPGRADE_LIMIT) });
+        self.candidate = Some(Member { number, ready: None, until: Some(now + UPGRADE_LIMIT), left: false });
         vec![Action::Start { number, from_disk: true, welcome: self.welcome(now) }]
     }
 
@@ -274,7 +290,7 @@ impl Crew {
 
     fn start_main(&mut self, now: Instant) -> Action {
         let number = self.next_number();
-        self.main = Some(Member { number, ready: None, until: Some(now + START_LIMIT) });
+        self.main = Some(Member { number, ready: None, until: Some(now + START_LIMIT), left: false });
         Action::Start { number, from_disk: false, welcome: self.welcome(now) }
     }
 
@@ -285,7 +301,8 @@ impl Crew {
 
     fn welcome(&self, now: Instant) -> Welcome {
         let drain = self.draining(now);
-        Welcome { again: self.started > 1, restarts: self.tally.restarts, drain, ..Welcome::default() }
+        let beside = Some(self.candidate.is_some() || self.retired.iter().any(|old| !old.left));
+        Welcome { again: self.started > 1, restarts: self.tally.restarts, drain, beside, ..Welcome::default() }
     }
 
     fn lead(&self, now: Instant) -> Order {

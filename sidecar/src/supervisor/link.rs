@@ -71,6 +71,11 @@ impl Link {
         self.welcome.again
     }
 
+    /// Whether another worker may serve until this one [leads](Wish::Lead).
+    pub(crate) fn beside(&self) -> bool {
+        self.welcome.beside.unwrap_or(self.welcome.again)
+    }
+
     /// Workers that ended unasked so far.
     pub(crate) fn restarts(&self) -> u64 {
         self.welcome.restarts
@@ -195,11 +200,11 @@ mod tests {
     fn worker_takes_what_it_is_told_first_and_refuses_another_protocol() {
         let (ours, theirs) = Channel::pair().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let welcome = Welcome { protocol: PROTOCOL, sockets: 1, again: true, restarts: 2, drain: None };
+        let welcome = Welcome { protocol: PROTOCOL, sockets: 1, again: true, restarts: 2, ..Welcome::default() };
         ours.send(&Order::Welcome(welcome), None).unwrap();
         ours.send(&Order::Socket { label: "web".into() }, Some(listener.as_fd())).unwrap();
         let link = Link::over(theirs).unwrap();
-        assert!(link.again() && link.restarts() == 2 && link.sockets[0].0 == "web");
+        assert!(link.again() && link.beside() && link.restarts() == 2 && link.sockets[0].0 == "web");
 
         let (ours, theirs) = Channel::pair().unwrap();
         ours.send(&Order::Welcome(Welcome { protocol: 9, ..welcome }), None).unwrap();

@@ -55,6 +55,9 @@ pub(super) struct Welcome {
     pub(super) restarts: u64,
     /// How far the drain had come when the last worker ended.
     pub(super) drain: Option<Draining>,
+    /// Whether another worker serves, as it does in an upgrade. An earlier version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) beside: Option<bool>,
 }
 
 /// A drain that a worker has begun, and the next one has to go on with.
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     fn messages_come_back_as_they_were() {
         let drain = Some(Draining { phase: Phase::Closing, age: Duration::from_millis(1500) });
-        let welcome = Welcome { protocol: PROTOCOL, sockets: 3, again: true, restarts: 7, drain };
+        let welcome = Welcome { protocol: PROTOCOL, sockets: 3, again: true, restarts: 7, drain, beside: Some(true) };
         for order in [
             Order::Welcome(welcome),
             Order::Socket { label: "a".into() },
@@ -172,7 +175,7 @@ mod tests {
         // As an earlier version says it.
         assert_eq!(serde_json::from_str::<Order>(r#"{"say":"lead"}"#).unwrap(), Order::Lead { drain: None });
         let welcome = r#"{"say":"welcome","protocol":1,"sockets":0,"again":false,"restarts":0,"weather":"fine"}"#;
-        assert!(matches!(serde_json::from_str(welcome).unwrap(), Order::Welcome(Welcome { drain: None, .. })));
+        assert!(matches!(serde_json::from_str(welcome).unwrap(), Order::Welcome(Welcome { drain: None, beside: None, .. })));
     }
 
     #[test]

@@ -134,7 +134,9 @@ mod tests {
     fn each_bit_of_what_is_no_content_tells_that_it_was_flipped() {
         let whole = segment(&[5, 0, 300, 0, 0, 7]);
         let frames = found(&whole).2;
-        let is_content = |at: usize| frames.iter().any(|(from, frame)| (*from as usize + FRAME..(*from + frame.whole()) as usize).contains(&at));
+        let is_content = |at: usize| {
+            frames.iter().any(|(from, frame)| (*from as usize + FRAME..(*from + frame.whole()) as usize).contains(&at))
+        };
         for at in (0..whole.len()).filter(|at| !is_content(*at)) {
             for bit in 0..8 {
                 let mut bytes = whole.clone();

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -33,6 +33,8 @@ struct Inner {
     member: Box<str>,
     naming: Naming,
     kept: ArcSwap<Kept>,
+    /// Whether another process serves the same, as in an upgrade.
+    beside: AtomicBool,
     /// Held while another log is taken.
     taking: Mutex<()>,
     /// Purges so far: hard, soft.
@@ -55,7 +57,29 @@ impl PodPurges {
         let index = Index::new(CutOff::Serve, CAPACITY);
         let naming = index.naming();
         let kept = ArcSwap::from_pointee(Kept::Alone(Alone::new(index)));
-        Self(Arc::new(Inner { member: member.into(), naming, kept, taking: Mutex::new(()), counts: Default::default() }))
+        let (member, beside, taking) = (member.into(), AtomicBool::new(false), Mutex::new(()));
+        Self(Arc::new(Inner { member, naming, kept, beside, taking, counts: Default::default() }))
+    }
+
+    /// Another process serves the same, until this one [begins](Self::begin).
+    pub(crate) fn wait(&self) {
+        self.0.beside.store(true, Ordering::Release);
+    }
+
+    /// No other process answers from a cache of its own.
+    pub(crate) fn begin(&self) {
+        self.0.beside.store(false, Ordering::Release);
+    }
+
+    /// Another process begins when it hears that this was called.
+    pub(crate) fn retire(&self) {
+        self.0.beside.store(true, Ordering::Release);
+    }
+
+    /// Whether purges may be made in another process that this one does not hear of: as long as that may be, nothing is stored, no answer
+    /// is a stored one, and no purge is made here.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.0.beside.load(Ordering::Acquire) && matches!(&**self.0.kept.load(), Kept::Alone(_))
     }
 
     /// Takes the log that the configuration names, if it is another one: that of all pods, or none, for this pod alone. What was
@@ -210,6 +234,9 @@ impl PodPurges {
     }
 
     async fn take(&self, all: Vec<What>, strength: Strength, at_most: Duration) -> Result<PurgeAnswer, PurgeError> {
+        if self.is_elsewhere() {
+            return Err(PurgeError::Elsewhere);
+        }
         let kept = self.0.kept.load_full();
         let each = all.into_iter().map(async |what| match &*kept {
             Kept::Alone(alone) => Ok(alone.purge(what, strength, &self.0.member).await),
@@ -272,6 +299,20 @@ mod tests {
             let before = log.stamp();
             purge(&log, request).await.unwrap();
             assert_eq!(log.verdict(before, || (url.to_owned(), Vec::new())), expected, "{request}: {url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_purged_where_another_process_would_not_know() {
+        let log = PodPurges::new("pod");
+        let changes: [(fn(&PodPurges), bool); 3] =
+            [(PodPurges::wait, true), (PodPurges::begin, false), (PodPurges::retire, true)];
+        for (change, elsewhere) in changes {
+            let before = log.stamp();
+            change(&log);
+            let purged = purge(&log, r#"{"all": true}"#).await;
+            assert_eq!((log.is_elsewhere(), matches!(purged, Err(PurgeError::Elsewhere))), (elsewhere, elsewhere));
+            assert_eq!(log.stamp() == before, elsewhere);
         }
     }
 

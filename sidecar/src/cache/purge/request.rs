@@ -71,6 +71,9 @@ pub enum PurgeError {
     /// The log that the pods share can't be asked.
     #[error("{0}; nobody knows whether it was purged, ask again")]
     Unreachable(String),
+    /// It is known in this process alone, and another one serves the same: it is about to end, or this one has only begun.
+    #[error("nothing was purged: another worker of this proxy serves, or did so until now. Ask again in a moment")]
+    Elsewhere,
     /// Others wait for theirs.
     #[error("as many purges as can be are waited for: ask again later")]
     Busy,

@@ -14,9 +14,12 @@ fn serving(now: Instant) -> Crew {
 fn upgraded(now: Instant) -> Crew {
     let mut crew = serving(now);
     assert!(matches!(crew.upgrade(now)[..], [Action::Start { number: 2, from_disk: true, .. }]));
-    let taken_over = [Action::Tell(1, Order::Retire), Action::Adopt(2), Action::Tell(2, Order::Lead { drain: None })];
-    assert_eq!(crew.ready(2, "2".into(), now), taken_over);
+    assert_eq!(crew.ready(2, "2".into(), now), [Action::Tell(1, Order::Retire), Action::Adopt(2)]);
     crew
+}
+
+fn leads(number: u64) -> [Action; 1] {
+    [Action::Tell(number, Order::Lead { drain: None })]
 }
 
 #[test]
@@ -82,7 +85,8 @@ fn signal_while_no_worker_runs_ends_with_success() {
 fn upgrade_hands_over_and_the_old_worker_has_its_time() {
     let now = Instant::now();
     let mut crew = upgraded(now);
-    crew.leaving(1, ms(35_000), now);
+    assert_eq!(crew.leaving(1, ms(35_000), now), leads(2));
+    assert_eq!(crew.leaving(1, ms(35_000), now), []);
     assert_eq!(crew.deadline(), Some(now + ms(35_000) + SLACK));
     assert_eq!(crew.tick(now + ms(35_000)), []);
     assert_eq!(crew.ended(1, &How::Code(0), now + ms(35_000)), []);
@@ -98,6 +102,26 @@ fn old_worker_that_does_not_end_in_time_is_killed() {
     let mut crew = upgraded(now);
     crew.leaving(1, ms(1000), now);
     assert_eq!(crew.tick(now + ms(1000) + SLACK), [Action::Kill(1)]);
+}
+
+#[test]
+fn new_worker_leads_when_the_old_one_has_said_that_it_retires_or_has_ended() {
+    let now = Instant::now();
+    let mut crew = upgraded(now);
+    assert_eq!(crew.ended(1, &How::Signal(9), now), leads(2));
+    crew.upgrade(now);
+    assert_eq!(crew.ready(3, "3".into(), now), [Action::Tell(2, Order::Retire), Action::Adopt(3)]);
+    // The new one dies before the old one has said anything, and so does not know what was purged there.
+    let [Action::Start { number: 4, welcome, .. }] = &crew.ended(3, &How::Signal(9), now + ms(200))[..] else {
+        panic!("it is started again")
+    };
+    assert_eq!(welcome.beside, Some(true));
+    assert_eq!(crew.ready(4, "3".into(), now), []);
+    assert_eq!(crew.leaving(2, ms(1000), now), leads(4));
+    let [Action::Start { welcome, .. }] = &crew.ended(4, &How::Signal(9), now + ms(500))[..] else {
+        panic!("it is started again")
+    };
+    assert_eq!(welcome.beside, Some(false), "the old one drains, and answers nothing from its cache");
 }
 
 #[test]
@@ -144,7 +168,7 @@ fn two_upgrades_that_are_asked_for_at_once_are_one_that_succeeds() {
     let mut crew = serving(now);
     assert_eq!(crew.upgrade(now).len(), 1);
     assert_eq!(crew.upgrade(now), []);
-    assert_eq!(crew.ready(2, "2".into(), now).len(), 3);
+    assert_eq!(crew.ready(2, "2".into(), now).len(), 2);
     assert_eq!((crew.tally().upgrades, crew.tally().refused), (1, 0));
 }
 
@@ -166,8 +190,8 @@ fn drain_that_begins_while_the_worker_of_an_upgrade_starts_is_told_with_the_lead
     crew.drains(1, Phase::Announced, now + ms(1000));
     crew.drains(1, Phase::Closing, now + ms(2000));
     let drain = Some(Draining { phase: Phase::Closing, age: ms(2000) });
-    let taken_over = [Action::Tell(1, Order::Retire), Action::Adopt(2), Action::Tell(2, Order::Lead { drain })];
-    assert_eq!(crew.ready(2, "2".into(), now + ms(3000)), taken_over);
+    assert_eq!(crew.ready(2, "2".into(), now + ms(2500)), [Action::Tell(1, Order::Retire), Action::Adopt(2)]);
+    assert_eq!(crew.leaving(1, ms(1000), now + ms(3000)), [Action::Tell(2, Order::Lead { drain })]);
     // It goes on from there, and who comes after it, too.
     crew.drains(2, Phase::Drained, now + ms(4000));
     let [Action::Start { welcome, .. }] = &crew.ended(2, &How::Signal(9), now + ms(5000))[..] else {

@@ -216,7 +216,10 @@ fn whichever_byte_is_damaged_what_was_taken_out_is_not_found_again() {
             }
         }
     }
-    assert!(whole > 100 && fewest == 0, "contents are another one's business, and the newest frame takes all with it: {whole}, {fewest}");
+    assert!(
+        whole > 100 && fewest == 0,
+        "contents are another one's business, and the newest frame takes all with it: {whole}, {fewest}"
+    );
 }
 
 #[test]
