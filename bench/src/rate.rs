@@ -1,6 +1,7 @@
 //! Latency at a constant rate: half of what nginx can do.
 
 pub(crate) mod open_loop;
+pub(crate) mod quantiles;
 
 use std::{path::Path, time::Duration};
 
@@ -10,11 +11,12 @@ use e2e::report::{median, table};
 use serde::Serialize;
 
 use crate::{
-    findings::{Findings, Group, spread},
+    findings::{Findings, Group},
     load,
     peers::{self, Peer, Plan},
 };
 use open_loop::Schedule;
+use quantiles::Quantiles;
 
 /// How much, how long and how often.
 #[derive(Args)]
@@ -32,16 +34,14 @@ pub(crate) struct Options {
 
 const CONNECTIONS: usize = 64;
 
-/// What was measured of one proxy, a value for each turn; latencies in microseconds from the moment at which a request was due.
+/// What was measured of one proxy.
 #[derive(Default, Serialize)]
 struct Figures {
     proxy: &'static str,
     /// Requests a second, at most.
     most: f64,
-    p50: Vec<f64>,
-    p99: Vec<f64>,
-    p999: Vec<f64>,
-    greatest: Vec<f64>,
+    #[serde(flatten)]
+    latencies: Quantiles,
 }
 
 /// Finds out what each proxy can do, and then sends all of them the same rate.
@@ -59,14 +59,10 @@ pub(crate) fn run(binaries: &Path, options: &Options) -> Result<Findings> {
     for _ in 0..options.rounds {
         for (peer, figures) in peers.iter().zip(&mut all) {
             let latencies = schedule.send(peer.http).with_context(|| format!("{rate:.0} requests a second to {}", peer.name))?;
-            let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-            figures.p50.push(at(0.5));
-            figures.p99.push(at(0.99));
-            figures.p999.push(at(0.999));
-            figures.greatest.push(at(1.0));
+            figures.latencies.add(&latencies);
         }
     }
-    let bars = all.iter().map(|figures| (figures.proxy, median(&figures.p99))).collect();
+    let bars = all.iter().map(|figures| (figures.proxy, median(&figures.latencies.p99))).collect();
     let findings = Findings::new(summary(&all, rate), &serde_json::json!({"rate": rate, "proxies": all}))?;
     Ok(findings.with_bars("p99 in microseconds", &[Group { name: format!("{rate:.0} requests/s"), bars }]))
 }
@@ -79,17 +75,11 @@ fn most(peer: &Peer) -> Result<f64> {
 
 fn summary(all: &[Figures], rate: f64) -> String {
     let head = format!("{rate:.0} requests/s, µs (least to most)");
-    let mut rows = vec![vec![
-        head,
-        "p50".to_owned(),
-        "p99".to_owned(),
-        "p99.9".to_owned(),
-        "slowest".to_owned(),
-        "requests/s at most".to_owned(),
-    ]];
+    let heads = [head.as_str()].into_iter().chain(Quantiles::HEADS).chain(["requests/s at most"]);
+    let mut rows = vec![heads.map(str::to_owned).collect::<Vec<_>>()];
     for figures in all {
         let mut row = vec![figures.proxy.to_owned()];
-        row.extend([&figures.p50, &figures.p99, &figures.p999, &figures.greatest].map(|values| spread(values)));
+        row.extend(figures.latencies.cells());
         row.push(format!("{:.0}", figures.most));
         rows.push(row);
     }

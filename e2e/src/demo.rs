@@ -92,7 +92,7 @@ async fn application(screen: &Screen, cluster: &Cluster, image: &str) -> anyhow:
         anyhow::Ok(pods)
     };
     let pods = screen.step("an application that opts in", step).await?;
-    screen.yaml(yaml.split("---").next().unwrap_or_default());
+    screen.yaml(yaml.rsplit("---\n").next().unwrap_or_default());
     screen.command("kubectl get pods", &namespace.kubectl(&["get", "pods", "-l", "app=web"], "").await?);
     Ok((namespace, pods))
 }

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::image::Image;
 use crate::process::output;
+use crate::s3;
 use crate::tools::{repository, sibling};
 
 /// Image of the operator.
@@ -21,6 +22,8 @@ pub const ORIGIN: &str = "localhost/fetchr-origin:dev";
 
 /// Image of Redis, made of the `redis-server` of this machine.
 pub const REDIS: &str = "localhost/redis:dev";
+/// Image of SeaweedFS, which speaks S3.
+pub const S3: &str = "localhost/seaweedfs:dev";
 
 const OPERATOR_USER: u32 = 65532;
 const SIDECAR_USER: u32 = 2733;
@@ -61,15 +64,29 @@ pub fn origin() -> anyhow::Result<Image> {
     Ok(Image::new(ORIGIN).program(&program, "/usr/local/bin/fetchr-origin")?.run("fetchr-origin", &[]).user(ORIGIN_USER))
 }
 
-/// Redis, which keeps nothing on disk.
+/// Redis, with its command line and a shell.
 ///
 /// # Errors
 /// As [`all`].
 pub fn redis() -> anyhow::Result<Image> {
-    let program = Path::new("/usr/bin/redis-server");
-    let image = Image::new(REDIS).program(program, "/usr/local/bin/redis-server")?;
-    let flags = ["--bind", "*", "--protected-mode", "no", "--save", "", "--dir", "/tmp"];
-    Ok(image.run("redis-server", &flags).user(ORIGIN_USER))
+    let mut image = with_shell(REDIS)?;
+    for program in ["redis-server", "redis-cli"] {
+        image = image.program(&Path::new("/usr/bin").join(program), &format!("/usr/local/bin/{program}"))?;
+    }
+    Ok(image.run("redis-server", &[]).user(ORIGIN_USER))
+}
+
+/// A server of S3. It is large, so it is not among [`all`].
+///
+/// # Errors
+/// It can't be installed.
+pub fn s3() -> anyhow::Result<Image> {
+    let program = fs::canonicalize(s3::install()?)?;
+    Ok(with_shell(S3)?.program(&program, "/usr/local/bin/weed")?.run("weed", &[]).user(ORIGIN_USER))
+}
+
+fn with_shell(name: &str) -> anyhow::Result<Image> {
+    Image::new(name).program(&fs::canonicalize("/bin/sh")?, "/usr/local/bin/sh")
 }
 
 /// The folder that `scripts/image-root` fills, once for each build of the programs.

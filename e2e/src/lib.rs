@@ -8,6 +8,7 @@
 //! - [`loopback`]: fetchr without a node, with relays wherever a network can break. [`faults`]: what happens when it does, measured.
 //! - [`testbed`]: the cluster that all tests share, with fetchr ([`install`]) and a [`namespace`] for each test.
 //! - [`origin`]: the HTTP application in its pods, and a client that sends load.
+//! - [`stores`]: Redis and S3 in pods.
 //! - [`testkit`]: a relay that breaks the network, and peers that follow a script to the byte.
 //! - [`stream`]: a sidecar that is nothing but its stream to an operator.
 //! - [`wait`]: waiting with a deadline.
@@ -30,6 +31,7 @@ pub mod process;
 pub mod report;
 pub mod s3;
 pub mod soak;
+pub mod stores;
 pub mod stream;
 pub mod testbed;
 pub mod testkit;

@@ -22,6 +22,21 @@ pub const SECRET_KEY: &str = "fetchr-secret";
 /// Who may only read.
 pub const READER: (&str, &str) = ("AKIAREADER", "reader-secret");
 
+/// What it is told wherever it runs.
+pub const FLAGS: [&str; 9] = [
+    "server",
+    "-ip=127.0.0.1",
+    "-filer",
+    "-s3",
+    "-s3.iam=false",
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-volume.max=20",
+    "-master.volumeSizeLimitMB=64",
+];
+/// Without a key it answers each upload by 500 where its encryption is asked for.
+pub const ENVIRONMENT: [(&str, &str); 2] = [("WEED_S3_SSE_KEK_PASSPHRASE", "x"), ("WEED_S3_SSE_KEY", "testkey")];
+
 /// How long it may take to start on a busy machine.
 const STARTING: Duration = Duration::from_secs(60);
 /// It takes each port once more, so much higher.
@@ -79,23 +94,11 @@ impl Server {
         fs::write(&config, identities())?;
         let [master, volume, filer, port] = free_ports()?;
         let mut command = Command::new(program);
-        command.args([
-            "server",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            "-filer",
-            "-s3",
-            "-s3.iam=false",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-        ]);
-        command.args(["-volume.max=20", "-master.volumeSizeLimitMB=64"]).current_dir(folder.path());
+        command.args(FLAGS).args(["-ip.bind=127.0.0.1"]).envs(ENVIRONMENT).current_dir(folder.path());
         command.arg(format!("-dir={}", folder.path().display())).arg(format!("-s3.config={}", config.display()));
         for (name, port) in [("master.port", master), ("volume.port", volume), ("filer.port", filer), ("s3.port", port)] {
             command.arg(format!("-{name}={port}"));
         }
-        // Without a key it answers each upload by 500 where its encryption is asked for.
-        command.env("WEED_S3_SSE_KEK_PASSPHRASE", "x").env("WEED_S3_SSE_KEY", "testkey");
         let mut process = Process::spawn("SeaweedFS", command, &folder.path().join("log"))?;
         let deadline = Instant::now() + STARTING;
         while !is_ready(port) {
@@ -109,7 +112,11 @@ impl Server {
     }
 }
 
-fn install() -> anyhow::Result<PathBuf> {
+/// Its program.
+///
+/// # Errors
+/// It can't be installed.
+pub fn install() -> anyhow::Result<PathBuf> {
     let script = tools::repository().join("scripts/seaweedfs/install");
     let output =
         Command::new(&script).stderr(Stdio::inherit()).output().with_context(|| format!("could not run {}", script.display()))?;
@@ -119,7 +126,8 @@ fn install() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
-fn identities() -> String {
+/// Who may do what, as it reads it.
+pub fn identities() -> String {
     let identity = |name: &str, (key, secret): (&str, &str), actions: &[&str]| {
         let credentials = [serde_json::json!({"accessKey": key, "secretKey": secret})];
         serde_json::json!({"name": name, "credentials": credentials, "actions": actions})

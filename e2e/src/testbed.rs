@@ -105,38 +105,6 @@ pub async fn answered_during<T>(client: &Pod, change: impl Future<Output = T>) -
     }
 }
 
-/// A Redis `redis` with a Service of that name, as YAML. It keeps nothing over a restart.
-pub fn redis() -> String {
-    format!(
-        "\
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: redis}}
-spec:
-  replicas: 1
-  selector: {{matchLabels: {{app: redis}}}}
-  template:
-    metadata:
-      labels: {{app: redis}}
-    spec:
-      containers:
-      - name: redis
-        image: {}
-        imagePullPolicy: IfNotPresent
-        ports: [{{containerPort: 6379}}]
-        readinessProbe: {{tcpSocket: {{port: 6379}}, periodSeconds: 1}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: redis}}
-spec:
-  selector: {{app: redis}}
-  ports: [{{name: redis, port: 6379}}]
-",
-        images::REDIS
-    )
-}
-
 /// A Deployment `name` of the test application with the label `app: NAME`, listening on 8080, as YAML. `annotations` are those of
 /// its pods, as in `fetchr.sh/inject: enabled`.
 pub fn application(name: &str, replicas: u32, annotations: &str) -> String {

@@ -11,10 +11,9 @@ use super::{
     peers::{self, CORE},
 };
 use crate::{
-    findings::spread,
     peers::{local, nginx},
     process::Process,
-    rate::open_loop::Schedule,
+    rate::{open_loop::Schedule, quantiles::Quantiles},
 };
 
 const CONNECTIONS: usize = 64;
@@ -38,14 +37,12 @@ const KINDS: [Kind; 3] = [
     Kind { name: "full, some take 1 MiB, for which 2000 go", port: 18059, size: "64Mi", filled: 200_000, large: true },
 ];
 
-/// Latencies of one kind, microseconds from the moment at which a request was due, a value for each turn.
+/// Latencies of one kind.
 #[derive(Serialize)]
 struct Figures {
     name: &'static str,
-    p50: Vec<f64>,
-    p99: Vec<f64>,
-    p999: Vec<f64>,
-    slowest: Vec<f64>,
+    #[serde(flatten)]
+    latencies: Quantiles,
 }
 
 /// Sends the same rate of misses to each in turn.
@@ -53,7 +50,7 @@ pub(super) fn run(binaries: &Path, options: &Options) -> Result<Section> {
     let folder = tempfile::tempdir()?;
     let _origin = nginx::origin_with(folder.path(), peers::SMALL)?;
     let started = KINDS.iter().map(|kind| kind.start(binaries, folder.path(), options)).collect::<Result<Vec<_>>>()?;
-    let figures = |kind: &Kind| Figures { name: kind.name, p50: vec![], p99: vec![], p999: vec![], slowest: vec![] };
+    let figures = |kind: &Kind| Figures { name: kind.name, latencies: Quantiles::default() };
     let mut all: Vec<Figures> = KINDS.iter().map(figures).collect();
     let duration = Duration::from_secs(options.seconds.into());
     let schedule = Schedule { rate: options.rate, duration, connections: CONNECTIONS };
@@ -61,11 +58,7 @@ pub(super) fn run(binaries: &Path, options: &Options) -> Result<Section> {
         for (kind, figures) in KINDS.iter().zip(&mut all) {
             let request = |number: usize| kind.request(round, number);
             let latencies = schedule.send_each(local(kind.port), &request).context(kind.name)?;
-            let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-            figures.p50.push(at(0.5));
-            figures.p99.push(at(0.99));
-            figures.p999.push(at(0.999));
-            figures.slowest.push(at(1.0));
+            figures.latencies.add(&latencies);
         }
     }
     drop(started);
@@ -90,18 +83,12 @@ impl Kind {
 
 fn summary(all: &[Figures], rate: f64) -> String {
     let head = format!("{rate:.0} misses/s, µs (least to most)");
-    let mut rows = vec![vec![
-        head,
-        "p50".to_owned(),
-        "p99".to_owned(),
-        "p99.9".to_owned(),
-        "slowest".to_owned(),
-        "p99.9 to the first".to_owned(),
-    ]];
+    let heads = [head.as_str()].into_iter().chain(Quantiles::HEADS).chain(["p99.9 to the first"]);
+    let mut rows = vec![heads.map(str::to_owned).collect::<Vec<_>>()];
     for one in all {
         let mut row = vec![one.name.to_owned()];
-        row.extend([&one.p50, &one.p99, &one.p999, &one.slowest].map(|values| spread(values)));
-        row.push(format!("{:.2}", median(&one.p999) / median(&all[0].p999)));
+        row.extend(one.latencies.cells());
+        row.push(format!("{:.2}", median(&one.latencies.p999) / median(&all[0].latencies.p999)));
         rows.push(row);
     }
     table(&rows)

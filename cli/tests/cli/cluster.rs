@@ -102,6 +102,21 @@ async fn cluster_is_checked_before_and_after_the_resources_are_installed() {
     assert!(pods.get_opt("fetchr-check").await.unwrap().is_none(), "a trial leaves nothing");
 }
 
+/// kubectl applies the files of a folder by their names: a namespace before what is in it, a proxy before its pods.
+#[tokio::test(flavor = "multi_thread")]
+async fn example_is_applied_in_one_go() {
+    let server = ApiServer::start().await.unwrap();
+    install_resources(&server.client().await.unwrap()).await;
+    let cache = tempfile::tempdir().unwrap();
+    let mut kubectl = tokio::process::Command::new(e2e::tools::program("kubectl").unwrap());
+    kubectl.arg("--kubeconfig").arg(server.kubeconfig()).arg("--cache-dir").arg(cache.path());
+    let output = kubectl.args(["apply", "-f", "../examples/cluster/", "-o", "name"]).output().await.unwrap();
+    let applied = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{applied}{}", String::from_utf8_lossy(&output.stderr));
+    let place = |name: &str| applied.lines().position(|line| line == name).unwrap_or_else(|| panic!("no {name} in {applied}"));
+    assert!(place("fetchrproxy.fetchr.sh/web") < place("deployment.apps/web"), "{applied}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn webhook_that_nobody_answers_comes_with_the_way_out() {
     let server = ApiServer::start().await.unwrap();
@@ -130,7 +145,7 @@ async fn webhook_that_nobody_answers_comes_with_the_way_out() {
     let hint = finding(&said, "injection")["hint"].clone();
     assert!(hint.as_str().unwrap().contains("kubectl delete mutatingwebhookconfiguration fetchr"), "{hint}");
     assert_eq!(finding(&said, "CA bundles")["outcome"], "Failed");
-    let injected = asked(&server, &["inject", "-f", "examples/cluster/app.yaml"]).await;
+    let injected = asked(&server, &["inject", "-f", "examples/cluster/3-app.yaml"]).await;
     assert_eq!((injected.code, injected.stdout.as_str()), (1, ""), "{injected:?}");
     assert!(injected.stderr.contains("--image, --ca-file, --plan-key, --proxy-file"), "{}", injected.stderr);
 }

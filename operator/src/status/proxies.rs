@@ -41,7 +41,7 @@ fn status(
     let says = [ready(&parts)].into_iter().chain(parts);
     FetchrProxyStatus {
         observed_generation: generation,
-        pods: pods.counts,
+        pods: PodCounts { matched: pods.counts.matched + pods.strays, ..pods.counts },
         conditions: says.map(|says| says.condition(generation, before, now)).collect(),
     }
 }
@@ -58,16 +58,16 @@ fn accepted(verdict: &ProxyVerdict, too_large: Option<&String>) -> Says {
     }
 }
 
-fn injected(OfProxy { counts, bare, .. }: &OfProxy) -> Says {
-    let PodCounts { matched, injected, .. } = counts;
+fn injected(OfProxy { counts, strays, bare, .. }: &OfProxy) -> Says {
+    let (matched, injected) = (counts.matched + strays, counts.injected);
     let says = |ok, reason, message| Says { kind: INJECTED, ok, reason, message };
     match bare {
         Some(bare) => says(
             false,
             reasons::SIDECAR_MISSING,
-            format!("{} of {matched} pods have no sidecar, such as {bare}", matched - injected),
+            format!("{} of {matched} pods have no sidecar of this proxy, such as {bare}", matched - injected),
         ),
-        None if *matched == 0 => says(true, reasons::NO_PODS, "No opted-in pod is selected.".to_owned()),
+        None if matched == 0 => says(true, reasons::NO_PODS, "No opted-in pod is selected.".to_owned()),
         None => says(true, reasons::INJECTED, format!("All {matched} pods have a sidecar.")),
     }
 }
@@ -119,7 +119,7 @@ mod tests {
     fn pod_without_sidecar_makes_it_not_injected() {
         let says = injected(&OfProxy { bare: Some("shop/web-2: HostNetwork: ...".to_owned()), ..pods(2, 1, 1) });
         assert!(!says.ok);
-        assert_eq!(says.message, "1 of 2 pods have no sidecar, such as shop/web-2: HostNetwork: ...");
+        assert_eq!(says.message, "1 of 2 pods have no sidecar of this proxy, such as shop/web-2: HostNetwork: ...");
     }
 
     #[test]

@@ -32,7 +32,9 @@ pub struct Survey<'a> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct OfProxy {
     pub(super) counts: PodCounts,
-    /// The first pod without a sidecar, and why if that is known.
+    /// Pods that would be its own if they were created now, and have the sidecar of another proxy.
+    pub(super) strays: i32,
+    /// The first pod without a sidecar of it, and why if that is known.
     pub(super) bare: Option<String>,
     /// The first pod that refused its plan, and why.
     pub(super) nack: Option<String>,
@@ -70,8 +72,11 @@ impl<'a> Survey<'a> {
                     let is_proven = report.is_some() || chosen.as_ref() == Some(&proxy);
                     // Who may write a pod's annotations has no say about other namespaces.
                     if is_proven || proxy.namespace == key.namespace {
-                        let fits = chosen.is_none_or(|chosen| chosen == proxy) && digests.fits(pod, &proxy, opt_in);
+                        let fits = chosen.as_ref().is_none_or(|chosen| *chosen == proxy) && digests.fits(pod, &proxy, opt_in);
                         survey.injected(key, proxy, fits, report);
+                    }
+                    if let Some(chosen) = chosen.filter(|chosen| *chosen != proxy) {
+                        survey.stray(key, chosen, &proxy);
                     }
                     let sidecar = Sidecar { pod: key, identity: index.identity(key, pod), report, is_proven };
                     survey.sidecars.entry(plan).or_default().push(sidecar);
@@ -97,6 +102,13 @@ impl<'a> Survey<'a> {
             Some(Report { nack: Some(nack), .. }) => of.nack = of.nack.take().or_else(|| Some(refusal(pod, nack))),
             Some(_) => {}
         }
+    }
+
+    /// Created before the proxy that is now its own, as when both are applied at once.
+    fn stray(&mut self, key: &ObjectRef, chosen: ObjectRef, has: &ObjectRef) {
+        let of = self.proxies.entry(chosen).or_default();
+        of.strays += 1;
+        of.bare.get_or_insert_with(|| format!("{key}, which was created before this proxy selected it and has one of {has}; restart it"));
     }
 
     fn bare(&mut self, key: &ObjectRef, pod: &Pod, proxy: ObjectRef) {
@@ -222,6 +234,23 @@ mod tests {
         assert_eq!(counted(&claiming("bank/web", Some("enabled")), &nothing, "bank/web"), (0, false));
         assert_eq!(counted(&claiming("fetchr-system/default", None), &nothing, "fetchr-system/default"), (0, false));
         assert_eq!(counted(&claiming("evil/own", None), &nothing, "evil/own"), (1, false), "its own namespace's business");
+    }
+
+    #[test]
+    fn pod_with_the_sidecar_of_another_proxy_is_told_to_both() {
+        let mut index = claiming("fetchr-system/default", Some("enabled"));
+        let mut object = serde_json::json!(FetchrProxy::new("web", Default::default()));
+        object["metadata"]["namespace"] = "evil".into();
+        let (key, stored) = crate::index::Proxy::read(serde_json::from_value(object).unwrap()).unwrap();
+        index.apply(key.clone(), stored, "1".to_owned());
+        let (digest, reports): (SettingsDigest, _) = (Arc::new(|_, _| String::new()), report("fetchr-system/default"));
+        let survey = Survey::new(&index, &Content::for_test(BTreeMap::new()), &reports, PLATFORM, &digest);
+        let web = survey.of_proxy(&key);
+        assert_eq!((web.counts.matched, web.strays), (0, 1));
+        assert!(web.bare.unwrap().contains("evil/pod"));
+        let default = survey.of_proxy(&ObjectRef::new(PLATFORM, "default")).counts;
+        assert_eq!((default.injected, default.outdated), (1, 1));
+        assert_eq!(survey.total().matched, 1, "it is one pod");
     }
 
     #[test]
