@@ -29,7 +29,7 @@ pub(super) fn post(address: SocketAddr, path: &str, head: &str, body: &str) -> R
     let length = body.len();
     send(
         address,
-        &format!("POST {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n{body}"),
+        &format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n{body}"),
     )
 }
 
