@@ -175,6 +175,9 @@ impl fmt::Display for Attachment {
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Identity {
+    /// Namespace of the pod, which need not be its proxy's; empty on a laptop.
+    #[serde(default)]
+    pub namespace: String,
     /// Kind of the pod's workload, such as `Deployment`; empty on a laptop.
     #[serde(default)]
     pub workload_kind: String,

@@ -304,6 +304,7 @@ impl Index {
         let (workload_kind, workload_name) = pod.workload().unwrap_or_default();
         let services = self.services.in_namespace(&key.namespace).filter(|(_, service)| service.selects(&pod.labels));
         Identity {
+            namespace: key.namespace.clone(),
             workload_kind: workload_kind.to_owned(),
             workload_name: workload_name.to_owned(),
             services: services.map(|(key, _)| key.name.clone()).collect(),

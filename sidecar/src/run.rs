@@ -293,7 +293,7 @@ fn stream_settings(pod: &Pod, state: &StateDir, (purges, cache): (PodPurges, Pod
         keys: pod.plan_keys.iter().filter_map(|key| key.parse().ok()).collect(),
         namespace: pod.namespace.clone(),
         proxy: pod.proxy.clone(),
-        identity: Identity { workload_kind, workload_name, ..Identity::default() },
+        identity: Identity { namespace: pod.namespace.clone(), workload_kind, workload_name, ..Identity::default() },
     };
     stream::Settings {
         operator: pod.operator.clone(),

@@ -195,7 +195,7 @@ fn reference(proxy: &FetchrProxy) -> ObjectRef {
 
 fn identity(args: &Args) -> Identity {
     let (workload_kind, workload_name) = args.workload.clone().unwrap_or_default();
-    Identity { workload_kind, workload_name, services: args.services.clone(), live_pods: 1 }
+    Identity { workload_kind, workload_name, services: args.services.clone(), live_pods: 1, ..Identity::default() }
 }
 
 /// Every port that will be opened, and how each can be changed.

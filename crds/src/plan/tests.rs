@@ -476,7 +476,8 @@ proptest! {
         let proxies = some_proxies();
         let compiled = compile(&inputs(&proxies, &policies));
         let identity = Identity {
-            workload_kind: "Deployment".to_owned(), workload_name: "web".to_owned(), services: vec!["web".to_owned()], live_pods: 1,
+            namespace: "shop".to_owned(), workload_kind: "Deployment".to_owned(), workload_name: "web".to_owned(),
+            services: vec!["web".to_owned()], live_pods: 1,
         };
         for (plan, direction) in compiled.plans.values().flat_map(|plan| [(plan, Direction::Inbound), (plan, Direction::Outbound)]) {
             for (path, host) in PATHS.iter().flat_map(|path| ["api.example.org", "www.example.org", "local"].map(|host| (path, host))) {

@@ -53,10 +53,10 @@ impl ColdStart {
         Some(self.plan_dir.as_ref()?.join(format!("{namespace}.{name}")))
     }
 
-    /// What was known at the last start, with the workload that admission stamped.
+    /// What was known at the last start, with the namespace and the workload that admission stamped.
     fn placed(&self, kept: &Identity) -> Identity {
-        let Identity { workload_kind, workload_name, .. } = self.identity.clone();
-        Identity { workload_kind, workload_name, ..kept.clone() }
+        let Identity { namespace, workload_kind, workload_name, .. } = self.identity.clone();
+        Identity { namespace, workload_kind, workload_name, ..kept.clone() }
     }
 
     fn mounted(&self, metrics: &Metrics) -> Option<Planned> {

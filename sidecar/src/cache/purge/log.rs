@@ -199,13 +199,14 @@ impl Scope {
         Ok(Self { namespace: namespace.into(), workload: workload.into() })
     }
 
-    /// The pods of a workload, or the proxy that stands alone.
+    /// The pods of a workload, or the proxy that stands alone. A proxy of the platform serves pods of many namespaces, which share nothing.
     pub(crate) fn of(proxy: &ObjectRef, pod: &Identity) -> Result<Self, String> {
         let workload = match pod.workload_name.is_empty() {
             false => format!("{}/{}", pod.workload_kind, pod.workload_name),
             true => format!("FetchrProxy/{}", proxy.name),
         };
-        Self::new(&proxy.namespace, &workload).map_err(|why| format!("{}/{workload} {why}", proxy.namespace))
+        let namespace = if pod.namespace.is_empty() { &proxy.namespace } else { &pod.namespace };
+        Self::new(namespace, &workload).map_err(|why| format!("{namespace}/{workload} {why}"))
     }
 
     /// The namespace, and `Kind/name` in it.

@@ -141,7 +141,8 @@ impl Receiver {
     /// The pod's place changed: the same plan may now hold other policies for it.
     async fn place(&mut self, identity: v1::Identity) {
         let v1::Identity { workload_kind, workload_name, services, live_pods } = identity;
-        let identity = Identity { workload_kind, workload_name, services, live_pods };
+        let namespace = self.settings.cold_start.namespace.clone();
+        let identity = Identity { namespace, workload_kind, workload_name, services, live_pods };
         if identity == self.identity {
             return;
         }

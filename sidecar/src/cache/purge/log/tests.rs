@@ -77,6 +77,19 @@ fn values_are_bounded_words() {
 }
 
 #[test]
+fn pods_of_two_namespaces_share_nothing_although_they_have_one_proxy() {
+    let default = ObjectRef::new("fetchr-system", "default");
+    let web = |namespace: &str| {
+        let (workload_kind, workload_name) = ("Deployment".to_owned(), "web".to_owned());
+        let pod = Identity { namespace: namespace.to_owned(), workload_kind, workload_name, ..Identity::default() };
+        Scope::of(&default, &pod).unwrap()
+    };
+    assert_eq!((web("shop").parts(), web("bank").parts()), (("shop", "Deployment/web"), ("bank", "Deployment/web")));
+    let alone = Scope::of(&ObjectRef::new("shop", "web"), &Identity::default()).unwrap();
+    assert_eq!(alone.parts(), ("shop", "FetchrProxy/web"));
+}
+
+#[test]
 fn a_scope_stays_in_its_tenant_and_slot() {
     let scope = Scope::new("shop", "Deployment/web").unwrap();
     assert_eq!(scope.key("log"), "fetchr:shop:{purge:Deployment/web}:log");
