@@ -78,7 +78,7 @@ impl Shard {
     /// How an object is listed, if it is still there.
     pub(super) fn listed(&self, key: &Key<'_>, object: &Object) -> Option<Listed> {
         let slot = self.slots.get(self.find_same(key, object)?);
-        Some(Listed { object: object.clone(), weight: slot.weight, hits: slot.hits })
+        Some(Listed { object: object.clone(), weight: slot.weight(), hits: slot.hits })
     }
 
     /// Puts an object under its own key. What was there goes, a marker with all its variants.
@@ -122,10 +122,11 @@ impl Shard {
             self.make_room_for_variant(at, most, dropped);
             // Slots may have moved meanwhile.
             at = self.find(primary.hash, primary.primary, &[]).unwrap_or(at);
-            if let Content::Marker(marker) = &mut self.slots.get_mut(at).content {
-                marker.variants.push_back(key.hash);
-            }
-            self.slots.reweigh(at);
+            self.slots.change(at, |content| {
+                if let Content::Marker(marker) = content {
+                    marker.variants.push_back(key.hash);
+                }
+            });
         }
         self.insert(key, object, dropped);
     }
@@ -199,7 +200,7 @@ impl Shard {
             }
             if slot.queue == Queue::Small {
                 slot.uses = 0;
-                excess -= slot.weight as i64;
+                excess -= slot.weight() as i64;
             } else {
                 slot.uses -= 1;
             }
@@ -238,7 +239,7 @@ impl Shard {
             at -= 1;
             let slot = self.slots.get(at);
             if let Content::Object(object) = &slot.content {
-                out.push(Listed { object: object.clone(), weight: slot.weight, hits: slot.hits });
+                out.push(Listed { object: object.clone(), weight: slot.weight(), hits: slot.hits });
             }
         }
         at

@@ -9,7 +9,7 @@ use super::{Found, Hash, Object};
 /// "No slot" in links.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Slots of one block: 128 take 11 KiB.
+/// Slots of one block: 128 take 10 KiB.
 const BLOCK: usize = 128;
 
 /// What a key leads to.
@@ -49,8 +49,10 @@ pub(super) fn weight(object: &Object) -> u64 {
     ENTRY + object.size()
 }
 
-/// A slot (88), its place in an index that is between 7/16 and 7/8 full (10 to 20) and two fifths of a ghost (6).
-const ENTRY: u64 = 112;
+/// A slot (80), its place in an index that is between 7/16 and 7/8 full (10 to 20) and two fifths of a ghost (6).
+const ENTRY: u64 = 104;
+
+const _: () = assert!(size_of::<Slot>() == 80, "ENTRY is made of it");
 
 /// Which queue an entry stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +66,6 @@ pub(super) enum Queue {
 pub(super) struct Slot {
     pub(super) hash: Hash,
     pub(super) content: Content,
-    pub(super) weight: u64,
     /// Hits since it came, for lists.
     pub(super) hits: u32,
     /// Hits that eviction still counts, 0 to [`MAX_USES`](super::shard::MAX_USES).
@@ -78,8 +79,12 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn new(hash: Hash, content: Content) -> Self {
-        let weight = content.weight();
-        Self { hash, content, weight, hits: 0, uses: 0, queue: Queue::Small, newer: NONE, older: NONE }
+        Self { hash, content, hits: 0, uses: 0, queue: Queue::Small, newer: NONE, older: NONE }
+    }
+
+    /// Bytes that the entry takes in all. It is added up each time: a number for it would take more.
+    pub(super) fn weight(&self) -> u64 {
+        self.content.weight()
     }
 }
 
@@ -151,20 +156,18 @@ impl Slots {
 
     /// Puts other content into a slot, which keeps its place in the queue. Returns the old content.
     pub(super) fn swap(&mut self, at: u32, content: Content) -> Content {
-        let slot = self.get_mut(at);
-        let old = std::mem::replace(&mut slot.content, content);
-        self.reweigh(at);
-        old
+        self.change(at, |old| std::mem::replace(old, content))
     }
 
-    /// Counts an entry's weight anew.
-    pub(super) fn reweigh(&mut self, at: u32) {
+    /// Changes the content of a slot, which may weigh more or less then.
+    pub(super) fn change<T>(&mut self, at: u32, change: impl FnOnce(&mut Content) -> T) -> T {
         let slot = self.get_mut(at);
-        let (before, queue) = (slot.weight, slot.queue);
-        slot.weight = slot.content.weight();
-        let after = slot.weight;
+        let (before, queue) = (slot.weight(), slot.queue);
+        let changed = change(&mut slot.content);
+        let after = slot.weight();
         let list = &mut self.lists[queue as usize];
         list.bytes = list.bytes + after - before;
+        changed
     }
 
     /// Takes a slot out. The second value is the hash of the slot that now stands at `at` and stood at [`Slots::len`] before.
@@ -205,7 +208,7 @@ impl Slots {
         slot.queue = queue;
         slot.newer = NONE;
         slot.older = newest;
-        let weight = slot.weight;
+        let weight = slot.weight();
         let list = &mut self.lists[queue as usize];
         list.newest = at;
         list.bytes += weight;
