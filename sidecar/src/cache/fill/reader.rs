@@ -59,7 +59,7 @@ impl Reader {
         }
     }
 
-    /// The next chunk, at most 64 KiB; `None` is the end of a body that came whole.
+    /// The next chunk, at most 32 KiB; `None` is the end of a body that came whole.
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         let mut state = self.fill.state();
         let (next, freed) = state.next(self.at, cx.waker(), Instant::now());
