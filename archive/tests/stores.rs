@@ -306,7 +306,7 @@ mod s3 {
         let name = key("a");
         let put = bucket.put(&name, endless, Condition::Always);
         let mut put = Box::pin(put);
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let begun = tokio::select! {
                 ended = &mut put => panic!("{ended:?}"),
@@ -315,11 +315,11 @@ mod s3 {
             if begun == 1 {
                 break;
             }
-            assert!(std::time::Instant::now() < deadline);
+            assert!(Instant::now() < deadline);
         }
         drop(put);
         while bucket.open_uploads().await.unwrap() > 0 {
-            assert!(std::time::Instant::now() < deadline, "it is not given up");
+            assert!(Instant::now() < deadline, "it is not given up");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(bucket.head(&name).await.unwrap(), None);

@@ -154,6 +154,7 @@ pub async fn s3(namespace: &Namespace) -> anyhow::Result<Value> {
         "metadata": {"name": "s3"},
         "stringData": {"accessKeyID": s3::ACCESS_KEY, "secretAccessKey": s3::SECRET_KEY},
     });
+    let flags = [&s3::FLAGS[..], &["-dir=/tmp", "-ip.bind=0.0.0.0", "-s3.config=/etc/s3/s3.json"]].concat();
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -164,7 +165,7 @@ pub async fn s3(namespace: &Namespace) -> anyhow::Result<Value> {
                 "image": images::S3,
                 "imagePullPolicy": "IfNotPresent",
                 "env": s3::ENVIRONMENT.map(|(name, value)| json!({"name": name, "value": value})),
-                "args": [&s3::FLAGS[..], &["-dir=/tmp", "-ip.bind=0.0.0.0", "-s3.config=/etc/s3/s3.json"]].concat(),
+                "args": flags,
                 "volumeMounts": [{"name": "config", "mountPath": "/etc/s3"}],
                 "readinessProbe": {"httpGet": {"path": "/healthz", "port": S3_PORT}, "periodSeconds": 1},
             }],

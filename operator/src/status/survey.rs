@@ -70,13 +70,13 @@ impl<'a> Survey<'a> {
                     let plan = PlanKey { pod_namespace: key.namespace.clone(), proxy: proxy.clone() };
                     let report = reports.get(key).filter(|report| report.uid == pod.uid && report.key == plan);
                     let is_proven = report.is_some() || chosen.as_ref() == Some(&proxy);
+                    if let Some(chosen) = chosen.as_ref().filter(|chosen| **chosen != proxy) {
+                        survey.stray(key, chosen.clone(), &proxy);
+                    }
                     // Who may write a pod's annotations has no say about other namespaces.
                     if is_proven || proxy.namespace == key.namespace {
                         let fits = chosen.as_ref().is_none_or(|chosen| *chosen == proxy) && digests.fits(pod, &proxy, opt_in);
                         survey.injected(key, proxy, fits, report);
-                    }
-                    if let Some(chosen) = chosen.filter(|chosen| *chosen != proxy) {
-                        survey.stray(key, chosen, &proxy);
                     }
                     let sidecar = Sidecar { pod: key, identity: index.identity(key, pod), report, is_proven };
                     survey.sidecars.entry(plan).or_default().push(sidecar);
@@ -108,7 +108,9 @@ impl<'a> Survey<'a> {
     fn stray(&mut self, key: &ObjectRef, chosen: ObjectRef, has: &ObjectRef) {
         let of = self.proxies.entry(chosen).or_default();
         of.strays += 1;
-        of.bare.get_or_insert_with(|| format!("{key}, which was created before this proxy selected it and has one of {has}; restart it"));
+        of.bare.get_or_insert_with(|| {
+            format!("{key}, which was created before this proxy selected it and has one of {has}; restart it")
+        });
     }
 
     fn bare(&mut self, key: &ObjectRef, pod: &Pod, proxy: ObjectRef) {

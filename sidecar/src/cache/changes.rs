@@ -2,7 +2,7 @@
 //! before it, so it is neither stored after it nor given to who comes after it.
 
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
+    hash::{BuildHasher, RandomState},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -57,9 +57,7 @@ impl Changes {
 
     /// The target that a key has: whatever counts beside it.
     pub(super) fn spot(&self, key: &[u8]) -> Spot {
-        let mut hasher = self.random.build_hasher();
-        key::Target::of(key).spell(|piece| hasher.write(piece.as_bytes()));
-        Spot(hasher.finish())
+        Spot(self.random.hash_one(key::target(key)))
     }
 
     /// When a target was changed, or another one of its place.

@@ -67,6 +67,8 @@ pub(crate) struct Fetch {
     pub(super) began: Moment,
     /// By which it is remembered that answers to its key are not stored, if that is so.
     pub(super) marked: Option<Mark>,
+    /// Its target among those that change, if that has mattered before.
+    pub(super) spot: Option<Spot>,
     /// The key of the rule; empty if the request passes the cache by.
     pub(super) key: Vec<u8>,
     pub(super) status: Status<'static>,
@@ -252,7 +254,7 @@ impl Fetch {
                         share(&self.cache, &object, vary_of(&object), lease);
                     }
                 };
-                let _ = self.cache.changes.unless_changed(self.cache.changes.spot(&self.key), self.began, replace);
+                let _ = self.cache.changes.unless_changed(self.spot(), self.began, replace);
             }
             Err(reason) => {
                 self.cache.metrics.not_stored(reason);
@@ -295,7 +297,7 @@ impl Fetch {
         }
         let part =
             storable.part.map(|_| Part { most: self.caching.settings.max_object, alone: !self.asks.has.any(Has::IF_RANGE) });
-        let keeper = Keeper { spot: cache.changes.spot(&self.key), cache, began: self.began, vary, lease, part };
+        let keeper = Keeper { spot: self.spot(), cache, began: self.began, vary, lease, part };
         let body = keeper.take(Coming::of(body, length), filler);
         let mut wants_body = true;
         if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) {
@@ -341,6 +343,10 @@ impl Fetch {
         let tags = lines.collect::<Vec<_>>().join(&b' ');
         let names = self.caching.names(self.cache.purges.naming(), &tags);
         Names { names, tags }
+    }
+
+    fn spot(&self) -> Spot {
+        self.spot.unwrap_or_else(|| self.cache.changes.spot(&self.key))
     }
 
     /// In Shadow: keeps what a hit would be known by.

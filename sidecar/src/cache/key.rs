@@ -206,6 +206,25 @@ pub(super) fn url(key: &[u8]) -> String {
     Target::of(key).located()
 }
 
+/// The part of a key that says for which target it is: what is of its rule comes before it, and fields and cookies behind it. Of what is no
+/// key, all.
+pub(super) fn target(key: &[u8]) -> &[u8] {
+    let behind_text = |rest: &'_ [u8]| -> Option<usize> {
+        let length = u32::from_be_bytes(*rest.first_chunk()?) as usize;
+        (rest.len() >= 4 + length).then_some(4 + length)
+    };
+    let cut = || {
+        let from = 1 + behind_text(key.get(1..)?)?;
+        let mut to = from + behind_text(&key[from..])?;
+        if to > from + 4 {
+            to += behind_text(&key[to..])?; // the host, which only a key with a scheme has
+        }
+        to += behind_text(&key[to..])?;
+        if *key.get(to)? == 1 { Some(from..to + 1 + behind_text(&key[to + 1..])?) } else { Some(from..to + 1) }
+    };
+    cut().map_or(key, |range| &key[range])
+}
+
 /// What a key begins with.
 #[derive(Debug)]
 pub(super) struct Target<'a> {
@@ -240,20 +259,15 @@ impl<'a> Target<'a> {
     /// As purges name it: without the scheme, and without a port that the scheme has anyway.
     pub(super) fn located(&self) -> String {
         let mut url = String::new();
-        self.spell(|piece| url.push_str(piece));
-        url
-    }
-
-    /// The same, piece by piece.
-    pub(super) fn spell(&self, mut tell: impl FnMut(&str)) {
         if !self.scheme.is_empty() {
-            tell(&host(&self.scheme, &self.authority));
+            url.push_str(&host(&self.scheme, &self.authority));
         }
-        tell(&self.path);
+        url.push_str(&self.path);
         if let Some(query) = &self.query {
-            tell("?");
-            tell(query);
+            url.push('?');
+            url.push_str(query);
         }
+        url
     }
 
     /// With its scheme, unless the key has no host.
@@ -442,6 +456,25 @@ mod tests {
             ("/?b=1;a=2&a=3", "/?a=3&b=1;a=2"),
         ] {
             assert!(!same(sort, one, other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn target_is_the_same_whatever_counts_beside_it() {
+        let (shop, plain) = (plan(r#"{"headers": ["accept"], "cookies": ["a"]}"#), plan("{}"));
+        let of = |plan: &KeyPlan, url: &str, headers: &[(&str, &str)]| {
+            let key = [&[0][..], &key(plan, url, headers)].concat();
+            target(&key).to_vec()
+        };
+        let (bare, told) = (of(&plain, "/a?b=c", &[]), of(&shop, "/a?b=c", &[("accept", "x"), ("cookie", "a=1")]));
+        assert_eq!(bare, told);
+        for other in ["/a?b=d", "/a", "/ab=c", "/a?"] {
+            assert_ne!(of(&plain, other, &[]), bare, "{other}");
+        }
+        let hostless = plan(r#"{"host": "Ignore"}"#);
+        assert_eq!(of(&hostless, "/a", &[("x-host", "evil")]), of(&hostless, "/a", &[]));
+        for foreign in [&b""[..], b"key", &[0, 0, 0, 0, 9]] {
+            assert_eq!(target(foreign), foreign);
         }
     }
 

@@ -64,6 +64,8 @@ struct Look<'a> {
     variant: usize,
     /// By which it is remembered that answers to this key are not stored, if that is so.
     marked: Option<Mark>,
+    /// Its target among those that change, once that has mattered.
+    spot: Option<Spot>,
 }
 
 /// What a key leads to.
@@ -111,6 +113,7 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
         key: Vec::new(),
         variant: 0,
         marked: None,
+        spot: None,
     };
     let elsewhere = || cache.purges.is_elsewhere().then_some((Forward::Bypass, "Handover"));
     if let Some((forward, reason)) = caching.bypasses(&look.asks, &facts).or_else(elsewhere) {
@@ -289,8 +292,9 @@ impl Look<'_> {
     }
 
     fn turn_of_key(&mut self) -> Turn {
+        let since = self.since();
         let key = self.key_of_turn();
-        let turn = self.cache.fills.turn(&key, self.since(), Instant::now());
+        let turn = self.cache.fills.turn(&key, since, Instant::now());
         let marked = matches!(turn, Turn::Alone(Alone::HitForMiss)).then(|| self.cache.fills.mark_of(&key));
         self.marked = marked.or(self.marked);
         turn
@@ -312,12 +316,14 @@ impl Look<'_> {
     }
 
     /// What is being fetched since before it was purged, or the target was changed, is for nobody who comes after.
-    fn since(&self) -> Since {
-        Since { purges: self.stamp.order(), changes: self.cache.changes.newest(self.spot()).order() }
+    fn since(&mut self) -> Since {
+        let spot = self.spot();
+        self.spot = Some(spot);
+        Since { purges: self.stamp.order(), changes: self.cache.changes.newest(spot).order() }
     }
 
     fn spot(&self) -> Spot {
-        self.cache.changes.spot(&self.key)
+        self.spot.unwrap_or_else(|| self.cache.changes.spot(&self.key))
     }
 
     /// The answer that another request fetches. An error if it is none for this one.
@@ -411,6 +417,7 @@ impl Look<'_> {
         let shadows = self.caching.mode == Mode::Shadow && self.variant > 0;
         // Only what may be stored is compared with what was asked.
         let request = if filler.is_some() || stale.is_some() || shadows { self.parts.headers.clone() } else { HeaderMap::new() };
+        let spot = self.spot;
         let mut key = self.key;
         key.truncate(self.variant);
         Fetch {
@@ -422,6 +429,7 @@ impl Look<'_> {
             stamp: self.stamp,
             began: self.began,
             marked: self.marked,
+            spot,
             key,
             status,
             stale,
