@@ -63,6 +63,11 @@ impl Redis {
         self.0.finder.settings()
     }
 
+    /// Whether only keys of one slot can be used at once.
+    pub(crate) fn is_cluster(&self) -> bool {
+        matches!(self.settings().mode, settings::Mode::Cluster { .. })
+    }
+
     /// A connection for a key, and those in the same slot. It is made when it is needed.
     pub(crate) fn link(&self, key: &str) -> Link {
         Link::new(Arc::clone(&self.0.finder), Slot::of(key))

@@ -1,0 +1,246 @@
+//! What a limit counts, in numbers that a double holds exactly; and what of it a request is charged.
+
+use std::{fmt, time::Duration};
+
+/// Microseconds; as a time, since the epoch of Unix.
+pub(crate) type Micros = u64;
+
+/// The largest whole number up to which a double holds every one, as the scripts compute with.
+pub(super) const MOST: u64 = 1 << 53;
+/// Parts of a sliding window, at most.
+const TICKS: u64 = 10_000;
+
+/// An algorithm with its numbers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Rule {
+    Bucket(Bucket),
+    Sliding(Sliding),
+    Fixed(Fixed),
+    Slots(Slots),
+}
+
+/// A token bucket (GCRA): holds `burst` tokens and gains them at a rate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Bucket {
+    pub(super) burst: u64,
+    /// What a token counts, where a microsecond brings `rate`: the rate in lowest terms, so that both are whole.
+    pub(super) unit: u64,
+    pub(super) rate: u64,
+}
+
+/// So many requests in a window that slides, estimated from two that do not: those of this one, and those of the one before
+/// by the part of it that is not over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Sliding {
+    pub(super) most: u64,
+    /// Parts of a window in which it slides on, and how long one is. A part that has begun counts as not over.
+    pub(super) ticks: u64,
+    pub(super) tick: Micros,
+}
+
+/// So many requests in a window of a calendar.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Fixed {
+    pub(super) quota: u64,
+    pub(super) start: Micros,
+    pub(super) end: Micros,
+    /// End of the window after it.
+    pub(super) next_end: Micros,
+}
+
+/// So many requests at once. One that is not heard of for a term is given up for lost.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Slots {
+    pub(super) most: u64,
+    pub(super) term: Micros,
+}
+
+/// What a request is charged of one count.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Charge<'a> {
+    /// Name of the count, without what says its kind. In a cluster its hash tag, in braces, says which counts are charged at once.
+    pub(crate) key: &'a str,
+    pub(crate) rule: Rule,
+    pub(crate) treatment: Treatment,
+    /// Tokens or requests. Nothing asks how the count stands; more than there can ever be is denied always.
+    pub(crate) cost: u64,
+}
+
+/// What follows from what a limit says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Treatment {
+    /// It may deny the request.
+    Enforce,
+    /// It denies nothing, and is charged as if it did.
+    Shadow,
+    /// It denies nothing, and is charged also what it has not, which is known only afterwards.
+    Debit,
+}
+
+/// What tells a charge from all others: 128 random bits.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct ChargeId(pub(super) u128);
+
+impl Bucket {
+    /// `requests` every `per`, of which `burst` may come at once. None if one of them is zero, or it can't be counted exactly:
+    /// a full bucket has more than 2^53 of the unit in which both a token and a microsecond are whole.
+    pub(crate) fn new(requests: u64, per: Duration, burst: u64) -> Option<Self> {
+        let per = u64::try_from(per.as_micros()).ok()?;
+        let divisor = greatest_common_divisor(requests, per);
+        let (rate, unit) = (requests.checked_div(divisor)?, per.checked_div(divisor)?);
+        let is_exact = burst.checked_mul(unit).is_some_and(|full| full <= MOST) && rate <= MOST;
+        (rate > 0 && unit > 0 && burst > 0 && is_exact).then_some(Self { burst, unit, rate })
+    }
+
+    /// Tokens of a full bucket.
+    pub(crate) fn burst(&self) -> u64 {
+        self.burst
+    }
+
+    pub(super) fn full(&self) -> u64 {
+        self.burst * self.unit
+    }
+}
+
+impl Sliding {
+    /// `requests` in any time of `per`. None if one of them is zero, or there are more than 2^53 requests. The window slides in steps of a
+    /// thousandth of it or less, unless there are more than 9 * 10^12 requests.
+    pub(crate) fn new(requests: u64, per: Duration) -> Option<Self> {
+        let per = u64::try_from(per.as_micros()).ok().filter(|per| (1..=MOST / 4).contains(per))?;
+        let finest = TICKS.min(MOST.checked_div(requests)?).min(per);
+        let ticks = (1..=finest).rev().find(|ticks| per.is_multiple_of(*ticks))?;
+        Some(Self { most: requests, ticks, tick: per / ticks })
+    }
+
+    pub(super) fn length(&self) -> Micros {
+        self.ticks * self.tick
+    }
+}
+
+impl Fixed {
+    /// `quota` in the window from `start` to `end` that should be now, and in the one after it that ends at `next_end`. None if they are not
+    /// in this order.
+    pub(crate) fn new(quota: u64, start: Micros, end: Micros, next_end: Micros) -> Option<Self> {
+        (start < end && end < next_end && next_end <= MOST && quota <= MOST).then_some(Self { quota, start, end, next_end })
+    }
+}
+
+impl Slots {
+    /// `most` requests at once, each of which shows within `term` that it is still there. None if the term is zero.
+    pub(crate) fn new(most: u64, term: Duration) -> Option<Self> {
+        let term = u64::try_from(term.as_micros()).ok()?;
+        (most <= MOST && (1..=MOST / 4).contains(&term)).then_some(Self { most, term })
+    }
+}
+
+impl Rule {
+    /// Stands for the algorithm, in scripts and at the end of names: counts of different kinds are different ones.
+    pub(super) fn letter(&self) -> &'static str {
+        match self {
+            Self::Bucket(_) => "b",
+            Self::Sliding(_) => "w",
+            Self::Fixed(_) => "f",
+            Self::Slots(_) => "s",
+        }
+    }
+
+    /// The parameters that the scripts read.
+    pub(super) fn parameters(&self) -> [u64; 4] {
+        match *self {
+            Self::Bucket(Bucket { burst, unit, rate }) => [burst, unit, rate, 0],
+            Self::Sliding(Sliding { most, ticks, tick }) => [most, ticks, tick, 0],
+            Self::Fixed(Fixed { quota, start, end, next_end }) => [quota, start, end, next_end],
+            Self::Slots(Slots { most, term }) => [most, term, 0, 0],
+        }
+    }
+}
+
+impl Charge<'_> {
+    /// The name of the count in Redis.
+    pub(super) fn name(&self) -> String {
+        name(self.key, &self.rule)
+    }
+
+    /// Whether it is charged to a request that nothing denies. What costs nothing is only looked at.
+    pub(super) fn is_charged(&self, allowed: bool) -> bool {
+        self.units() > 0 && (allowed || self.treatment == Treatment::Debit)
+    }
+
+    /// The cost as the algorithm understands it.
+    pub(super) fn units(&self) -> u64 {
+        match self.rule {
+            Rule::Slots(_) => self.cost.min(1),
+            _ => self.cost.min(MOST),
+        }
+    }
+}
+
+/// The name of a count in Redis.
+pub(super) fn name(key: &str, rule: &Rule) -> String {
+    match rule {
+        // What was counted in windows of one length says nothing of those of another.
+        Rule::Sliding(sliding) => format!("{key}:w{}", sliding.length()),
+        _ => format!("{key}:{}", rule.letter()),
+    }
+}
+
+impl Treatment {
+    pub(super) fn letter(self) -> &'static str {
+        match self {
+            Self::Enforce => "e",
+            Self::Shadow => "s",
+            Self::Debit => "d",
+        }
+    }
+}
+
+impl ChargeId {
+    /// A new one.
+    pub(crate) fn random() -> Self {
+        Self(fastrand::u128(..))
+    }
+}
+
+impl fmt::Display for ChargeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_of_a_year_and_of_a_nanosecond_are_exact() {
+        let day = Duration::from_secs(86_400);
+        assert_eq!(Bucket::new(1, day, 1), Some(Bucket { burst: 1, unit: 86_400_000_000, rate: 1 }));
+        let ten_gib = 10 << 30;
+        assert_eq!(
+            Bucket::new(ten_gib, Duration::from_secs(1), ten_gib),
+            Some(Bucket { burst: ten_gib, unit: 3125, rate: 33_554_432 })
+        );
+        assert_eq!(Bucket::new(999_999_937, day, 999_999_937), None);
+        for (requests, per, burst) in [(0, day, 1), (1, Duration::ZERO, 1), (0, Duration::ZERO, 1), (1, day, 0)] {
+            assert_eq!(Bucket::new(requests, per, burst), None);
+        }
+    }
+
+    #[test]
+    fn windows_slide_in_steps_that_divide_them() {
+        let sliding = |requests, millis| Sliding::new(requests, Duration::from_millis(millis)).unwrap();
+        assert_eq!(sliding(100, 1000), Sliding { most: 100, ticks: 10_000, tick: 100 });
+        // A prime number of milliseconds.
+        assert_eq!(sliding(100, 999_983), Sliding { most: 100, ticks: 1000, tick: 999_983 });
+        assert_eq!(sliding(MOST, 1000).ticks, 1);
+        assert!(Sliding::new(MOST + 1, Duration::from_secs(1)).is_none());
+        assert!(Sliding::new(0, Duration::from_secs(1)).is_none() && Sliding::new(1, Duration::ZERO).is_none());
+    }
+}
