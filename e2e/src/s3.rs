@@ -23,7 +23,7 @@ pub const SECRET_KEY: &str = "fetchr-secret";
 pub const READER: (&str, &str) = ("AKIAREADER", "reader-secret");
 
 /// What it is told wherever it runs.
-pub const FLAGS: [&str; 9] = [
+pub const FLAGS: [&str; 10] = [
     "server",
     "-ip=127.0.0.1",
     "-filer",
@@ -31,6 +31,7 @@ pub const FLAGS: [&str; 9] = [
     "-s3.iam=false",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
+    "-master.telemetry=false",
     "-volume.max=20",
     "-master.volumeSizeLimitMB=64",
 ];

@@ -160,6 +160,8 @@ pub async fn s3(namespace: &Namespace) -> anyhow::Result<Value> {
         "kind": "Pod",
         "metadata": {"name": "s3", "labels": {"app": "s3"}},
         "spec": {
+            // It reads flags from the environment, too, and S3_PORT would be one.
+            "enableServiceLinks": false,
             "containers": [{
                 "name": "s3",
                 "image": images::S3,

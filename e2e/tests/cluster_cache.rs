@@ -243,8 +243,8 @@ async fn answers_outlive_all_pods_in_s3() {
     with_namespace(async |namespace| {
         let archive = stores::s3(&namespace).await.unwrap();
         stores::redis(&namespace).await.unwrap();
-        // Nothing of them is in Redis.
-        let cache = json!({"purge": {"maxLag": "4s"}, "persistence": {"interval": "1s"}});
+        // Which are too long for Redis.
+        let cache = json!({"shared": {"maxObject": "1"}, "purge": {"maxLag": "4s"}, "persistence": {"interval": "1s"}});
         let spec = json!({"archive": archive, "cache": cache});
         let before = pods(&namespace, 1, json!({"endpoints": ["redis"]}), spec).await;
         let answer = counted(&before[0], "/count/news").await.unwrap();

@@ -10,6 +10,7 @@ use crds::{
     plan::{Identity, Plan},
     policy::Direction,
 };
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method};
 use serde_json::{Value, json};
 use sidecar::{facts::Facts, limit::Limiter, route::Routes};
@@ -42,7 +43,7 @@ fn main() {
             client = (client + 1) % 50_000;
             let facts = facts("/", client);
             let route = routes.select(&facts);
-            black_box(limiter.charge(&route, &facts, Instant::now()));
+            black_box(limiter.charge(&route, &facts, Instant::now()).now_or_never());
         });
     }
 }

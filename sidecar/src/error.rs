@@ -122,6 +122,9 @@ pub(crate) enum ForwardError {
     /// There is no configuration, and nothing passes without one.
     #[error("there is no configuration yet")]
     NoConfig,
+    /// A limit that could not be decided, and whose policy allows nothing then.
+    #[error("limit {0} can't be decided: its store does not answer")]
+    LimitUndecided(String),
     /// No response head in time.
     #[error("no response within {0:?}")]
     ResponseTimeout(Duration),
@@ -160,9 +163,11 @@ impl ForwardError {
             | Self::Broken(_)
             | Self::Switched
             | Self::NotSwitched => StatusCode::BAD_GATEWAY,
-            Self::ConnectionLimit { .. } | Self::CircuitOpen { .. } | Self::NoConfig | Self::NoMemory => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::ConnectionLimit { .. }
+            | Self::CircuitOpen { .. }
+            | Self::NoConfig
+            | Self::LimitUndecided(_)
+            | Self::NoMemory => StatusCode::SERVICE_UNAVAILABLE,
             Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -194,6 +199,7 @@ impl ForwardError {
             Self::Broken(error) => error.reason(),
             Self::Switched | Self::NotSwitched => "http_upgrade_failed",
             Self::NoConfig | Self::NoTls(_) => "proxy_configuration_error",
+            Self::LimitUndecided(_) => "rate_limit_undecided",
             Self::ResponseTimeout(_) => "http_response_timeout",
             Self::Panic => "proxy_internal_error",
         }

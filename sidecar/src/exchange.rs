@@ -117,13 +117,14 @@ impl Exchange {
     }
 
     /// Charges the limits that hold.
-    pub(crate) fn charge(&mut self, parts: &Parts) {
+    pub(crate) async fn charge(&mut self, parts: &Parts) {
         if !self.route.has_limits() {
             return;
         }
         let host = fields::host(&self.authority);
         let limiter = &self.connection.worker.limiter;
-        self.limits = limiter.charge(&self.route, &facts(&self.connection, parts, &host, self.client), self.started);
+        let facts = facts(&self.connection, parts, &host, self.client);
+        self.limits = limiter.charge(&self.route, &facts, self.started).await;
     }
 
     /// The client's body, once it is on its way.

@@ -235,6 +235,15 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// The values of all cookies of a name, also of those that only some applications read so: there may be white space around it.
+pub(crate) fn cookies<'a>(headers: &'a HeaderMap, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    let pairs = headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    pairs.filter_map(move |pair| {
+        let at = pair.iter().position(|byte| *byte == b'=')?;
+        (pair[..at].trim_ascii() == name).then(|| pair[at + 1..].trim_ascii())
+    })
+}
+
 /// The host of an authority, without the port and the dot that may end a whole name, in lower case.
 pub(crate) fn host(authority: &str) -> Cow<'_, str> {
     let host = match authority.rfind(':') {

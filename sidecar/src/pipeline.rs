@@ -30,6 +30,7 @@ use crate::{
     flow::{Bounds, ClientBody, Flow, Upload},
     h1::server::Interims,
     io::ReadAhead,
+    limit::Stops,
     metrics::RequestLabels,
     pace::Rate,
     reply::{self, Stop},
@@ -111,9 +112,11 @@ async fn admit_and_forward(
     if ex.config.blocks() {
         return Err(ForwardError::NoConfig.into());
     }
-    ex.charge(&parts);
-    if ex.limits.denied().is_some() {
-        return Err(Stop::Limited);
+    ex.charge(&parts).await;
+    match ex.limits.stops() {
+        None => {}
+        Some(Stops::Denied) => return Err(Stop::Limited),
+        Some(Stops::Undecided(limit)) => return Err(ForwardError::LimitUndecided(limit.to_owned()).into()),
     }
     let mut target = target(ex, &parts)?;
     if speaks_h2c(ex, &target, &parts, present) {

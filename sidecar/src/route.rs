@@ -204,6 +204,11 @@ impl Routes {
         self.table.rules.iter().filter_map(|rule| Some((&rule.label, rule.standby.as_ref()?.tls()?)))
     }
 
+    /// Whether pods count a limit of any rule together.
+    pub(crate) fn has_shared_limits(&self) -> bool {
+        self.table.rules.iter().any(|rule| rule.limits.iter().any(|limit| limit.is_shared()))
+    }
+
     /// Whether any rule has a cache.
     pub(crate) fn has_caches(&self) -> bool {
         self.table.caches
@@ -274,7 +279,7 @@ impl Build {
             None => {
                 let first = number(self.rules.len());
                 for rule in &*attached.rules {
-                    self.rules.push(Rule::build(&attached.policy, rule)?);
+                    self.rules.push(Rule::build(attached, rule)?);
                 }
                 self.policies.insert(attached.policy.clone(), (first, host.is_none()));
                 first
@@ -288,12 +293,13 @@ impl Build {
 }
 
 impl Rule {
-    fn build(policy: &ObjectRef, rule: &PolicyRule) -> Result<Self, ConfigError> {
+    fn build(attached: &AttachedPolicy, rule: &PolicyRule) -> Result<Self, ConfigError> {
+        let policy = &attached.policy;
         let wrong = |message| ConfigError { policy: Some(policy.clone()), rule: Some(rule.name.clone()), message };
         let (policy_label, rule_label): (Arc<str>, Arc<str>) = (policy.to_string().into(), rule.name.as_str().into());
         let label: Arc<str> = format!("{policy}/{}", rule.name).into();
         let headers = |section| HeaderEdits::build(&label, section);
-        let limit = |limit| Limit::build(&policy_label, &rule_label, limit).map(Arc::new);
+        let limit = |limit| Limit::build(&policy_label, &attached.attachment, &rule_label, limit).map(Arc::new);
         Ok(Self {
             policy: policy.clone(),
             name: rule.name.clone(),
@@ -441,6 +447,11 @@ impl Route {
     /// Whether any limit holds.
     pub fn has_limits(&self) -> bool {
         !self.limits.is_empty()
+    }
+
+    /// Whether pods count one of the limits that hold together.
+    pub(crate) fn has_shared_limits(&self) -> bool {
+        self.limits.iter().any(|&(rule, _)| self.table.rules[rule as usize].limits.iter().any(|limit| limit.is_shared()))
     }
 
     /// The limits that hold, each with the match that its rule met.

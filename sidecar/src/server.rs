@@ -24,7 +24,7 @@ use crate::{
     config::{self, Config, Shared},
     connection::Speakers,
     drain,
-    limit::Limiter,
+    limit::{self, Limiter},
     listen::{Acceptor, Explicit, ListenError, Listening},
     metrics::Metrics,
     own::Own,
@@ -136,7 +136,7 @@ impl Server {
         }
         let redis_metrics = redis::Metrics::default();
         pod.metrics.register(|registry| redis_metrics.register(registry));
-        let cache = Arc::clone(&pod.cache);
+        let (cache, limiter) = (Arc::clone(&pod.cache), Arc::clone(&pod.limiter));
         setup.cache.open(&cache);
         let snapshots = Keeper {
             config: config.clone(),
@@ -160,7 +160,8 @@ impl Server {
         close_spare(&config, &lock(&explicit));
         let secrets = Secrets(setup.secrets.clone());
         let (purges, disk, redis) = (setup.purges.clone(), setup.disk.clone(), Mutex::default());
-        let following = Following { config, explicit: Arc::clone(&explicit), cache, purges, secrets, disk, redis, redis_metrics };
+        let explicit_too = Arc::clone(&explicit);
+        let following = Following { config, explicit: explicit_too, cache, purges, limiter, secrets, disk, redis, redis_metrics };
         following.share();
         tokio::spawn(following.run(changes, failed));
         // It has to know of the log of purges, which is followed by now.
@@ -259,6 +260,7 @@ struct Following {
     explicit: Arc<Mutex<Explicit>>,
     cache: Arc<Cache>,
     purges: PodPurges,
+    limiter: Arc<Limiter>,
     secrets: Secrets,
     disk: DiskPlace,
     /// What the pods share.
@@ -299,15 +301,17 @@ impl Following {
         let config = self.config.load();
         let Some(planned) = &config.planned else { return };
         let spec = config.settings();
-        let shared = Scope::of(&planned.plan.proxy, &config.identity).and_then(|scope| Ok((scope, self.redis(spec)?)));
-        let (log, tier) = match shared {
-            Ok((scope, Some(redis))) => (Some(PurgeLog::of(spec, &redis, &scope)), TierSettings::of(spec, &redis, &scope)),
-            Ok((_, None)) => (None, None),
-            Err(why) => {
-                tracing::error!(why, "Nothing can be shared through Redis: purges and answers are of this pod alone.");
-                (None, None)
-            }
+        let shared =
+            Scope::of(&planned.plan.proxy, &config.identity).and_then(|scope| Ok(self.redis(spec)?.map(|redis| (scope, redis))));
+        let redis = shared.unwrap_or_else(|why| {
+            tracing::error!(why, "Nothing can be shared through Redis: purges, answers and limits are of this pod alone.");
+            None
+        });
+        let (log, tier) = match &redis {
+            Some((scope, redis)) => (Some(PurgeLog::of(spec, redis, scope)), TierSettings::of(spec, redis, scope)),
+            None => (None, None),
         };
+        self.share_limits(&config, redis);
         // In this order, for what other pods stored is judged by the log.
         self.purges.follow(log);
         self.cache.share(tier);
@@ -316,6 +320,18 @@ impl Following {
             None
         });
         self.cache.keep_on_disk(disk);
+    }
+
+    /// Counts limits that pods share in this Redis, if there are any.
+    fn share_limits(&self, config: &Config, redis: Option<(Scope, Redis)>) {
+        let has_any = [&config.inbound, &config.outbound].into_iter().any(|routes| routes.has_shared_limits());
+        let patience = config.settings().redis.as_ref().map_or_else(Duration::default, |redis| redis.command_timeout.0);
+        let place = redis.filter(|_| has_any).map(|(scope, redis)| limit::Place {
+            redis,
+            patience,
+            namespace: scope.parts().0.to_owned(),
+        });
+        self.limiter.share(place, config.identity.live_pods);
     }
 
     /// The Redis that the configuration names: the one of before, if it still is that one.

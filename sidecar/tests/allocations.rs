@@ -14,6 +14,7 @@ use crds::{
     policy::{Direction, Match, matches::PathKind, matches::PathMatch},
     proxy::FetchrProxySpec,
 };
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method};
 use sidecar::{
     config::{Config, PlanSource, Planned, Shared},
@@ -112,7 +113,7 @@ fn matching_and_limits_allocate_nothing() {
         };
         let serve = || {
             let route = routes.select(&facts);
-            let outcome = limiter.charge(&route, &facts, Instant::now());
+            let outcome = limiter.charge(&route, &facts, Instant::now()).now_or_never().unwrap();
             assert!(outcome.denied().is_none());
             route.headers().is_some()
         };
@@ -149,7 +150,7 @@ fn reloads_leave_nothing_behind() {
             headers: &HeaderMap::new(),
             client: IpAddr::from([10, 0, 0, 1]),
         };
-        limiter.charge(&shared.load().inbound.select(&facts), &facts, Instant::now());
+        limiter.charge(&shared.load().inbound.select(&facts), &facts, Instant::now()).now_or_never().unwrap();
     };
     // What is made once: the figures of the limit, the functions of CEL, the first count.
     (0..10).for_each(reload);

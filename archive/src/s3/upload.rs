@@ -6,16 +6,13 @@ use aws_sdk_s3::{
     Client,
     config::http::HttpResponse,
     error::SdkError,
-    operation::{
-        create_multipart_upload::CreateMultipartUploadError,
-        upload_part::{UploadPartError, UploadPartOutput},
-    },
+    operation::create_multipart_upload::CreateMultipartUploadError,
     primitives::ByteStream,
     types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart},
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
-use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
+use tokio::{runtime::Handle, task::JoinHandle, time::{sleep, timeout}};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use super::{PART, failed::Doing};
@@ -27,6 +24,8 @@ const PARTS: i32 = 10_000;
 const SAME: i32 = 1000;
 /// How long it may take to give up what was begun.
 const GIVING_UP: Duration = Duration::from_secs(10);
+/// How much later a part may be stored than its request is dropped.
+const LATE_PART: Duration = Duration::from_secs(1);
 
 /// An object that is to be put.
 pub(super) struct Upload<'a> {
@@ -58,8 +57,8 @@ impl Upload<'_> {
     }
 
     async fn in_parts(&self, first: Bytes, parts: Parts) -> Result<u64, Error> {
-        let mut begun = self.begin().await?;
-        let length = self.send(&mut begun, first, parts).await;
+        let begun = self.begin().await?;
+        let length = self.send(&begun.id, first, parts).await;
         match length {
             Ok(_) => begun.done(),
             Err(_) => begun.give_up().await,
@@ -76,7 +75,7 @@ impl Upload<'_> {
         let token = open.token();
         let task = runtime.clone().spawn(async move {
             let id = begin.send().await?.upload_id;
-            let begun = |id| Begun { client, bucket, key, id, is_open: true, under_way: None, runtime, open, _token: token };
+            let begun = |id| Begun { client, bucket, key, id, is_open: true, runtime, open, _token: token };
             Ok::<_, SdkError<CreateMultipartUploadError, HttpResponse>>(id.map(begun))
         });
         match task.await {
@@ -87,29 +86,24 @@ impl Upload<'_> {
         }
     }
 
-    async fn send(&self, begun: &mut Begun, first: Bytes, mut parts: Parts) -> Result<u64, Error> {
+    async fn send(&self, id: &str, first: Bytes, mut parts: Parts) -> Result<u64, Error> {
         let (mut sent, mut length, mut part) = (Vec::new(), 0, first);
         for number in 1..=PARTS {
             length += part.len() as u64;
-            sent.push(self.part(begun, number, part).await?);
+            sent.push(self.part(id, number, part).await?);
             part = self.next(&mut parts, PART << (number / SAME)).await?;
             if part.is_empty() {
-                self.complete(&begun.id, sent).await?;
+                self.complete(id, sent).await?;
                 return Ok(length);
             }
         }
         Err(Error::new(Kind::Wrong, &self.place, "it is too long for an object"))
     }
 
-    async fn part(&self, begun: &mut Begun, number: i32, body: Bytes) -> Result<CompletedPart, Error> {
-        let part = self.client.upload_part().bucket(self.bucket).key(self.key.as_str()).upload_id(&begun.id).part_number(number);
-        let part = part.checksum_algorithm(ChecksumAlgorithm::Crc32).body(ByteStream::from(body));
-        let sent = match begun.under_way.insert(begun.runtime.spawn(part.send())).await {
-            Ok(sent) => sent.map_err(|error| self.doing().failed(error)),
-            Err(ended) => Err(Error::new(Kind::Unavailable, &self.place, "it can't be put").because(ended)),
-        };
-        begun.under_way = None;
-        let sent = sent?;
+    async fn part(&self, id: &str, number: i32, body: Bytes) -> Result<CompletedPart, Error> {
+        let part = self.client.upload_part().bucket(self.bucket).key(self.key.as_str()).upload_id(id).part_number(number);
+        let sent = part.checksum_algorithm(ChecksumAlgorithm::Crc32).body(ByteStream::from(body)).send().await;
+        let sent = sent.map_err(|error| self.doing().failed(error))?;
         let (tag, sum) = (sent.e_tag, sent.checksum_crc32);
         Ok(CompletedPart::builder().part_number(number).set_e_tag(tag).set_checksum_crc32(sum).build())
     }
@@ -160,8 +154,6 @@ struct Begun {
     key: Key,
     id: String,
     is_open: bool,
-    /// A part that is being sent, in a task of its own.
-    under_way: Option<JoinHandle<Result<UploadPartOutput, SdkError<UploadPartError, HttpResponse>>>>,
     /// Where it is given up, whoever drops this.
     runtime: Handle,
     open: TaskTracker,
@@ -182,13 +174,11 @@ impl Begun {
     fn begin_to_give_up(&mut self) -> JoinHandle<()> {
         self.is_open = false;
         let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(self.key.as_str()).upload_id(&self.id);
-        let under_way = self.under_way.take();
         let given_up = async move {
-            // A part that comes after the upload was given up would stay, so it has to have come before.
-            if let Some(part) = under_way {
-                let _ = timeout(GIVING_UP, part).await;
-            }
             // If this fails, too, the bucket's own rules have to clean up.
+            let _ = timeout(GIVING_UP, abort.clone().send()).await;
+            // A part that the bucket had when its request was dropped may come later than that, and would stay.
+            sleep(LATE_PART).await;
             let _ = timeout(GIVING_UP, abort.send()).await;
         };
         self.open.spawn_on(given_up, &self.runtime)

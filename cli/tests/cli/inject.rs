@@ -25,7 +25,7 @@ impl Offline {
         let ca = self.folder.path().join("ca.pem");
         let flags = ["inject", "--image", "fetchr-sidecar:test", "--plan-key", KEY, "--ca-file", ca.to_str().unwrap()];
         let mut command = command(&flags);
-        command.args(["--proxy-file", "examples/cluster/fetchrproxy.yaml"]).args(extra);
+        command.args(["--proxy-file", "examples/cluster/2-fetchrproxy.yaml"]).args(extra);
         if stdin.is_empty() { run(&mut command) } else { run_with(command.args(["-f", "-"]), stdin) }
     }
 }
@@ -36,7 +36,7 @@ fn documents(text: &str) -> Vec<Value> {
 
 #[test]
 fn deployment_gets_the_sidecar_and_the_rest_passes_unchanged() {
-    let said = Offline::new().inject(&["-f", "examples/cluster/app.yaml"], "");
+    let said = Offline::new().inject(&["-f", "examples/cluster/3-app.yaml"], "");
     assert_eq!(said.code, 0, "{said:?}");
     let [deployment, service] = &documents(&said.stdout)[..] else { panic!("two documents: {}", said.stdout) };
     let spec = &deployment["spec"]["template"]["spec"];
@@ -49,7 +49,7 @@ fn deployment_gets_the_sidecar_and_the_rest_passes_unchanged() {
     assert_eq!(value("FETCHR_CA_BUNDLE"), Some(CA.into()));
     assert_eq!(value("FETCHR_PLAN_KEYS"), Some(KEY.into()));
     assert_eq!(service["kind"], "Service");
-    let text = fs::read_to_string(crate::support::repository().join("examples/cluster/app.yaml")).unwrap();
+    let text = fs::read_to_string(crate::support::repository().join("examples/cluster/3-app.yaml")).unwrap();
     let service_as_written = text.split("\n---\n").nth(1).unwrap();
     assert!(said.stdout.ends_with(service_as_written), "a document without a pod is printed as it was written");
 }
@@ -57,7 +57,7 @@ fn deployment_gets_the_sidecar_and_the_rest_passes_unchanged() {
 #[test]
 fn injecting_twice_changes_nothing() {
     let offline = Offline::new();
-    let once = offline.inject(&["-f", "examples/cluster/app.yaml"], "").stdout;
+    let once = offline.inject(&["-f", "examples/cluster/3-app.yaml"], "").stdout;
     let twice = offline.inject(&[], &once);
     assert_eq!(twice.stdout, once, "{}", twice.stderr);
 }
@@ -97,7 +97,7 @@ fn pod_that_no_proxy_is_for_is_an_error_and_nothing_is_printed() {
 
 #[test]
 fn what_is_missing_is_named_never_made_up() {
-    let said = run(&mut command(&["inject", "-f", "examples/cluster/app.yaml", "--image", "x", "--kubeconfig", "/nonexistent"]));
+    let said = run(&mut command(&["inject", "-f", "examples/cluster/3-app.yaml", "--image", "x", "--kubeconfig", "/nonexistent"]));
     assert_eq!((said.code, said.stdout.as_str()), (4, ""));
     assert!(said.stderr.contains("--ca-file, --plan-key, --proxy-file"), "{}", said.stderr);
 }

@@ -116,10 +116,10 @@ fn variables_come_from_the_environment() {
 
 #[test]
 fn nothing_of_ours_is_an_error_that_says_what_would_be_right() {
-    let said = fetchr(&["validate", "-f", "examples/cluster/app.yaml"]);
+    let said = fetchr(&["validate", "-f", "examples/cluster/3-app.yaml"]);
     assert_eq!(said.code, 1);
     assert!(
-        said.stderr.starts_with("error: no FetchrProxy and no FetchrPolicy was found\n  examples/cluster/app.yaml\n"),
+        said.stderr.starts_with("error: no FetchrProxy and no FetchrPolicy was found\n  examples/cluster/3-app.yaml\n"),
         "{said:?}"
     );
     assert!(said.stderr.contains("kind: FetchrProxy"), "{said:?}");

@@ -81,6 +81,7 @@ fn limiting(name: &str, paths: &[&str], requests: i64) -> PolicyRule {
         limit: Limit { requests, per: Duration::from_secs(1), burst: None },
         key: vec![],
         scope: Default::default(),
+        on_store_failure: None,
         fields: Default::default(),
     };
     PolicyRule { rate_limits: vec![limit], ..rule(name, paths) }

@@ -11,17 +11,23 @@ use crate::{
     scalar::Duration,
 };
 
-const NAMED_HEADER: Rule = Rule::new(
-    "has(self.name) == (self.source == 'Header')",
-    "source Header needs the name of a header field, and the other sources have none",
+const NAMED: Rule = Rule::new(
+    "has(self.name) == (self.source in ['Header', 'Cookie', 'Query'])",
+    "the sources Header, Cookie and Query need a name, and the other sources have none",
 )
 .at(".name");
+const STORE_IS_SHARED: Rule = Rule::new(
+    "!has(self.onStoreFailure) || self.scope == 'Shared'",
+    "a limit of scope Pod has no store that could fail: write scope: Shared, or leave onStoreFailure out",
+)
+.at(".onStoreFailure");
 
 /// The limits of a rule.
 pub type RateLimits = Vec<RateLimit>;
 
 /// A limit on requests. A request over the limit is answered with 429.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[schemars(extend("x-kubernetes-validations" = [STORE_IS_SHARED]))]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimit {
     /// Name of the limit, unique in the rule; clients see it in `RateLimit`, metrics carry it.
@@ -39,6 +45,9 @@ pub struct RateLimit {
     /// Who shares a count.
     #[serde(default)]
     pub scope: Scope,
+    /// What holds for a limit of scope `Shared` while Redis can't be asked. Default: `Local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_store_failure: Option<OnStoreFailure>,
     /// Which fields tell the client of the limit.
     #[serde(default)]
     pub fields: LimitFields,
@@ -105,12 +114,12 @@ fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
 
 /// A part of what is counted apart.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
-#[schemars(extend("x-kubernetes-validations" = [NAMED_HEADER]))]
+#[schemars(extend("x-kubernetes-validations" = [NAMED]))]
 #[serde(rename_all = "camelCase")]
 pub struct Key {
     /// Where the part comes from.
     pub source: KeySource,
-    /// Name of the header field, with source `Header`.
+    /// Name of the header field, the cookie or the parameter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = FIELD_NAME))]
     pub name: Option<String>,
@@ -123,6 +132,10 @@ pub enum KeySource {
     ClientIP,
     /// Value of a header field; requests without it share one count.
     Header,
+    /// Value of a cookie; requests without it share one count.
+    Cookie,
+    /// Value of a parameter of the query, as it is spelled; requests without it share one count.
+    Query,
     /// The match of the rule that the request met: each path pattern has a count of its own.
     Route,
     /// Host that the request is for.
@@ -137,6 +150,21 @@ pub enum Scope {
     /// Each pod counts for itself.
     #[default]
     Pod,
+    /// All pods to which the policy is attached by the same target count together, in the Redis of their FetchrProxy. Without `redis`
+    /// each pod counts for itself.
+    Shared,
+}
+
+/// What holds while the store of a limit can't be asked.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum OnStoreFailure {
+    /// Each pod has its share of the limit for itself.
+    #[default]
+    Local,
+    /// The limit allows all requests.
+    Allow,
+    /// The limit allows none: they are answered with 503.
+    Deny,
 }
 
 /// Which fields tell the client of the limit.
@@ -156,6 +184,7 @@ impl PolicyKind for RateLimits {
     fn check(&self, at: &FieldPath, problems: &mut Problems) {
         for (index, limit) in self.iter().enumerate() {
             let at = at.index(index);
+            STORE_IS_SHARED.check(limit.on_store_failure.is_none() || limit.scope == Scope::Shared, &at, problems);
             limit.limit.check(&at.field("limit"), problems);
             check_key(&limit.key, &at.field("key"), problems);
         }
@@ -165,7 +194,7 @@ impl PolicyKind for RateLimits {
 fn check_key(key: &[Key], at: &FieldPath, problems: &mut Problems) {
     for (index, part) in key.iter().enumerate() {
         let at = at.index(index);
-        NAMED_HEADER.check(part.name.is_some() == (part.source == KeySource::Header), &at, problems);
+        NAMED.check(part.name.is_some() == part.source.is_named(), &at, problems);
         let same = |other: &Key| other.source == part.source && other.lower_case_name() == part.lower_case_name();
         if key[..index].iter().any(same) {
             problems.add(&at, "stands in the key already: remove it");
@@ -173,9 +202,16 @@ fn check_key(key: &[Key], at: &FieldPath, problems: &mut Problems) {
     }
 }
 
+impl KeySource {
+    fn is_named(self) -> bool {
+        matches!(self, Self::Header | Self::Cookie | Self::Query)
+    }
+}
+
 impl Key {
+    /// Names of header fields are the same in any case.
     fn lower_case_name(&self) -> Option<String> {
-        self.name.as_ref().map(|name| name.to_ascii_lowercase())
+        self.name.as_ref().map(|name| if self.source == KeySource::Header { name.to_ascii_lowercase() } else { name.clone() })
     }
 }
 

@@ -109,7 +109,8 @@ impl Outgoing {
 
     fn identity(&mut self) -> Option<Message> {
         // A pod knows its namespace.
-        let Identity { namespace: _, workload_kind, workload_name, services, live_pods } = self.inbox.identity.borrow_and_update().clone()?;
+        let Identity { namespace: _, workload_kind, workload_name, services, live_pods } =
+            self.inbox.identity.borrow_and_update().clone()?;
         self.identified = true;
         Some(Message::Identity(v1::Identity { workload_kind, workload_name, services, live_pods }))
     }

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, header};
 use smallvec::SmallVec;
 
 use super::purge::host;
-use crate::{facts::Facts, route::decode};
+use crate::{facts::Facts, fields, route::decode};
 
 mod forms;
 mod spelling;
@@ -342,15 +342,10 @@ fn tellings(out: &mut Vec<u8>, headers: &HeaderMap) {
     }
 }
 
-/// The values of all cookies of a name, also of those that only some applications read so: there may be white space around it.
 fn cookie(out: &mut Vec<u8>, headers: &HeaderMap, name: &[u8]) {
-    let pairs = headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-    for pair in pairs {
-        let Some(at) = pair.iter().position(|byte| *byte == b'=') else { continue };
-        if pair[..at].trim_ascii() == name {
-            out.push(1);
-            text(out, pair[at + 1..].trim_ascii());
-        }
+    for value in fields::cookies(headers, name) {
+        out.push(1);
+        text(out, value);
     }
     out.push(0);
 }

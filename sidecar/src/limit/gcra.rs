@@ -50,6 +50,11 @@ impl Gcra {
         self.unscaled(self.capacity())
     }
 
+    /// How long so many tokens take to come.
+    pub fn time_of(&self, tokens: u32) -> Duration {
+        self.unscaled(self.token() * u128::from(tokens))
+    }
+
     /// How the bucket stands, without taking anything.
     pub fn peek(&self, tat: Tat, now: Nanos) -> Level {
         let used = self.used(tat, now);
@@ -67,6 +72,20 @@ impl Gcra {
         }
         tat.0 = self.scaled(now) + self.used(*tat, now) + self.token();
         Ok(self.peek(*tat, now))
+    }
+
+    /// A bucket in which so many tokens remain, or all.
+    pub fn with_remaining(&self, remaining: u64, now: Nanos) -> Tat {
+        let used = u128::from(self.burst.get()).saturating_sub(remaining.into());
+        Tat(self.scaled(now) + used * self.token())
+    }
+
+    /// The share that one of so many pods has of the limit: a part of the rate, and of the burst at least one token.
+    #[must_use]
+    pub fn share_of(&self, pods: u32) -> Self {
+        let pods = NonZeroU32::new(pods).unwrap_or(NonZeroU32::MIN);
+        let burst = NonZeroU32::new(self.burst.get() / pods).unwrap_or(NonZeroU32::MIN);
+        Self { requests: self.requests, per: self.per.saturating_mul(pods.into()), burst }
     }
 
     /// Gives back a token that was charged.
@@ -152,6 +171,27 @@ mod tests {
         gcra.charge(&mut tat, SECOND).unwrap();
         gcra.refund(&mut tat);
         assert_eq!(tat, before);
+    }
+
+    #[test]
+    fn shares_add_up_to_the_limit() {
+        let (limit, hour) = (gcra(100, Duration::from_secs(1), 200), 3600 * SECOND);
+        let mut allowed = 0;
+        for mut tat in [Tat::default(); 8] {
+            let share = limit.share_of(8);
+            allowed += (0..1000).filter(|_| share.charge(&mut tat, hour).is_ok()).count();
+            allowed += (0..1000).filter(|_| share.charge(&mut tat, hour + SECOND).is_ok()).count();
+        }
+        // A part of a token is not there yet in each of them.
+        assert!((300 - 8..=300).contains(&allowed), "{allowed}");
+        assert_eq!(gcra(1, Duration::from_secs(1), 1).share_of(3).burst(), 1);
+    }
+
+    #[test]
+    fn bucket_is_made_from_what_remains() {
+        let gcra = gcra(10, Duration::from_secs(1), 10);
+        assert_eq!(gcra.peek(gcra.with_remaining(3, 7 * SECOND), 7 * SECOND).remaining, 3);
+        assert_eq!(gcra.peek(gcra.with_remaining(11, 7 * SECOND), 7 * SECOND).remaining, 10);
     }
 
     #[test]

@@ -67,6 +67,12 @@ impl Store {
         }
     }
 
+    /// Takes over how a count stands elsewhere.
+    pub(super) fn note(&self, gcra: &Gcra, key: u64, remaining: u64, now: Nanos) {
+        let mut shard = self.shard(key);
+        shard.entry(gcra, key, now, &self.evicted).tat = gcra.with_remaining(remaining, now);
+    }
+
     /// Counts that are held.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).counts.len()).sum()

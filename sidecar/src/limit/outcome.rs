@@ -17,6 +17,16 @@ pub struct Outcome {
     pub(super) told: SmallVec<[Told; 2]>,
     /// Which of `told` denied.
     pub(super) denied: Option<usize>,
+    /// The limit that could not be decided, and whose policy allows nothing then.
+    pub(super) undecided: Option<Arc<Limit>>,
+}
+
+/// Why limits let a request go no further.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stops<'a> {
+    Denied,
+    /// Name of the limit that nobody could decide.
+    Undecided(&'a str),
 }
 
 /// A limit that was charged, and what it has left.
@@ -44,6 +54,14 @@ impl Outcome {
     pub fn denied(&self) -> Option<Denied<'_>> {
         let Told { limit, level } = self.told.get(self.denied?)?;
         Some(Denied { policy: &limit.policy, rule: &limit.rule, limit: &limit.name, retry_after: level.next })
+    }
+
+    /// Whether the request goes no further, and why.
+    pub(crate) fn stops(&self) -> Option<Stops<'_>> {
+        match &self.undecided {
+            Some(limit) => Some(Stops::Undecided(&limit.name)),
+            None => self.denied.map(|_| Stops::Denied),
+        }
     }
 
     /// Writes `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-11), and `Retry-After` (RFC 9110 10.2.3) if

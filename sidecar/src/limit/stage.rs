@@ -1,60 +1,47 @@
-//! Charges the limits of a request, and counts what they decide.
+//! Charges the limits of a request: those that the pod counts first, which costs nothing, and then those that pods share.
 
 use std::{
-    hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
     time::Instant,
 };
 
-use crds::policy::Mode;
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
-    registry::Registry,
-};
+use arc_swap::ArcSwapOption;
+use crds::policy::{Mode, rate_limits::Scope};
+use prometheus_client::registry::Registry;
 use smallvec::SmallVec;
 
 use super::{
     Limit,
+    counted::{Metrics, Source},
     gcra::Nanos,
     local,
     outcome::{Outcome, Told},
+    sharing::{Place, Sharing},
 };
-use crate::{facts::Facts, metrics::OTHER, route::Route};
+use crate::{facts::Facts, route::Route};
 
 /// Counts that one pod holds at most; a count takes about 90 bytes.
 pub const CAPACITY: usize = 100_000;
-/// Series of decisions in the metrics; what comes later is counted under `_OTHER`.
-const MAX_SERIES: usize = 2000;
-
-/// The decisions of one limit.
-#[derive(Debug)]
-pub(super) struct Counters {
-    allowed: Counter,
-    denied: Counter,
-}
 
 /// The limits of a pod: one store for all policies and both directions. It outlives reloads.
 #[derive(Debug)]
 pub struct Limiter {
-    store: local::Store,
+    pub(super) store: local::Store,
     hasher: RandomState,
     epoch: Instant,
-    decisions: Family<DecisionLabels, Counter>,
-    series: AtomicUsize,
-    evicted: Counter,
+    pub(super) metrics: Metrics,
+    sharing: ArcSwapOption<Sharing>,
 }
 
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct DecisionLabels {
-    policy: Arc<str>,
-    rule: Arc<str>,
-    limit: Arc<str>,
-    decision: &'static str,
-    mode: &'static str,
+/// A limit that holds for a request, and the match that its rule met.
+pub(super) type Holds<'a> = (&'a Arc<Limit>, Option<u8>);
+
+/// A request that limits are charged for.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) facts: &'a Facts<'a>,
+    pub(super) now: Nanos,
 }
 
 impl Default for Limiter {
@@ -66,25 +53,19 @@ impl Default for Limiter {
 impl Limiter {
     /// A limiter that holds at most `capacity` counts.
     pub fn new(capacity: usize) -> Self {
-        let evicted = Counter::default();
+        let metrics = Metrics::default();
         Self {
-            store: local::Store::new(capacity, evicted.clone()),
+            store: local::Store::new(capacity, metrics.evicted.clone()),
             hasher: RandomState::new(),
             epoch: Instant::now(),
-            decisions: Family::default(),
-            series: AtomicUsize::new(0),
-            evicted,
+            metrics,
+            sharing: ArcSwapOption::empty(),
         }
     }
 
     /// Adds the limiter's figures to a registry.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("fetchr_ratelimit_decisions", "Decisions of rate limits", self.decisions.clone());
-        registry.register(
-            "fetchr_ratelimit_evictions",
-            "Counts that were forgotten before they were full again, for want of room",
-            self.evicted.clone(),
-        );
+        self.metrics.register(registry);
     }
 
     /// Counts that are held now.
@@ -97,82 +78,112 @@ impl Limiter {
         self.len() == 0
     }
 
-    /// Charges all limits that hold for a request. If one denies, those charged before get their token back.
-    pub fn charge(&self, route: &Route, facts: &Facts<'_>, now: Instant) -> Outcome {
-        let mut outcome = Outcome::default();
-        if !route.has_limits() {
-            return outcome;
+    /// From now on limits of scope Shared are counted there, among so many pods; without a place, by each pod for itself. Connects in tasks
+    /// of this runtime.
+    pub(crate) fn share(&self, place: Option<Place>, pods: u32) {
+        let before = self.sharing.load_full();
+        let sharing = match (place, &before) {
+            (Some(place), Some(before)) if before.is(&place, pods) => return,
+            (Some(place), Some(before)) => Some(before.moved(place, pods)),
+            (Some(place), None) => Some(Sharing::start(place, pods)),
+            (None, _) => None,
+        };
+        self.sharing.store(sharing.map(Arc::new));
+    }
+
+    /// Charges all limits that hold for a request, or none.
+    pub async fn charge(&self, route: &Route, facts: &Facts<'_>, now: Instant) -> Outcome {
+        let asked = Asked { facts, now: self.nanos(now) };
+        match self.sharing.load_full().filter(|_| route.has_shared_limits()) {
+            // On the heap: most requests have no such limit.
+            Some(sharing) => Box::pin(self.charge_together(&sharing, route, asked)).await,
+            None => self.charge_alone(route, asked),
         }
-        let now = Nanos::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(Nanos::MAX);
-        self.enforce(route, facts, now, &mut outcome);
-        self.shadow(route, facts, now, outcome.denied.is_none());
+    }
+
+    /// All limits, by counts of the pod.
+    fn charge_alone(&self, route: &Route, asked: Asked<'_>) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.enforce(route.limits(), asked, &mut outcome);
+        self.shadow(route.limits(), asked, outcome.stops().is_none());
         outcome
     }
 
-    fn enforce(&self, route: &Route, facts: &Facts<'_>, now: Nanos, outcome: &mut Outcome) {
+    async fn charge_together(&self, sharing: &Arc<Sharing>, route: &Route, asked: Asked<'_>) -> Outcome {
+        let (mut outcome, of) = (Outcome::default(), |scope| route.limits().filter(move |(limit, _)| limit.scope == scope));
+        let charged = self.enforce(of(Scope::Pod), asked, &mut outcome);
+        if outcome.stops().is_none() {
+            sharing.enforce(self, of(Scope::Shared), asked, &mut outcome).await;
+            if outcome.stops().is_some() {
+                self.give_back(&charged, &mut outcome, asked.now);
+            }
+        }
+        let passes = outcome.stops().is_none();
+        self.shadow(of(Scope::Pod), asked, passes);
+        if passes {
+            sharing.shadow(self, of(Scope::Shared), asked);
+        }
+        outcome
+    }
+
+    /// Charges limits in force, all or none. Returns what was charged, in the order in which it is told.
+    fn enforce<'a>(
+        &self,
+        limits: impl Iterator<Item = Holds<'a>>,
+        asked: Asked<'_>,
+        outcome: &mut Outcome,
+    ) -> SmallVec<[u64; 4]> {
         let mut charged: SmallVec<[u64; 4]> = SmallVec::new();
-        for (limit, matched) in route.limits().filter(|(limit, _)| limit.mode == Mode::Enforce) {
-            let key = self.key(limit, facts, matched);
-            let decision = self.store.charge(&limit.gcra, key, now);
+        for (limit, matched) in limits.filter(|(limit, _)| limit.mode == Mode::Enforce) {
+            let key = self.key(limit, asked.facts, matched);
+            let decision = self.store.charge(&limit.gcra, key, asked.now);
             let (Ok(level) | Err(level)) = decision;
             outcome.told.push(Told { limit: Arc::clone(limit), level });
             if decision.is_err() {
-                charged.iter().for_each(|&key| self.store.refund(key));
-                // What the others still have is told after the refund.
-                outcome.told.iter_mut().zip(&charged).for_each(|(told, &key)| {
-                    told.level = self.store.peek(&told.limit.gcra, key, now);
-                });
+                self.give_back(&charged, outcome, asked.now);
                 outcome.denied = outcome.told.len().checked_sub(1);
-                self.counters(limit).denied.inc();
-                return;
+                self.metrics.decided(limit, Source::Pod, false);
+                return SmallVec::new();
             }
             charged.push(key);
         }
-        outcome.told.iter().for_each(|told| {
-            self.counters(&told.limit).allowed.inc();
+        for told in &outcome.told {
+            self.metrics.decided(&told.limit, Source::Pod, true);
+        }
+        charged
+    }
+
+    /// Gives back what was charged first, and tells what there is then.
+    fn give_back(&self, charged: &[u64], outcome: &mut Outcome, now: Nanos) {
+        charged.iter().for_each(|&key| self.store.refund(key));
+        outcome.told.iter_mut().zip(charged).for_each(|(told, &key)| {
+            told.level = self.store.peek(&told.limit.gcra, key, now);
         });
     }
 
     /// Counts what limits in Shadow would have decided. A request that is denied anyway takes nothing from them.
-    fn shadow(&self, route: &Route, facts: &Facts<'_>, now: Nanos, charge: bool) {
-        for (limit, matched) in route.limits().filter(|(limit, _)| limit.mode == Mode::Shadow) {
-            let key = self.key(limit, facts, matched);
+    fn shadow<'a>(&self, limits: impl Iterator<Item = Holds<'a>>, asked: Asked<'_>, charge: bool) {
+        for (limit, matched) in limits.filter(|(limit, _)| limit.mode == Mode::Shadow) {
+            let key = self.key(limit, asked.facts, matched);
             let allowed = if charge {
-                self.store.charge(&limit.gcra, key, now).is_ok()
+                self.store.charge(&limit.gcra, key, asked.now).is_ok()
             } else {
-                self.store.peek(&limit.gcra, key, now).remaining > 0
+                self.store.peek(&limit.gcra, key, asked.now).remaining > 0
             };
-            let counters = self.counters(limit);
-            if allowed {
-                counters.allowed.inc();
-            } else {
-                counters.denied.inc();
+            self.metrics.decided(limit, Source::Pod, allowed);
+            if !allowed {
                 // Not louder: it may be true of every request.
                 tracing::debug!(policy = %limit.policy, limit = %limit.name, "A limit in Shadow would have denied a request.");
             }
         }
     }
 
-    fn key(&self, limit: &Limit, facts: &Facts<'_>, matched: Option<u8>) -> u64 {
-        let mut state = self.hasher.build_hasher();
-        (&limit.policy, &limit.rule, &limit.name).hash(&mut state);
-        limit.key.iter().for_each(|part| part.hash(facts, matched, &mut state));
-        state.finish()
+    /// By which the pod finds its own count.
+    pub(super) fn key(&self, limit: &Limit, facts: &Facts<'_>, matched: Option<u8>) -> u64 {
+        self.hasher.hash_one((&limit.policy, &limit.rule, &limit.name, limit.key_of(facts, matched)))
     }
 
-    fn counters<'a>(&self, limit: &'a Limit) -> &'a Counters {
-        limit.counters.get_or_init(|| {
-            let mode = if limit.mode == Mode::Shadow { "shadow" } else { "enforce" };
-            let series = |decision| {
-                let (policy, rule, name) = (Arc::clone(&limit.policy), Arc::clone(&limit.rule), Arc::clone(&limit.name));
-                let mut labels = DecisionLabels { policy, rule, limit: name, decision, mode };
-                let known = self.decisions.get(&labels).is_some();
-                if !known && self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
-                    (labels.policy, labels.rule, labels.limit) = (OTHER.into(), OTHER.into(), OTHER.into());
-                }
-                self.decisions.get_or_create_owned(&labels)
-            };
-            Counters { allowed: series("allow"), denied: series("deny") }
-        })
+    fn nanos(&self, now: Instant) -> Nanos {
+        Nanos::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(Nanos::MAX)
     }
 }

@@ -8,6 +8,7 @@ use crds::{
         rate_limits::{self, Key, KeySource},
     },
 };
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method};
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
@@ -18,13 +19,15 @@ use crate::{facts::Facts, route::Routes};
 struct Limits(Vec<PolicyRule>);
 
 fn rate(name: &str, requests: i64, burst: i64, key: &[KeySource]) -> RateLimit {
-    let key = key.iter().map(|&source| Key { source, name: (source == KeySource::Header).then(|| "x-user".to_owned()) });
+    let is_named = |source| matches!(source, KeySource::Header | KeySource::Cookie | KeySource::Query);
+    let key = key.iter().map(|&source| Key { source, name: is_named(source).then(|| "x-user".to_owned()) });
     RateLimit {
         name: name.to_owned(),
         mode: Mode::Enforce,
         limit: rate_limits::Limit { requests, per: crds::scalar::Duration::from_secs(1), burst: Some(burst) },
         key: key.collect(),
-        scope: rate_limits::Scope::Pod,
+        scope: Scope::Pod,
+        on_store_failure: None,
         fields: LimitFields::Draft,
     }
 }
@@ -54,13 +57,14 @@ struct Client {
     method: Method,
     path: &'static str,
     host: &'static str,
+    query: Option<&'static str>,
     headers: HeaderMap,
     address: &'static str,
 }
 
 impl Default for Client {
     fn default() -> Self {
-        Self { method: Method::GET, path: "/", host: "a", headers: HeaderMap::new(), address: "10.0.0.1" }
+        Self { method: Method::GET, path: "/", host: "a", query: None, headers: HeaderMap::new(), address: "10.0.0.1" }
     }
 }
 
@@ -71,15 +75,25 @@ impl Client {
             scheme: "http",
             host: self.host,
             path: self.path,
-            query: None,
+            query: self.query,
             headers: &self.headers,
             client: self.address.parse().unwrap(),
         };
-        limiter.charge(&routes.select(&facts), &facts, now)
+        limiter.charge(&routes.select(&facts), &facts, now).now_or_never().unwrap()
     }
 
     fn passes(&self, limiter: &Limiter, routes: &Routes, now: Instant) -> bool {
         self.ask(limiter, routes, now).denied().is_none()
+    }
+
+    fn asking(query: &'static str) -> Self {
+        Self { query: Some(query), ..Self::default() }
+    }
+
+    fn cookies(pairs: &'static str) -> Self {
+        let mut client = Self::default();
+        client.headers.insert(http::header::COOKIE, HeaderValue::from_static(pairs));
+        client
     }
 
     fn user(name: &'static str) -> Self {
@@ -167,7 +181,7 @@ fn shadow_counts_and_lets_pass() {
     prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
     let series = |decision, n| {
         format!(
-            "fetchr_ratelimit_decisions_total{{policy=\"shop/limits\",rule=\"all\",limit=\"shadow\",decision=\"{decision}\",mode=\"shadow\"}} {n}"
+            "fetchr_ratelimit_decisions_total{{policy=\"shop/limits\",rule=\"all\",limit=\"shadow\",decision=\"{decision}\",mode=\"shadow\",source=\"pod\"}} {n}"
         )
     };
     assert!(page.contains(&series("allow", 1)) && page.contains(&series("deny", 4)), "{page}");
@@ -186,14 +200,16 @@ fn limits_of_one_name_have_series_of_their_own() {
     let mut page = String::new();
     prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
     for (policy, rule) in [("a", "all"), ("a", "other"), ("b", "all"), ("b", "other")] {
-        let series = format!("{{policy=\"shop/{policy}\",rule=\"{rule}\",limit=\"same\",decision=\"allow\",mode=\"enforce\"}} 1");
+        let series = format!(
+            "{{policy=\"shop/{policy}\",rule=\"{rule}\",limit=\"same\",decision=\"allow\",mode=\"enforce\",source=\"pod\"}} 1"
+        );
         assert!(page.contains(&series), "{series} in {page}");
     }
 }
 
 #[test]
 fn each_key_is_counted_apart() {
-    let cases: [(KeySource, Client, Client, bool); 8] = [
+    let cases: [(KeySource, Client, Client, bool); 13] = [
         (KeySource::ClientIP, Client::default(), Client { address: "10.0.0.2", ..Client::default() }, true),
         (KeySource::ClientIP, Client::default(), Client { address: "::ffff:10.0.0.1", ..Client::default() }, false),
         (
@@ -204,6 +220,11 @@ fn each_key_is_counted_apart() {
         ),
         (KeySource::Header, Client::user("a"), Client::user("b"), true),
         (KeySource::Header, Client::default(), Client::default(), false),
+        (KeySource::Cookie, Client::cookies("x-user=a; b=c"), Client::cookies("x-user=b"), true),
+        (KeySource::Cookie, Client::cookies("x-user=a; b=c"), Client::cookies("b=d;x-user=a"), false),
+        (KeySource::Query, Client::asking("page=1&x-user=a"), Client::asking("x-user=b"), true),
+        (KeySource::Query, Client::asking("page=1&x-user=a"), Client::asking("x-user=a&page=2"), false),
+        (KeySource::Query, Client::asking("x-user=a"), Client::asking("x-user=a&x-user=b"), true),
         (KeySource::Host, Client::default(), Client { host: "b", ..Client::default() }, true),
         (KeySource::Method, Client::default(), Client { method: Method::PUT, ..Client::default() }, true),
         (KeySource::Host, Client::default(), Client { method: Method::PUT, ..Client::default() }, false),

@@ -27,6 +27,7 @@ fn limit(name: &str) -> RateLimit {
         limit: rate_limits::Limit { requests: 1, per: Duration::from_secs(1), burst: None },
         key: Vec::new(),
         scope: rate_limits::Scope::Pod,
+        on_store_failure: None,
         fields: rate_limits::LimitFields::Draft,
     }
 }

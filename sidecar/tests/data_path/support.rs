@@ -131,6 +131,7 @@ impl Proxy {
             strict: true,
         };
         let limiter = Arc::new(Limiter::default());
+        metrics.register(|registry| limiter.register(registry));
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
         Self { address, config, metrics, drain, settings, server, purges, cache }

@@ -1,0 +1,146 @@
+//! What limits decided, in numbers.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use crds::policy::Mode;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use super::{Limit, shared::Failure};
+use crate::metrics::OTHER;
+
+/// Series of decisions in the metrics; what comes later is counted under `_OTHER`.
+const MAX_SERIES: usize = 2000;
+
+/// Who decided.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Source {
+    /// The count of the pod.
+    Pod,
+    /// The count that pods share.
+    Store,
+    /// What holds while that can't be asked.
+    Fallback,
+}
+
+/// The decisions of one limit, by source.
+#[derive(Debug, Default)]
+pub(super) struct Counters([OnceLock<Decisions>; 3]);
+
+#[derive(Debug)]
+struct Decisions {
+    allowed: Counter,
+    denied: Counter,
+}
+
+/// The figures of all limits.
+#[derive(Clone, Debug)]
+pub(super) struct Metrics {
+    decisions: Family<Labels, Counter>,
+    series: Arc<AtomicUsize>,
+    pub(super) evicted: Counter,
+    failures: Family<Reason, Counter>,
+    /// Seconds that requests waited for the store.
+    pub(super) waited: Histogram,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Labels {
+    policy: Arc<str>,
+    rule: Arc<str>,
+    limit: Arc<str>,
+    decision: &'static str,
+    mode: &'static str,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Reason {
+    reason: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            decisions: Family::default(),
+            series: Arc::default(),
+            evicted: Counter::default(),
+            failures: Family::default(),
+            waited: Histogram::new(exponential_buckets(0.0001, 2.0, 12)),
+        }
+    }
+}
+
+impl Metrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("fetchr_ratelimit_decisions", "Decisions of rate limits", self.decisions.clone());
+        registry.register(
+            "fetchr_ratelimit_evictions",
+            "Counts that were forgotten before they were full again, for want of room",
+            self.evicted.clone(),
+        );
+        registry.register(
+            "fetchr_ratelimit_store_failures",
+            "Questions to the store of shared limits without an answer, by reason",
+            self.failures.clone(),
+        );
+        registry.register(
+            "fetchr_ratelimit_store_duration_seconds",
+            "How long requests waited for the store of shared limits",
+            self.waited.clone(),
+        );
+    }
+
+    /// Counts a decision of a limit.
+    pub(super) fn decided(&self, limit: &Limit, source: Source, allowed: bool) {
+        let decisions = limit.counters.0[source as usize].get_or_init(|| Decisions {
+            allowed: self.series(limit, source, "allow"),
+            denied: self.series(limit, source, "deny"),
+        });
+        if allowed {
+            decisions.allowed.inc()
+        } else {
+            decisions.denied.inc()
+        };
+    }
+
+    /// Counts that the store did not decide.
+    pub(super) fn failed(&self, failure: Failure) {
+        self.failed_for(failure.label());
+    }
+
+    /// Counts that nobody asked the store in Shadow, for it is asked too much already.
+    pub(super) fn busy(&self) {
+        self.failed_for("busy");
+    }
+
+    fn failed_for(&self, reason: &'static str) {
+        self.failures.get_or_create(&Reason { reason }).inc();
+    }
+
+    fn series(&self, limit: &Limit, source: Source, decision: &'static str) -> Counter {
+        let mode = if limit.mode == Mode::Shadow { "shadow" } else { "enforce" };
+        let source = match source {
+            Source::Pod => "pod",
+            Source::Store => "store",
+            Source::Fallback => "fallback",
+        };
+        let (policy, rule, name) = (Arc::clone(&limit.policy), Arc::clone(&limit.rule), Arc::clone(&limit.name));
+        let mut labels = Labels { policy, rule, limit: name, decision, mode, source };
+        let known = self.decisions.get(&labels).is_some();
+        if !known && self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
+            (labels.policy, labels.rule, labels.limit) = (OTHER.into(), OTHER.into(), OTHER.into());
+        }
+        self.decisions.get_or_create_owned(&labels)
+    }
+}
