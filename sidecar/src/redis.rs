@@ -68,9 +68,9 @@ impl Redis {
         matches!(self.settings().mode, settings::Mode::Cluster { .. })
     }
 
-    /// A connection for a key, and those in the same slot. It is made when it is needed.
-    pub(crate) fn link(&self, key: &str) -> Link {
-        Link::new(Arc::clone(&self.0.finder), Slot::of(key))
+    /// A connection for a key, and those in the same slot, for who waits so long for an answer. It is made when it is needed.
+    pub(crate) fn link(&self, key: &str, patience: Duration) -> Link {
+        Link::new(Arc::clone(&self.0.finder), Slot::of(key), patience)
     }
 
     /// The connections for all requests. The first call begins to connect, in tasks of this runtime.

@@ -1,6 +1,6 @@
 //! Connections to one server. Who asks for one bounds how long that may take.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc};
 
 use redis::{
     AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisResult, Value,
@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
     task::{AbortHandle, spawn_blocking},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -24,8 +24,6 @@ use super::{
 };
 use crate::tls;
 
-/// How long each step to a connection may take, so that it is known which one failed.
-const STEP: Duration = Duration::from_millis(1500);
 /// Bytes of a password.
 const LONGEST_PASSWORD: u64 = 4096;
 
@@ -52,20 +50,33 @@ impl Drop for Driver {
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
+/// One step to a connection, which who asks waits for until then. Whatever comes of it but success, an error says which step it was.
+pub(super) async fn step<T, E: fmt::Display>(
+    until: Instant,
+    what: impl fmt::Display,
+    work: impl Future<Output = Result<T, E>>,
+) -> RedisResult<T> {
+    match timeout_at(until, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(why)) => Err(failed(format!("{what}: {why}"))),
+        Err(_) => Err(failed(format!("{what}: no answer in time"))),
+    }
+}
+
 impl Settings {
     /// Connects to a server that keeps data. With sentinels it must be a primary: they may be wrong.
-    pub(super) async fn connect(&self, to: &Address) -> RedisResult<Connection> {
-        let mut made = self.connect_as(to, &self.user).await?;
-        self.sign_of_life(to, &mut made).await?;
+    pub(super) async fn connect(&self, to: &Address, until: Instant) -> RedisResult<Connection> {
+        let mut made = self.connect_as(to, &self.user, until).await?;
+        self.sign_of_life(to, &mut made, until).await?;
         Ok(made)
     }
 
     /// Connects to whom that user is known.
-    pub(super) async fn connect_as(&self, to: &Address, user: &User) -> RedisResult<Connection> {
-        let (info, socket) = (self.info(user).await?, self.socket(to).await?);
+    pub(super) async fn connect_as(&self, to: &Address, user: &User, until: Instant) -> RedisResult<Connection> {
+        let (info, socket) = (self.info(user, until).await?, self.socket(to, until).await?);
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
-        let made = MultiplexedConnection::new_with_config(&info, socket, config).await;
-        let (inner, driver) = made.map_err(|why| refused(to, &why))?;
+        let made = MultiplexedConnection::new_with_config(&info, socket, config);
+        let (inner, driver) = step(until, format!("{to} lets nobody in"), made).await?;
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
         let task = tokio::spawn(async move {
@@ -76,44 +87,51 @@ impl Settings {
     }
 
     /// Asks a server that keeps data whether it is there, and of use.
-    pub(super) async fn sign_of_life(&self, at: &Address, connection: &mut Connection) -> RedisResult<()> {
+    pub(super) async fn sign_of_life(&self, at: &Address, connection: &mut Connection, until: Instant) -> RedisResult<()> {
+        let what = format!("{at} gives no sign of life");
         if !matches!(self.mode, Mode::Sentinel { .. }) {
-            let answer = redis::cmd("PING").query_async::<()>(&mut connection.inner).await;
-            return answer.map_err(|why| refused(at, &why));
+            return step(until, what, redis::cmd("PING").query_async(&mut connection.inner)).await;
         }
-        let role: Value = redis::cmd("ROLE").query_async(&mut connection.inner).await.map_err(|why| refused(at, &why))?;
+        let role: Value = step(until, what, redis::cmd("ROLE").query_async(&mut connection.inner)).await?;
         if is_primary(&role) { Ok(()) } else { Err(failed(format!("{at} is no primary"))) }
     }
 
     /// A connection that hears what is published on a channel.
-    pub(super) async fn subscribe(&self, to: &Address, user: &User, channel: &str) -> RedisResult<(PubSubSink, PubSubStream)> {
-        let (info, socket) = (self.info(user).await?, self.socket(to).await?);
-        let (mut sink, messages) = PubSub::new(&info, socket).await.map_err(|why| refused(to, &why))?.split();
-        sink.subscribe(channel).await.map_err(|why| refused(to, &why))?;
+    pub(super) async fn subscribe(
+        &self,
+        to: &Address,
+        user: &User,
+        channel: &str,
+        until: Instant,
+    ) -> RedisResult<(PubSubSink, PubSubStream)> {
+        let (info, socket) = (self.info(user, until).await?, self.socket(to, until).await?);
+        let made = step(until, format!("{to} lets nobody in"), PubSub::new(&info, socket)).await?;
+        let (mut sink, messages) = made.split();
+        step(until, format!("{to} has nobody listen"), sink.subscribe(channel)).await?;
         Ok((sink, messages))
     }
 
     /// With the password as it is now: Secrets are renewed.
-    async fn info(&self, user: &User) -> RedisResult<RedisConnectionInfo> {
+    async fn info(&self, user: &User, until: Instant) -> RedisResult<RedisConnectionInfo> {
         let mut info = RedisConnectionInfo::default().set_skip_set_lib_name();
         if let Some(name) = &user.name {
             info = info.set_username(name);
         }
         if let Some(file) = &user.password {
-            let unread = |why: io::Error| failed(format!("the password in {} can't be read: {why}", file.display()));
-            let mut password = String::new();
-            let opened = File::open(file).await.map_err(unread)?;
-            opened.take(LONGEST_PASSWORD).read_to_string(&mut password).await.map_err(unread)?;
+            let read = async {
+                let mut password = String::new();
+                File::open(file).await?.take(LONGEST_PASSWORD).read_to_string(&mut password).await?;
+                io::Result::Ok(password)
+            };
+            let password = step(until, format!("the password in {} can't be read", file.display()), read).await?;
             info = info.set_password(password.trim_end_matches(['\r', '\n']));
         }
         Ok(info)
     }
 
-    async fn socket(&self, to: &Address) -> RedisResult<Box<dyn Socket>> {
+    async fn socket(&self, to: &Address, until: Instant) -> RedisResult<Box<dyn Socket>> {
         let Address { host, port } = to;
-        let no_connection = |why: &dyn fmt::Display| failed(format!("no connection to {to}: {why}"));
-        let socket = timeout(STEP, TcpStream::connect((&**host, *port))).await;
-        let socket = socket.map_err(|_| no_connection(&"no answer in time"))?.map_err(|why| no_connection(&why))?;
+        let socket = step(until, format!("no connection to {to}"), TcpStream::connect((&**host, *port))).await?;
         socket.set_nodelay(true)?;
         let Some(settings) = self.tls.clone() else { return Ok(Box::new(socket)) };
         let name = settings.server_name.clone().unwrap_or_else(|| host.to_string());
@@ -121,18 +139,12 @@ impl Settings {
             .map_err(|_| failed(format!("{host} can't be the name of a certificate: write redis.tls.serverName")))?;
         // With the files as they are now, which takes the disk a while.
         let secrets = self.secrets.clone();
-        let config = spawn_blocking(move || tls::client_config(&settings, &secrets)).await.map_err(io::Error::other)?;
-        let config = config.map_err(|why| failed(format!("redis.tls: {why}")))?;
-        let no_tls = |why: &dyn fmt::Display| failed(format!("TLS with {to} failed: {why}"));
-        let shaken = timeout(STEP, TlsConnector::from(config).connect(name, socket)).await;
-        let shaken = shaken.map_err(|_| no_tls(&"no answer in time, as from a port that is not for TLS"))?;
-        Ok(Box::new(shaken.map_err(|why| no_tls(&why))?))
+        let read = async { spawn_blocking(move || tls::client_config(&settings, &secrets)).await.map_err(io::Error::other) };
+        let config = step(until, "redis.tls", read).await?.map_err(|why| failed(format!("redis.tls: {why}")))?;
+        // A port that is not for TLS may wait for more, and say nothing.
+        let shaken = TlsConnector::from(config).connect(name, socket);
+        Ok(Box::new(step(until, format!("no TLS with {to}"), shaken).await?))
     }
-}
-
-/// Says who it was.
-fn refused(by: &Address, why: &redis::RedisError) -> redis::RedisError {
-    failed(format!("{by}: {why}"))
 }
 
 impl Connection {

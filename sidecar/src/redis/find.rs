@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use redis::{RedisError, RedisResult};
+use redis::RedisResult;
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -191,13 +191,5 @@ impl Drop for Trying {
         if !self.went_well {
             self.finder.doubt(&self.address);
         }
-    }
-}
-
-/// Turns what was tried in vain into words that the next look may have to offer.
-pub(super) fn within<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, String> {
-    match answer {
-        Ok(answer) => answer.map_err(|why: RedisError| why.to_string()),
-        Err(_) => Err("no answer in time".to_owned()),
     }
 }

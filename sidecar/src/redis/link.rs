@@ -1,11 +1,12 @@
 //! A connection of one user's own, to the primary of a slot. It is made when it is needed, and anew when it broke or when there is another primary.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use redis::{Cmd, Pipeline, RedisFuture, RedisResult, Value, aio::ConnectionLike};
+use tokio::time::Instant;
 
 use super::{
-    connection::Connection,
+    connection::{Connection, step},
     find::{Finder, Trying},
     map::Slot,
     meaning::{self, Meaning},
@@ -16,6 +17,8 @@ use super::{
 pub(crate) struct Link {
     finder: Arc<Finder>,
     slot: Slot,
+    /// How long a connection may take.
+    patience: Duration,
     held: Option<Held>,
     /// Who has the slot's keys, or will, while it is moved.
     ask: Option<Address>,
@@ -29,9 +32,9 @@ struct Held {
 }
 
 impl Link {
-    /// Connects to nothing yet.
-    pub(super) fn new(finder: Arc<Finder>, slot: Slot) -> Self {
-        Self { finder, slot, held: None, ask: None }
+    /// Connects to nothing yet. Who asks waits so long, and a connection takes a little less, so that it is known why there is none.
+    pub(super) fn new(finder: Arc<Finder>, slot: Slot, patience: Duration) -> Self {
+        Self { finder, slot, patience: patience - patience / 8, held: None, ask: None }
     }
 
     /// The connection, for one exchange. If that is given up, for it takes too long, the next one gets another connection: who does not
@@ -43,12 +46,13 @@ impl Link {
         {
             return Ok(held);
         }
+        let until = Instant::now() + self.patience;
         let (address, asking) = match self.ask.take() {
             Some(address) => (address, true),
-            None => (self.finder.primary(self.slot).await?, false),
+            None => (step(until, "the primary is not known", self.finder.primary(self.slot)).await?, false),
         };
         let trying = self.finder.trying(&address);
-        let connection = self.finder.settings().connect(&address).await?;
+        let connection = self.finder.settings().connect(&address, until).await?;
         trying.went_well();
         Ok(Held { connection, address, asking })
     }

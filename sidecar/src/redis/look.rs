@@ -8,8 +8,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    connection::step,
     failed,
-    find::{Finder, within},
+    find::Finder,
     jittered,
     map::{Map, Told, is_served},
     news,
@@ -46,7 +47,7 @@ async fn look_for_ever(finder: &Finder) {
         if began.elapsed() > LONGEST_PAUSE {
             pause = FIRST_PAUSE;
         }
-        let found = timeout(LOOK, look(finder)).await.unwrap_or_else(|_| Err(format!("no primary was found within {LOOK:?}")));
+        let found = look(finder, Instant::now() + LOOK).await;
         let has_moved = found.as_ref().is_ok_and(|map| *map != *before);
         pause = if has_moved { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         finder.end_look(found);
@@ -54,15 +55,15 @@ async fn look_for_ever(finder: &Finder) {
     }
 }
 
-async fn look(finder: &Finder) -> Result<Map, String> {
+async fn look(finder: &Finder, until: Instant) -> Result<Map, String> {
     let before = finder.map();
     let found = match &finder.settings().mode {
         Mode::Single(address) => Ok(Map::one(address.clone())),
         Mode::Sentinel { sentinels, name, user } => {
             let last = before.primaries().first();
-            by_sentinels(finder.settings(), sentinels, (name, user), last).await.map(Map::one)
+            by_sentinels(finder.settings(), sentinels, (name, user), last, until).await.map(Map::one)
         }
-        Mode::Cluster { seeds } => by_nodes(finder.settings(), seeds, before.primaries()).await,
+        Mode::Cluster { seeds } => by_nodes(finder.settings(), seeds, before.primaries(), until).await,
     };
     if let Ok(map) = &found
         && *map != *before
@@ -73,6 +74,11 @@ async fn look(finder: &Finder) -> Result<Map, String> {
     found
 }
 
+/// Until when one server is waited for, in a look that ends then.
+fn patience(look: Instant) -> Instant {
+    look.min(Instant::now() + PATIENCE)
+}
+
 /// The primary: the newest that sentinels tell, and that says itself that it is one. As soon as most of them have answered, for one that is gone
 /// or cut off must not hold up the others. If none of them answers at all, the last one, if it still is one.
 async fn by_sentinels(
@@ -80,8 +86,9 @@ async fn by_sentinels(
     sentinels: &[Address],
     (name, user): (&str, &User),
     last: Option<&Address>,
+    until: Instant,
 ) -> Result<Address, String> {
-    let ask = async |sentinel| (sentinel, within(timeout(PATIENCE, ask_sentinel(settings, sentinel, name, user)).await));
+    let ask = async |sentinel| (sentinel, ask_sentinel(settings, sentinel, (name, user), patience(until)).await);
     let mut asked: FuturesUnordered<_> = sentinels.iter().map(ask).collect();
     let (mut answers, mut told, mut tried, mut why) = (0, Vec::new(), HashSet::new(), Vec::new());
     while let Some((sentinel, answer)) = asked.next().await {
@@ -95,7 +102,7 @@ async fn by_sentinels(
         if answers > sentinels.len() / 2 || asked.is_empty() {
             told.sort_by_key(|told: &Told| std::cmp::Reverse(told.epoch));
             for Told { primary, .. } in told.drain(..).filter(|told| tried.insert(told.primary.clone())) {
-                match is_primary(settings, &primary).await {
+                match is_primary(settings, &primary, patience(until)).await {
                     Ok(()) => return Ok(primary),
                     Err(problem) => why.push(format!("primary {primary}: {problem}")),
                 }
@@ -103,7 +110,7 @@ async fn by_sentinels(
         }
     }
     if let Some(last) = last.filter(|_| answers == 0) {
-        match is_primary(settings, last).await {
+        match is_primary(settings, last, patience(until)).await {
             Ok(()) => return Ok(last.clone()),
             Err(problem) => why.push(format!("the last primary {last}: {problem}")),
         }
@@ -111,23 +118,24 @@ async fn by_sentinels(
     Err(format!("no primary of {name} was found: {}", why.join("; ")))
 }
 
-async fn ask_sentinel(settings: &Settings, sentinel: &Address, name: &str, user: &User) -> RedisResult<Told> {
-    let mut connection = settings.connect_as(sentinel, user).await?;
-    let answer = connection.one(redis::cmd("SENTINEL").arg("MASTER").arg(name), false).await?;
+async fn ask_sentinel(settings: &Settings, sentinel: &Address, (name, user): (&str, &User), until: Instant) -> RedisResult<Told> {
+    let mut connection = settings.connect_as(sentinel, user, until).await?;
+    let question = redis::cmd("SENTINEL").arg("MASTER").arg(name).to_owned();
+    let answer = step(until, format!("{sentinel} tells of no primary"), connection.one(&question, false)).await?;
     Told::of(&answer).map_err(|foreign| failed(foreign.to_string()))
 }
 
-async fn is_primary(settings: &Settings, address: &Address) -> Result<(), String> {
-    within(timeout(PATIENCE, settings.connect(address)).await).map(drop)
+async fn is_primary(settings: &Settings, address: &Address, until: Instant) -> RedisResult<()> {
+    settings.connect(address, until).await.map(drop)
 }
 
 /// What the first node says that sees enough of its cluster to serve; else what any says.
-async fn by_nodes(settings: &Settings, seeds: &[Address], known: &[Address]) -> Result<Map, String> {
+async fn by_nodes(settings: &Settings, seeds: &[Address], known: &[Address], until: Instant) -> Result<Map, String> {
     let mut nodes: Vec<&Address> = known.iter().chain(seeds.iter().filter(|seed| !known.contains(seed))).collect();
     fastrand::shuffle(&mut nodes);
     let (mut other, mut why) = (None, Vec::new());
     for node in nodes.into_iter().take(NODES) {
-        match within(timeout(PATIENCE, ask_node(settings, node)).await) {
+        match ask_node(settings, node, patience(until)).await {
             Ok((true, map)) => return Ok(map),
             Ok((false, map)) => other = Some(map),
             Err(problem) => why.push(format!("{node}: {problem}")),
@@ -137,10 +145,13 @@ async fn by_nodes(settings: &Settings, seeds: &[Address], known: &[Address]) -> 
 }
 
 /// What a node says of the slots, and whether it sees enough of its cluster to serve.
-async fn ask_node(settings: &Settings, node: &Address) -> RedisResult<(bool, Map)> {
-    let mut connection = settings.connect_as(node, &settings.user).await?;
-    let info = connection.one(redis::cmd("CLUSTER").arg("INFO"), false).await?;
-    let slots = connection.one(redis::cmd("CLUSTER").arg("SLOTS"), false).await?;
+async fn ask_node(settings: &Settings, node: &Address, until: Instant) -> RedisResult<(bool, Map)> {
+    let mut connection = settings.connect_as(node, &settings.user, until).await?;
+    let mut ask = async |what: &str| {
+        let question = redis::cmd("CLUSTER").arg(what).to_owned();
+        step(until, format!("{node} tells nothing of its cluster"), connection.one(&question, false)).await
+    };
+    let (info, slots) = (ask("INFO").await?, ask("SLOTS").await?);
     let map = Map::of_slots(&slots, node).map_err(|foreign| failed(foreign.to_string()))?;
     Ok((is_served(&info), map))
 }
@@ -152,8 +163,8 @@ async fn hear_of_switches(finder: &Finder) {
     loop {
         turn = turn.wrapping_add(1);
         let sentinel = &sentinels[turn % sentinels.len()];
-        let heard = timeout(PATIENCE, finder.settings().subscribe(sentinel, user, "+switch-master")).await;
-        if let Ok(mut subscription) = within(heard) {
+        let until = Instant::now() + PATIENCE;
+        if let Ok(mut subscription) = finder.settings().subscribe(sentinel, user, "+switch-master", until).await {
             // What happened before isn't told.
             finder.doubt_all();
             while news::next(&mut subscription, PATIENCE).await {

@@ -7,7 +7,7 @@ use redis::{
     Value,
     aio::{PubSubSink, PubSubStream},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{find::Finder, jittered, map::Slot, settings::Address};
 
@@ -24,7 +24,9 @@ pub(super) type Subscription = (PubSubSink, PubSubStream);
 pub(super) async fn hear(finder: &Arc<Finder>, slot: Slot, channel: &str, patience: Duration, news: impl Fn()) {
     let mut retry = FIRST_RETRY;
     loop {
-        if let Ok(Some((address, mut subscription))) = timeout(patience, subscribe(finder, slot, channel)).await {
+        if let Ok(Some((address, mut subscription))) =
+            timeout(patience, subscribe(finder, slot, channel, Instant::now() + patience)).await
+        {
             retry = FIRST_RETRY;
             // What was published before.
             news();
@@ -44,11 +46,11 @@ pub(super) async fn hear(finder: &Arc<Finder>, slot: Slot, channel: &str, patien
     }
 }
 
-async fn subscribe(finder: &Arc<Finder>, slot: Slot, channel: &str) -> Option<(Address, Subscription)> {
+async fn subscribe(finder: &Arc<Finder>, slot: Slot, channel: &str, until: Instant) -> Option<(Address, Subscription)> {
     let address = finder.primary(slot).await.ok()?;
     let trying = finder.trying(&address);
     let settings = finder.settings();
-    let subscription = settings.subscribe(&address, &settings.user, channel).await.ok()?;
+    let subscription = settings.subscribe(&address, &settings.user, channel, until).await.ok()?;
     trying.went_well();
     Some((address, subscription))
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connection::Connection,
     failed,
-    find::{Finder, within},
+    find::Finder,
     jittered,
     map::{Map, Slot},
     meaning::{self, Meaning},
@@ -254,7 +254,7 @@ impl Node {
     async fn connect_for_ever(&self, finder: &Finder) {
         let (mut retry, mut told) = (FIRST_RETRY, None::<Instant>);
         loop {
-            let why = match within(timeout(CONNECTING, finder.settings().connect(&self.address)).await) {
+            let why = match finder.settings().connect(&self.address, Instant::now() + CONNECTING).await {
                 Ok(made) => {
                     self.failures.store(0, Ordering::Relaxed);
                     // That of the connection before.
@@ -268,7 +268,7 @@ impl Node {
                     }
                     why
                 }
-                Err(why) => why,
+                Err(why) => why.to_string(),
             };
             finder.doubt(&self.address);
             if told.is_none_or(|told| told.elapsed() >= TOLD) {
@@ -292,8 +292,9 @@ impl Node {
                 () = made.closed() => return "the connection was closed".to_owned(),
                 () = sleep(BEAT) => {}
             }
-            if let Err(why) = within(timeout(CONNECTING, finder.settings().sign_of_life(&self.address, &mut made)).await) {
-                return why;
+            let until = Instant::now() + CONNECTING;
+            if let Err(why) = finder.settings().sign_of_life(&self.address, &mut made, until).await {
+                return why.to_string();
             }
         }
     }

@@ -6,12 +6,13 @@ use redis::{Pipeline, Value};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket, TcpStream},
     time::sleep,
 };
 
 use super::{
     server::{Cluster, Sentinels, Server},
+    settings::Address,
     *,
 };
 use crate::tls::Secrets;
@@ -115,6 +116,64 @@ async fn primary_stays_when_all_sentinels_are_gone() {
     assert!(why.contains("sentinel 127.0.0.1") && why.contains("refused"), "{why}");
 }
 
+/// A port whose queue is full, so that the kernel drops what asks for a connection; and what has to live as long.
+async fn full() -> (Address, impl Sized) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    // One more than that fits.
+    let waiting = (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+    (Address::new("127.0.0.1", address.port()), (listener, waiting))
+}
+
+/// Takes connections, and says nothing.
+async fn silent() -> (Address, impl Sized) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (Address::new("127.0.0.1", listener.local_addr().unwrap().port()), listener)
+}
+
+#[tokio::test]
+async fn the_step_that_took_too_long_is_said_whoever_waits() {
+    let ((full, _full), (silent, _silent)) = (full().await, silent().await);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "secret").unwrap();
+    let to = |address: &Address| vec![address.to_string()];
+    let with = |mode: &str, address: &Address, more: serde_json::Value| {
+        let mut redis = json!({"mode": mode, "endpoints": to(address)});
+        redis.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        redis
+    };
+    let asks = json!({"passwordFile": file});
+    let cases = [
+        (with("Sentinel", &full, json!({"sentinel": {"masterName": "main"}})), format!("no connection to {full}")),
+        (with("Sentinel", &silent, json!({"sentinel": {"masterName": "main"}})), format!("{silent} tells of no primary")),
+        (with("Cluster", &full, json!({})), format!("no connection to {full}")),
+        (with("Cluster", &silent, json!({})), format!("{silent} tells nothing of its cluster")),
+        (with("Single", &full, json!({})), format!("no connection to {full}")),
+        (with("Single", &silent, json!({})), format!("{silent} gives no sign of life")),
+        (with("Single", &silent, json!({"credentials": asks})), format!("{silent} lets nobody in")),
+        (with("Single", &silent, json!({"tls": {}})), format!("no TLS with {silent}")),
+    ];
+    // The shortest that anybody has beside a look's second.
+    for patience in [Duration::from_millis(100), Duration::from_secs(3)] {
+        let each = cases.iter().map(async |(settings, words)| {
+            let redis = start(settings.clone());
+            let is_looked_for = settings["mode"] != "Single";
+            let question = async {
+                let mut link = redis.link("a", patience);
+                tokio::time::timeout(patience, redis::cmd("GET").arg("a").query_async::<Value>(&mut link)).await
+            };
+            let why = question.await.expect("in time").unwrap_err().to_string();
+            // Who does not wait until the look has ended has to be content with that.
+            let words = if is_looked_for && patience < Duration::from_secs(1) { "the primary is not known" } else { words };
+            assert!(why.contains(words) && why.contains("no answer in time"), "{settings} {patience:?}: {why}");
+        });
+        futures::future::join_all(each).await;
+    }
+}
+
 #[tokio::test]
 async fn a_name_that_sentinels_do_not_know_is_said() {
     let known = Sentinels::start().await;
@@ -133,7 +192,7 @@ async fn keys_are_found_while_and_after_their_slot_is_moved() {
         assert_eq!(pool.ask(key, &set(key, key), PATIENCE).await, Ok(vec![Value::Okay]), "{key}");
         assert_eq!(pool.ask(key, &get(key), PATIENCE).await, Ok(vec![bulk(key)]), "{key}");
     }
-    let mut link = redis.link("{x}1");
+    let mut link = redis.link("{x}1", PATIENCE);
     assert_eq!(by_link(&mut link, "{x}1").await.unwrap(), "{x}1");
 
     let slot = cluster.servers[0].text(&["CLUSTER", "KEYSLOT", "{x}"]).await;
@@ -164,7 +223,7 @@ async fn keys_are_found_while_and_after_their_slot_is_moved() {
     let now = Slot::of("{x}");
     until("it is known", async || redis.0.finder.map().at(now).is_some_and(|known| known.to_string() == address)).await;
     // One that is at the old place goes on to the new one.
-    let mut late = Link::new(Arc::clone(&redis.0.finder), now);
+    let mut late = Link::new(Arc::clone(&redis.0.finder), now, PATIENCE);
     assert_eq!(by_link(&mut late, "{x}1").await.unwrap(), "{x}1");
 }
 
@@ -183,7 +242,7 @@ async fn a_slot_that_nobody_has_is_said_and_others_go_on() {
     }
     until("it is noticed", async || pool.ask("foo", &get("foo"), PATIENCE).await == Err(Failed::Away)).await;
     assert_eq!(pool.ask("b", &get("b"), PATIENCE).await, Ok(vec![Value::Nil]));
-    let why = by_link(&mut redis.link("foo"), "foo").await.unwrap_err().to_string();
+    let why = by_link(&mut redis.link("foo", PATIENCE), "foo").await.unwrap_err().to_string();
     assert!(why.contains("no node of the cluster has this slot"), "{why}");
 }
 

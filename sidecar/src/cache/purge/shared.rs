@@ -118,8 +118,8 @@ impl Shared {
 
     /// The log over a connection of its own.
     fn ask(&self) -> redis::Log<Link> {
-        let log = &*self.log;
-        redis::Log::new(log.redis.link(&log.scope.key("log")), &log.scope, &log.rules, self.patience())
+        let (log, patience) = (&*self.log, self.patience());
+        redis::Log::new(log.redis.link(&log.scope.key("log"), patience), &log.scope, &log.rules, patience)
     }
 
     /// A lease counts from when its beat was sent: of one that comes later nothing is left.

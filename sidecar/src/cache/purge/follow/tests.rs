@@ -68,7 +68,7 @@ fn log(server: &Server, rules: Rules) -> Log<Link> {
 
 fn log_within(server: &Server, rules: Rules, patience: Duration) -> Log<Link> {
     let scope = Scope::new("shop", "Deployment/web").unwrap();
-    Log::new(redis(server).link(&scope.key("log")), &scope, &rules, patience)
+    Log::new(redis(server).link(&scope.key("log"), patience), &scope, &rules, patience)
 }
 
 async fn until(what: &str, is_so: impl Fn() -> bool) {
