@@ -29,7 +29,7 @@ const VARY: u8 = 0;
 const ANSWER: u8 = 1;
 const PACKED: u8 = 2;
 /// Before the names or the answer.
-const PREFIX: usize = 13;
+pub(crate) const PREFIX: usize = 13;
 /// Before the tags of an answer.
 const FIXED: usize = 16 + 8 + notes::META + 4;
 /// Shorter answers are not packed.

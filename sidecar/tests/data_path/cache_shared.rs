@@ -183,6 +183,39 @@ async fn what_is_private_or_damaged_is_not_shared() {
 }
 
 #[tokio::test]
+async fn what_is_huge_is_not_read_but_fetched() {
+    const HUGE: u64 = 64 << 20;
+    let server = Server::start(&[]).await;
+    let vary = "cache-control: max-age=600\r\nvary: x-a\r\n";
+    for (rules, fields, path) in [(ALL, FIELDS, "/a"), (CLUSTER, FIELDS, "/b"), (ALL, vary, "/c")] {
+        let (one, other) = (pod_with(&server, rules, fields, None).await, pod_with(&server, rules, fields, None).await);
+        let keys =
+            async || -> Vec<String> { redis::from_redis_value(server.run(&["KEYS", "fetchr:shop:cache:*}"]).await).unwrap() };
+        let others = keys().await;
+        assert_eq!(one.get(path).await, "answer 1");
+        written(&one, 1.0).await;
+        for key in keys().await.iter().filter(|key| !others.contains(key)) {
+            server.run(&["SETRANGE", key, &(HUGE - 1).to_string(), "x"]).await;
+        }
+        let sent = async || {
+            let info = server.text(&["INFO", "stats"]).await;
+            let line = info.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+            line.unwrap().trim().parse::<u64>().unwrap()
+        };
+        let before = sent().await;
+        assert_eq!((other.get(path).await, asked(&other)), ("answer 1".to_owned(), 1), "{path}");
+        written(&other, 1.0).await;
+        // What is not sent takes no memory.
+        let taken = sent().await - before;
+        assert!(taken < HUGE / 4, "{path}: {taken}");
+        assert!(other.proxy.metric(r#"fetchr_cache_shared_requests_total{result="too_long"}"#) >= 1.0, "{path}");
+        // What was fetched anew stands in its place.
+        let late = pod_with(&server, rules, fields, None).await;
+        assert_eq!((late.get(path).await, asked(&late)), ("answer 1".to_owned(), 0), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_too_large_to_share_stays_in_the_pod() {
     let server = Server::start(&[]).await;
     let small = |spec: &mut FetchrProxySpec| {

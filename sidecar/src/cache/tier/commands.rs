@@ -18,6 +18,9 @@ use crate::{
 /// What an answer takes beside its body, at most.
 const OVERHEAD: u64 = 4 << 20;
 
+/// Bytes of what stands in the place of a holder of a lease, and more than any.
+const LONGEST_HOLDER: isize = 64;
+
 /// The names in Redis of what a key of the cache leads to. Different keys share a name by no chance that matters, and what is found is compared with the key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Key {
@@ -76,7 +79,7 @@ impl Tier {
     /// Looks for a record. If there is none, with `waits`, takes the lease on fetching it for so long.
     pub(super) async fn look(&self, key: &Key, primary: &[u8], values: &[u8], waits: Option<Duration>) -> Found {
         let mut pipe = redis::pipe();
-        pipe.get(&key.record);
+        self.get_record(&mut pipe, key);
         let Some(answered) = self.ask(&key.record, &pipe).await else { return Found::Failed };
         match (self.record(key, (primary, values), answered.first()), waits) {
             (Some(record), _) => Found::Record(record),
@@ -92,19 +95,35 @@ impl Tier {
         let millis = u64::try_from(term.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut pipe = redis::pipe();
         pipe.cmd("SET").arg(&key.fill).arg(lease.token()).arg("NX").arg("PX").arg(millis).ignore();
-        pipe.get(&key.fill).get(&key.record);
+        get_holder(&mut pipe, &key.fill);
+        self.get_record(&mut pipe, key);
         let Some(answered) = self.ask(&key.record, &pipe).await else { return Found::Failed };
         if let Some(record) = self.record(key, of, answered.get(1)) {
             return Found::Record(record);
         }
         match answered.first() {
             Some(Value::BulkString(holder)) if *holder == lease.token().as_bytes() => Found::Ours(lease),
-            Some(Value::BulkString(holder)) => {
+            Some(value @ Value::BulkString(holder)) if !is_empty(value) => {
                 lease.not_taken();
                 if holder == UNCACHEABLE.as_bytes() { Found::Nothing } else { Found::Taken }
             }
             _ => Found::Nothing,
         }
+    }
+
+    /// Asks for a record, or for as much of one that is too long as shows that it is: whoever can write there may write half a gigabyte.
+    fn get_record(&self, pipe: &mut Pipeline, key: &Key) {
+        pipe.getrange(&key.record, 0, isize::try_from(self.longest_record()).unwrap_or(isize::MAX));
+    }
+
+    /// Bytes of the longest answer, with its head.
+    fn longest_answer(&self) -> usize {
+        usize::try_from(self.settings.max_object.saturating_add(OVERHEAD)).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes of the longest record.
+    fn longest_record(&self) -> usize {
+        self.longest_answer().saturating_add(record::PREFIX)
     }
 
     /// Sends commands on a key and its lease. None if they are not answered in time, or by an error.
@@ -119,22 +138,35 @@ impl Tier {
         None
     }
 
-    /// The record in what was answered, if it is one of this key. One that is damaged is taken out.
+    /// The record in what was answered, if it is one of this key. One that is damaged, or longer than any that pods write, is taken out.
     fn record(&self, key: &Key, (primary, values): (&[u8], &[u8]), answered: Option<&Value>) -> Option<Record> {
-        let Some(Value::BulkString(bytes)) = answered else { return None };
-        let most = usize::try_from(self.settings.max_object.saturating_add(OVERHEAD)).unwrap_or(usize::MAX);
-        match record::read(bytes, most) {
-            Ok(Record::Answer(answer)) if !answer.object.is_for(primary, values) => None,
-            Ok(record) => Some(record),
-            // Other pods may have room for it.
-            Err(Unreadable::TooLong) => None,
-            Err(Unreadable::Corrupt) => {
-                self.tally.request("corrupt");
-                self.write(Write::Remove(key.clone()));
-                None
-            }
-        }
+        // What is not there is empty.
+        let Some(Value::BulkString(bytes)) = answered.filter(|value| !is_empty(value)) else { return None };
+        let read = if bytes.len() > self.longest_record() {
+            Err(Unreadable::TooLong)
+        } else {
+            record::read(bytes, self.longest_answer())
+        };
+        let why = match read {
+            Ok(Record::Answer(answer)) if !answer.object.is_for(primary, values) => return None,
+            Ok(record) => return Some(record),
+            Err(Unreadable::TooLong) => "too_long",
+            Err(Unreadable::Corrupt) => "corrupt",
+        };
+        self.tally.request(why);
+        self.write(Write::Remove(key.clone()));
+        None
     }
+}
+
+/// Asks who has a lease.
+pub(super) fn get_holder(pipe: &mut Pipeline, fill: &str) {
+    pipe.getrange(fill, 0, LONGEST_HOLDER);
+}
+
+/// Whether nothing is there.
+fn is_empty(value: &Value) -> bool {
+    matches!(value, Value::BulkString(bytes) if bytes.is_empty())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     Tier,
-    commands::Key,
+    commands::{Key, get_holder},
     lease::{Lease, UNCACHEABLE},
 };
 use crate::{
@@ -43,6 +43,9 @@ const LONGEST: u64 = 7 * 24 * 3600 * 1000;
 const MARK: Duration = Duration::from_secs(120);
 /// How often a variant is stored anew whose marker others have changed meanwhile.
 const TRIES: u32 = 3;
+/// Bytes of what is read of something that stands in a marker's place: more than any marker has. Of an answer that is enough to tell it from
+/// others, for it begins with a checksum of all of it.
+const LONGEST_MARKER: isize = 8 << 10;
 /// What a small write counts for in the queue, in bytes.
 const SMALL: u64 = 256;
 
@@ -52,8 +55,8 @@ if holder and holder ~= ARGV[3] and holder ~= '-' then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if holder == ARGV[3] then redis.call('DEL', KEYS[2]) end
 return 1";
-/// Unless something else stands there by now. KEYS: marker. ARGV: marker, milliseconds, what stood there.
-const MARKER: &str = "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[3] then return 0 end
+/// Unless something else stands there by now. KEYS: marker. ARGV: marker, milliseconds, what stood there and where that ends at most.
+const MARKER: &str = "if redis.call('GETRANGE', KEYS[1], 0, ARGV[4]) ~= ARGV[3] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1";
 /// KEYS: lease. ARGV: token.
@@ -220,22 +223,24 @@ impl Writer {
         Ok(false)
     }
 
-    /// What stands where the marker of variants has its place, empty if nothing does, and who fetches what its key leads to.
+    /// How what stands where the marker of variants has its place begins, empty if nothing does, and who fetches what its key leads to.
     async fn marker(&self, key: &Key) -> Result<(Vec<u8>, Option<String>), Failed> {
         let mut pipe = redis::pipe();
-        pipe.get(&key.record).get(&key.fill);
+        pipe.getrange(&key.record, 0, LONGEST_MARKER);
+        get_holder(&mut pipe, &key.fill);
         let mut answered = self.pool.ask(&key.record, &pipe, PATIENCE).await?.into_iter().map(|value| match value {
-            Value::BulkString(bytes) => Some(bytes),
-            _ => None,
+            Value::BulkString(bytes) => bytes,
+            _ => Vec::new(),
         });
-        let mut next = || answered.next().flatten();
-        Ok((next().unwrap_or_default(), next().map(|holder| String::from_utf8_lossy(&holder).into_owned())))
+        let mut next = || answered.next().unwrap_or_default();
+        let (there, holder) = (next(), String::from_utf8_lossy(&next()).into_owned());
+        Ok((there, Some(holder).filter(|holder| !holder.is_empty())))
     }
 
     /// Stores a marker, unless what stands there is not what was read.
     async fn mark(&self, key: &Key, marker: &[u8], there: &[u8]) -> Result<bool, Failed> {
         let mut call = self.mark.prepare_invoke();
-        call.key(&key.record).arg(marker).arg(LONGEST).arg(there);
+        call.key(&key.record).arg(marker).arg(LONGEST).arg(there).arg(LONGEST_MARKER);
         let mut pipe = redis::pipe();
         pipe.load_script(&self.mark).ignore().invoke_script(&call);
         self.pool.ask(&key.record, &pipe, PATIENCE).await.map(|done| !is_refused(&done))
