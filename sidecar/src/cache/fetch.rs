@@ -290,14 +290,11 @@ impl Fetch {
         let mut response = *response;
         self.tell_stored(&mut response);
         let (mut parts, body) = response.into_parts();
-        let (cache, mut lease) = (Arc::clone(&self.cache), self.lease.take());
-        if length.is_some_and(|length| cache.behind.shared().is_some_and(|tier| tier.is_too_long(length))) {
-            // Nobody waits for what will never be there.
-            lease.take().into_iter().for_each(Lease::uncacheable);
-        }
+        let (cache, lease) = (Arc::clone(&self.cache), self.lease.take());
         let part =
             storable.part.map(|_| Part { most: self.caching.settings.max_object, alone: !self.asks.has.any(Has::IF_RANGE) });
-        let keeper = Keeper { spot: self.spot(), cache, began: self.began, vary, lease, part };
+        let mut keeper = Keeper { spot: self.spot(), cache, began: self.began, vary, lease, part };
+        keeper.expects(length.unwrap_or_default());
         let body = keeper.take(Coming::of(body, length), filler);
         let mut wants_body = true;
         if self.asks.has.any(Has::IF_NONE_MATCH.and(Has::IF_MODIFIED_SINCE)) {
@@ -522,12 +519,20 @@ impl Keeper {
         let _ = cache.changes.unless_changed(spot, began, store);
     }
 
-    /// It has grown longer than what is kept, and so will the next one.
-    fn let_go(&mut self, filler: &Filler) {
-        self.cache.metrics.not_stored(NotStored::TooLarge);
-        filler.mark(Instant::now() + MARK);
-        if let Some(lease) = self.lease.take() {
-            lease.uncacheable();
+    /// It has so many bytes, or more. If that is too long for other pods, none of them waits for what will never be there.
+    fn expects(&mut self, bytes: u64) {
+        if self.lease.is_some() && self.cache.behind.shared().is_some_and(|tier| tier.is_too_long(bytes)) {
+            self.lease.take().into_iter().for_each(Lease::uncacheable);
+        }
+    }
+
+    /// It is only passed on from now on. If it has grown longer than what is kept, so will the next one; else another pod may have room for it.
+    fn passes_on(&mut self, filler: &Filler) {
+        let lease = self.lease.take();
+        if filler.is_too_long() {
+            self.cache.metrics.not_stored(NotStored::TooLarge);
+            filler.mark(Instant::now() + MARK);
+            lease.into_iter().for_each(Lease::uncacheable);
         }
     }
 }
@@ -555,6 +560,7 @@ fn share(cache: &Cache, object: &Object, vary: Option<Vary>, lease: Option<Lease
 
 /// Reads an answer to its end, for all who wait for it, and stores it. It goes on without any of them.
 async fn drive(mut coming: Coming, mut filler: Filler, mut keeper: Keeper) {
+    let mut bytes = 0;
     loop {
         if filler.ready().await.is_err() {
             return;
@@ -567,12 +573,14 @@ async fn drive(mut coming: Coming, mut filler: Filler, mut keeper: Keeper) {
                 Err(_) => continue, // a cache may leave trailers out (RFC 9111, section 3.1)
             },
         };
-        let kept = !filler.is_too_long();
+        let was_kept = filler.is_kept();
         if filler.push(&data).is_err() {
             return;
         }
-        if kept && filler.is_too_long() {
-            keeper.let_go(&filler);
+        bytes += data.len() as u64;
+        keeper.expects(bytes);
+        if was_kept && !filler.is_kept() {
+            keeper.passes_on(&filler);
         }
     }
     if let Ok(done) = filler.finish()

@@ -1,18 +1,25 @@
 //! Answers that pods share in a real `redis-server`.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use crds::{proxy::FetchrProxySpec, scalar::Size};
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Notify, watch},
+    time::timeout,
+};
 
 use crate::{
     purge::Site,
     redis_server::Server,
-    support::{ms, until},
+    support::{LONG, Origin, Proxy, ms, read_chunks, read_head, until},
 };
 
 const ALL: &str = r#"[{"name": "all", "cache": {"tags": {"header": "xkey"}, "stale": {"whileRevalidate": "60s"}}}]"#;
@@ -276,6 +283,59 @@ async fn of_a_thousand_requests_over_twenty_pods_one_asks_the_origin() {
     let (answers, ()) = tokio::join!(requests, release);
     assert!(answers.iter().all(|answer| answer == "answer 1"), "{answers:?}");
     assert_eq!(all().await, 1);
+}
+
+#[tokio::test]
+async fn pods_go_on_as_soon_as_a_body_is_too_long_for_them() {
+    let server = Server::start(&[]).await;
+    // Where the longest body is said: for Redis, or for the policy.
+    let policy = CLUSTER.replace("\"5s\"}", "\"60s\"}, \"maxObjectSize\": \"1Ki\"");
+    for (rules, most) in [(CLUSTER.replace("5s", "60s"), 1), (policy, 64)] {
+        // 1: the head and what is not too long yet; 2: more; 3: the end.
+        let (stage, asked) = (Arc::new(watch::Sender::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (seen, counted) = (Arc::clone(&stage), Arc::clone(&asked));
+        let origin = Origin::scripted(move |mut stream, _| {
+            let (mut seen, counted) = (seen.subscribe(), Arc::clone(&counted));
+            async move {
+                while read_head(&mut stream).await.is_some() {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    let head = "HTTP/1.1 200 OK\r\ncache-control: max-age=600\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
+                    let chunk = format!("400\r\n{}\r\n", "a".repeat(1024));
+                    for (number, piece) in [(1, head + &chunk), (2, chunk), (3, "0\r\n\r\n".to_owned())] {
+                        seen.wait_for(|stage| *stage >= number).await.unwrap();
+                        stream.write_all(piece.as_bytes()).await.unwrap();
+                    }
+                }
+            }
+        })
+        .await;
+        let pod = async || {
+            let proxy = Proxy::with(&format!("http://{}", origin.address), |spec| {
+                shares(&server)(spec);
+                spec.cache.shared.as_mut().unwrap().max_object = Size::kib(most);
+            });
+            proxy.apply(&rules);
+            until("a connection", async || proxy.metric("fetchr_cache_shared_connected ") == 1.0).await;
+            proxy
+        };
+        let pods = [pod().await, pod().await];
+        let request = format!("GET /{most} HTTP/1.1\r\nhost: a.example\r\n\r\n");
+        let mut clients = [pods[0].client().await, pods[1].client().await];
+        clients[0].send(&request).await;
+        until("one asks", async || asked.load(Ordering::SeqCst) == 1).await;
+        clients[1].send(&request).await;
+        until("the other waits", async || pods[1].metric("fetchr_cache_fills ") == 1.0).await;
+        stage.send_replace(1);
+        let head = timeout(LONG, read_head(&mut clients[0].0)).await.expect("a head in time").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "it may be for all, so far");
+        stage.send_replace(2);
+        until("the other asks, too", async || asked.load(Ordering::SeqCst) == 2).await;
+        stage.send_replace(3);
+        assert_eq!(clients[1].response().await.body.len(), 2048);
+        let (body, _) = timeout(LONG, read_chunks(&mut clients[0].0)).await.expect("an end in time");
+        assert_eq!(body.len(), 2048);
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ pub(crate) struct Filler {
     fill: Arc<Fill>,
     fills: Arc<Fills>,
     timer: Option<Pin<Box<Sleep>>>,
+    kept: bool,
     too_long: bool,
 }
 
@@ -32,7 +33,7 @@ pub(crate) struct Done {
 
 impl Filler {
     pub(super) fn new(fill: Arc<Fill>, fills: Arc<Fills>) -> Self {
-        Self { fill, fills, timer: None, too_long: false }
+        Self { fill, fills, timer: None, kept: true, too_long: false }
     }
 
     /// A place for the driver's own client.
@@ -72,6 +73,11 @@ impl Filler {
     pub(crate) fn uncacheable(self, until: Instant) {
         self.mark(until);
         self.close(Phase::Uncacheable);
+    }
+
+    /// Whether the body is kept whole, so far.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept
     }
 
     /// Whether the body has grown longer than what is kept.
@@ -162,9 +168,7 @@ impl Filler {
         if passed_on {
             shared.count(Counter::PassedOn, 1);
             self.fills.forget(&self.fill);
-        }
-        if passed_on && too_long {
-            self.too_long = true;
+            (self.kept, self.too_long) = (false, too_long);
         }
         let chunks: Vec<Bytes> = if stays {
             piece.chunks(CHUNK).map(Bytes::copy_from_slice).collect()
