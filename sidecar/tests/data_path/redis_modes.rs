@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     purge::Site,
     redis_server::{Cluster, Sentinels, Server},
-    support::{ms, until},
+    support::ms,
 };
 
 const ALL: &str = r#"[{"name": "all", "cache": {"tags": {"header": "xkey"}}}]"#;
@@ -74,17 +74,30 @@ pub(crate) async fn purge(site: &Site) -> Option<Value> {
     answer.filter(|answer| answer["complete"].as_bool() == Some(true))
 }
 
-/// An answer that one pod got is found by the other, which would count its own from `SECOND`. Others may be written first, so it is tried again.
+/// An answer that one pod got is found by the other, which asks no origin for it. If Redis was not there to write it to, another one is.
 pub(crate) async fn share(sites: &[Site; 2], path: &str) {
+    let lost = || {
+        let count = |result| sites[0].proxy.metric(&format!("fetchr_cache_shared_writes_total{{result=\"{result}\"}}"));
+        ["outrun", "dropped", "failed"].map(count).iter().sum::<f64>()
+    };
+    let deadline = Instant::now() + FAILOVER;
     let mut number = 0;
-    until(path, async || {
+    loop {
         number += 1;
-        let path = format!("{path}/{number}");
+        let (path, before) = (format!("{path}/{number}"), lost());
         let answer = sites[0].get(&path).await;
-        sleep(ms(20 * number).0).await;
-        sites[1].get(&path).await == answer
-    })
-    .await;
+        let only = format!("GET {path} HTTP/1.1\r\nhost: a.example\r\ncache-control: only-if-cached\r\n\r\n");
+        // Until this write may be one that was lost.
+        while lost() == before {
+            let found = sites[1].proxy.ask(&only).await;
+            if found.status == 200 {
+                return assert_eq!(found.text(), answer);
+            }
+            assert!(Instant::now() < deadline, "{path} did not come to be shared");
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(Instant::now() < deadline, "what is written for {path} is lost");
+    }
 }
 
 /// Purges until so many were complete, and sees that what comes after each of them is from after it. Returns the answers, and how many were
