@@ -51,6 +51,11 @@ pub struct Redis {
     /// How long a command may take for which a request waits; then the request goes on without Redis. 1ms to 10s. Default 20ms.
     #[serde(default = "default_command_timeout")]
     pub command_timeout: Duration,
+    /// How many replicas must have what a pod says of purges for it to count, so that a primary that was replaced and has not heard of it
+    /// neither completes a purge nor says that there was none. As many as each primary has; with fewer of them pods are cut off. 0: any.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 16))]
+    pub min_replicas: i32,
     /// What it asks for. None: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<RedisCredentials>,

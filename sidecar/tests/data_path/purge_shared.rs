@@ -112,6 +112,42 @@ async fn outage_of_redis_leaves_answers_as_they_are_unless_the_proxy_says_otherw
 }
 
 #[tokio::test]
+async fn a_primary_whose_replica_took_over_completes_no_purge_and_renews_no_lease_if_the_proxy_says_so() {
+    for min_replicas in [1, 0] {
+        let primary = Server::start(&[]).await;
+        let replica = primary.replica().await;
+        let change = |spec: &mut FetchrProxySpec| {
+            shares(&primary, WhenCutOff::Revalidate)(spec);
+            spec.redis.as_mut().unwrap().min_replicas = min_replicas;
+        };
+        let site = Site::with(ALL, FIELDS, None, change).await;
+        let has_lease = async || until("a lease", async || site.proxy.metric(CUT_OFF) == 0.0).await;
+        let is_complete = async || purge(&site, r#"{"tag": "none"}"#).await["complete"].as_bool() == Some(true);
+        has_lease().await;
+        assert_eq!((site.get("/").await, site.get("/").await, asked(&site)), ("answer 1".to_owned(), "answer 1".to_owned(), 1));
+        assert!(is_complete().await, "{min_replicas}");
+
+        // Now there are two primaries, and the pod is with the one that was replaced.
+        replica.run(&["REPLICAOF", "NO", "ONE"]).await;
+        if min_replicas == 0 {
+            assert!(is_complete().await, "nobody said that it should not");
+            assert_eq!((site.get("/").await, asked(&site)), ("answer 1".to_owned(), 1));
+            continue;
+        }
+        until("cut off", async || site.proxy.metric(CUT_OFF) == 1.0).await;
+        assert!(!is_complete().await);
+        assert_eq!((site.get("/").await, asked(&site)), ("answer 1".to_owned(), 2), "the origin said so");
+        assert_eq!(site.proxy.metric(CUT_OFF), 1.0);
+
+        let address = primary.address();
+        let (host, port) = address.rsplit_once(':').unwrap();
+        replica.run(&["REPLICAOF", host, port]).await;
+        has_lease().await;
+        assert!(is_complete().await);
+    }
+}
+
+#[tokio::test]
 async fn password_is_read_again_when_it_is_renewed() {
     let server = Server::start(&[]).await;
     server.run(&["CONFIG", "SET", "requirepass", "new"]).await;

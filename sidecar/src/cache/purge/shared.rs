@@ -56,7 +56,8 @@ impl Log {
             WhenCutOff::Serve => CutOff::Serve,
             WhenCutOff::Revalidate => CutOff::Revalidate,
         };
-        Self { redis: redis.clone(), scope: scope.clone(), rules: Rules { lag: max_lag.0, cut_off, replicas: 0 } }
+        let replicas = spec.redis.as_ref().and_then(|redis| u32::try_from(redis.min_replicas).ok()).unwrap_or_default();
+        Self { redis: redis.clone(), scope: scope.clone(), rules: Rules { lag: max_lag.0, cut_off, replicas } }
     }
 }
 
