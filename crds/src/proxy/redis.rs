@@ -3,9 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::tls::{CaBundle, Certificate, FILE, SecretKeys, SecretRef, UpstreamTls};
+use super::tls::{FILE, SecretKeys, SecretRef, UpstreamTls};
 use crate::{
-    check::{ENDPOINT_PATTERN, HOST_PATTERN, check_endpoint},
+    check::{ENDPOINT_PATTERN, check_endpoint},
     problems::{FieldPath, Problems},
     rule::Rule,
     scalar::Duration,
@@ -91,7 +91,8 @@ pub struct RedisSentinel {
     pub credentials: Option<RedisCredentials>,
 }
 
-/// TLS with the servers of a Redis. A certificate is always verified. All files are read anew for each connection.
+/// TLS with the servers of a Redis. A certificate is always verified; sentinels and nodes of a cluster may tell IP addresses, which it seldom
+/// has, and then needs `serverName`. All files are read anew for each connection.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[schemars(extend("x-kubernetes-validations" = [NOTHING_IN_CLEAR]))]
 #[serde(rename_all = "camelCase")]
@@ -99,17 +100,9 @@ pub struct RedisTls {
     /// Whether it is spoken.
     #[serde(default)]
     pub mode: RedisTlsMode,
-    /// The name that is asked for (SNI) and that each server's certificate must have. Default: the host by which it is reached, which
-    /// sentinels and nodes of a cluster may tell as an IP address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = HOST_PATTERN))]
-    pub server_name: Option<String>,
-    /// CAs that the servers' certificates may come from. Default: those of the system.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca: Option<CaBundle>,
-    /// What is shown to servers that ask for a certificate (`tls-auth-clients`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub client_certificate: Option<Certificate>,
+    /// What is asked for, believed and shown, beside `mode`.
+    #[serde(flatten)]
+    pub settings: UpstreamTls,
 }
 
 /// Whether TLS is spoken with a Redis.
@@ -173,7 +166,7 @@ impl Redis {
     pub(super) fn secrets(&self) -> impl Iterator<Item = (&SecretRef, SecretKeys)> {
         let users = self.credentials.iter().chain(self.sentinel.iter().filter_map(|sentinel| sentinel.credentials.as_ref()));
         let passwords = users.filter_map(|user| Some((user.secret_ref.as_ref()?, SecretKeys::Password)));
-        passwords.chain(self.tls.iter().flat_map(RedisTls::secrets))
+        passwords.chain(self.tls.iter().flat_map(|tls| tls.settings.secrets()))
     }
 }
 
@@ -185,21 +178,14 @@ impl RedisCredentials {
 
 impl RedisTls {
     /// As that with an upstream; None if it is not spoken.
-    pub fn settings(&self) -> Option<UpstreamTls> {
-        let Self { mode, server_name, ca, client_certificate } = self.clone();
-        (mode == RedisTlsMode::Enabled).then_some(UpstreamTls { server_name, ca, client_certificate })
+    pub fn settings(&self) -> Option<&UpstreamTls> {
+        (self.mode == RedisTlsMode::Enabled).then_some(&self.settings)
     }
 
     fn check(&self, at: &FieldPath, problems: &mut Problems) {
-        let Self { mode, server_name, ca, client_certificate } = self;
-        let says_more = server_name.is_some() || ca.is_some() || client_certificate.is_some();
-        NOTHING_IN_CLEAR.check(*mode == RedisTlsMode::Enabled || !says_more, at, problems);
-        if let Some(tls) = self.settings() {
-            tls.check(at, problems);
+        NOTHING_IN_CLEAR.check(self.settings().is_some() || self.settings == UpstreamTls::default(), at, problems);
+        if let Some(settings) = self.settings() {
+            settings.check(at, problems);
         }
-    }
-
-    fn secrets(&self) -> impl Iterator<Item = (&SecretRef, SecretKeys)> {
-        self.ca.iter().filter_map(CaBundle::secret).chain(self.client_certificate.iter().filter_map(Certificate::secret))
     }
 }

@@ -90,18 +90,18 @@ pub struct SecretRef {
     pub name: String,
 }
 
-/// TLS to an upstream of `https://`.
+/// TLS with a server that the sidecar connects to, such as an upstream of `https://`.
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UpstreamTls {
-    /// The name that is asked for (SNI) and that the upstream's certificate must have. Default: the upstream's host.
+    /// The name that is asked for (SNI) and that the server's certificate must have. Default: the host by which it is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = HOST_PATTERN))]
     pub server_name: Option<String>,
-    /// CAs that the upstream's certificate may come from. Default: those of the system.
+    /// CAs that the server's certificate may come from. Default: those of the system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<CaBundle>,
-    /// What is shown to an upstream that asks for a certificate.
+    /// What is shown to a server that asks for a certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<Certificate>,
 }

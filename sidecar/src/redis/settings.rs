@@ -66,7 +66,7 @@ impl Settings {
             }
         };
         let user = User::new(redis.credentials.as_ref(), secrets)?;
-        let tls = redis.tls.as_ref().and_then(RedisTls::settings);
+        let tls = redis.tls.as_ref().and_then(RedisTls::settings).cloned();
         Ok(Self { mode, user, tls, secrets: secrets.clone() })
     }
 }
