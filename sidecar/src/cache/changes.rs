@@ -75,7 +75,7 @@ impl Changes {
     /// Notes a change of a target, and takes out what is stored of it. A fetch that began before is not stored later.
     pub(super) fn change<T>(&self, spot: Spot, remove: impl FnOnce() -> T) -> T {
         let (mut places, place) = self.place(spot);
-        places[place] = Some((Moment(self.count.fetch_add(1, Ordering::AcqRel) + 1), Instant::now()));
+        places[place] = Some((self.next(), Instant::now()));
         remove()
     }
 
@@ -84,6 +84,19 @@ impl Changes {
         // Held meanwhile, so that no change comes between.
         let (places, place) = self.place(spot);
         places[place].is_none_or(|(newest, _)| newest <= since).then(store)
+    }
+
+    /// The same. What is stored may be a change itself, if it says so, for it takes out what is older: that is then neither stored from
+    /// elsewhere nor by fetches that began before.
+    pub(super) fn changed_unless_changed(&self, spot: Spot, since: Moment, store: impl FnOnce() -> bool) {
+        let (mut places, place) = self.place(spot);
+        if places[place].is_none_or(|(newest, _)| newest <= since) && store() {
+            places[place] = Some((self.next(), Instant::now()));
+        }
+    }
+
+    fn next(&self) -> Moment {
+        Moment(self.count.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
     fn place(&self, Spot(hash): Spot) -> (MutexGuard<'_, Places>, usize) {
@@ -118,6 +131,21 @@ mod tests {
         assert!(stores(&changes, "/a", changes.now()));
         let others = (0..100).filter(|number| stores(&changes, &format!("/{number}"), before)).count();
         assert!(others >= 99, "a place is shared by few: {others}");
+    }
+
+    #[test]
+    fn what_is_stored_may_be_a_change() {
+        let changes = Changes::new();
+        let (before, spot) = (changes.now(), spot(&changes, "/a"));
+        changes.changed_unless_changed(spot, before, || false);
+        assert!(stores(&changes, "/a", before) && !changes.is_recent(spot, Instant::now()));
+        changes.changed_unless_changed(spot, before, || true);
+        assert!(!stores(&changes, "/a", before) && changes.is_recent(spot, Instant::now()));
+        let stored = std::cell::Cell::new(false);
+        let store = || !stored.replace(true);
+        changes.changed_unless_changed(spot, before, store);
+        assert!(!stored.get(), "it began before");
+        assert!(stores(&changes, "/a", changes.now()));
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub(crate) struct Fetch {
     pub(super) status: Status<'static>,
     /// What is stored and may not answer by itself.
     pub(super) stale: Option<Kept>,
+    /// Whether it is known what lies behind memory.
+    pub(super) looked: bool,
     /// For whom it fetches too. None: for itself alone, and nothing is stored.
     pub(super) filler: Option<Filler>,
     /// For whom of other pods.
@@ -291,8 +293,8 @@ impl Fetch {
         self.tell_stored(&mut response);
         let (mut parts, body) = response.into_parts();
         let (cache, lease) = (Arc::clone(&self.cache), self.lease.take());
-        let part =
-            storable.part.map(|_| Part { most: self.caching.settings.max_object, alone: !self.asks.has.any(Has::IF_RANGE) });
+        let (most, alone) = (self.caching.settings.max_object, !self.asks.has.any(Has::IF_RANGE));
+        let part = storable.part.map(|_| Part { most, alone, looked: self.looked });
         let mut keeper = Keeper { spot: self.spot(), cache, began: self.began, vary, lease, part };
         keeper.expects(length.unwrap_or_default());
         let body = keeper.take(Coming::of(body, length), filler);
@@ -481,6 +483,8 @@ struct Part {
     most: u64,
     /// Whether it may be stored although there is nothing to join it with.
     alone: bool,
+    /// Whether what lies behind memory was looked at before it was fetched.
+    looked: bool,
 }
 
 impl Keeper {
@@ -505,18 +509,29 @@ impl Keeper {
     fn keep(self, object: &Object) {
         let Self { cache, spot, began, vary, lease, part } = self;
         let store = || {
-            if let Some(Part { most, alone }) = part {
-                match part::keep(&cache, object.clone(), vary.as_ref(), most, alone) {
-                    part::Kept::Stored(Some(whole)) => share(&cache, &whole, vary, lease),
-                    part::Kept::Stored(None) | part::Kept::Not => {}
-                }
-                return;
+            let Some(part) = part else {
+                // Too little room is counted there.
+                let _ = cache.store().insert(object.clone(), vary.as_ref());
+                share(&cache, object, vary, lease);
+                return false;
+            };
+            let part::Kept::Stored(place, whole) = part::keep(&cache, object.clone(), vary.as_ref(), part.most, part.alone)
+            else {
+                return false;
+            };
+            // Behind memory there are wholes alone, which the part does not take the place of. They are of the representation that memory
+            // had, or of none that anybody knows.
+            let is_older = place == part::Place::Older || place == part::Place::Nothing && !part.looked;
+            let outdates = is_older && cache.behind.is_there();
+            if outdates {
+                cache.behind.remove(object.primary());
             }
-            // Too little room is counted there.
-            let _ = cache.store().insert(object.clone(), vary.as_ref());
-            share(&cache, object, vary, lease);
+            if let Some(whole) = whole {
+                share(&cache, &whole, vary, lease);
+            }
+            outdates
         };
-        let _ = cache.changes.unless_changed(spot, began, store);
+        cache.changes.changed_unless_changed(spot, began, store);
     }
 
     /// It has so many bytes, or more. If that is too long for other pods, none of them waits for what will never be there.

@@ -17,10 +17,20 @@ use super::{
 
 /// What became of a part that came whole.
 pub(super) enum Kept {
-    /// It is stored. Of the whole answer, if that is there now.
-    Stored(Option<Object>),
+    /// It is stored, beside what, and with the whole answer if that is there now.
+    Stored(Place, Option<Object>),
     /// It is not: what is stored is newer, or there is nothing to join it with and it can't stand alone.
     Not,
+}
+
+/// What a part found where it is stored.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Place {
+    Nothing,
+    /// Something of the same representation, with which it is joined.
+    Same,
+    /// Something older, which is gone.
+    Older,
 }
 
 /// What is stored beside which a part comes.
@@ -44,7 +54,7 @@ pub(super) fn keep(cache: &Cache, object: Object, vary: Option<&Vary>, most: u64
     let count = |event| cache.metrics.part(event);
     let Some(part) = Beside::of(object.clone(), None).filter(Beside::is_sound) else { return Kept::Not };
     let stored = Beside::stored(cache, &object, vary);
-    let object = match stored.as_ref().map(|stored| (stored.relation(&part), stored)) {
+    let (place, object) = match stored.as_ref().map(|stored| (stored.relation(&part), stored)) {
         None | Some((Relation::Replaces, _)) if !alone => return Kept::Not,
         Some((Relation::Outdated, _)) => {
             count("outdated");
@@ -53,14 +63,15 @@ pub(super) fn keep(cache: &Cache, object: Object, vary: Option<&Vary>, most: u64
         Some((Relation::Same, stored)) => {
             count("joined");
             match stored.joined(&part, most.min(cache.store().largest_body()), || count("cut")) {
-                Some(object) => object,
+                Some(object) => (Place::Same, object),
                 None => return Kept::Not,
             }
         }
         replaced => {
-            count(if replaced.is_some() { "replaced" } else { "first" });
+            let (place, event) = if replaced.is_some() { (Place::Older, "replaced") } else { (Place::Nothing, "first") };
+            count(event);
             let whole = part.content.is_whole().then(|| part.completed()).flatten();
-            whole.unwrap_or(object)
+            (place, whole.unwrap_or(object))
         }
     };
     let whole = object.status() != StatusCode::PARTIAL_CONTENT;
@@ -69,7 +80,7 @@ pub(super) fn keep(cache: &Cache, object: Object, vary: Option<&Vary>, most: u64
     }
     // Too little room is counted there.
     let _ = cache.store().insert(object.clone(), vary);
-    Kept::Stored(whole.then_some(object))
+    Kept::Stored(place, whole.then_some(object))
 }
 
 impl Beside {

@@ -274,7 +274,7 @@ impl Look<'_> {
             }
         }
         let mut fetch = self.fetch(status, stale, Some(filler));
-        fetch.lease = lease;
+        (fetch.lease, fetch.looked) = (lease, true);
         Looked::Goes(Box::new(fetch))
     }
 
@@ -433,6 +433,7 @@ impl Look<'_> {
             key,
             status,
             stale,
+            looked: false,
             filler,
             lease: None,
             request,

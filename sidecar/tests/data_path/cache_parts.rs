@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use crds::proxy::FetchrProxySpec;
 use tokio::{io::AsyncWriteExt, sync::Notify};
 
 use crate::support::{Origin, Proxy, Response, eventually, field, read_head};
@@ -11,26 +12,26 @@ const LENGTH: usize = 1000;
 
 /// What the origin has.
 #[derive(Clone, Debug)]
-struct Film {
-    version: u8,
-    length: usize,
+pub(crate) struct Film {
+    pub(crate) version: u8,
+    pub(crate) length: usize,
     /// Fields of all answers but the validator.
-    fields: String,
+    pub(crate) fields: String,
     /// The validator; `V` stands for the version.
-    validator: &'static str,
+    pub(crate) validator: &'static str,
     /// Whether it answers 304.
-    validates: bool,
+    pub(crate) validates: bool,
 }
 
 /// An origin with a film, and a proxy before it.
-struct Site {
-    proxy: Proxy,
+pub(crate) struct Site {
+    pub(crate) proxy: Proxy,
     film: Arc<Mutex<Film>>,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Film {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let fields = "cache-control: max-age=600\r\ncontent-type: video/x\r\n".to_owned();
         Self { version: 1, length: LENGTH, fields, validator: "etag: \"V\"", validates: true }
     }
@@ -94,6 +95,11 @@ impl Site {
     }
 
     async fn with(rules: &str, film: Film) -> Self {
+        Self::in_pod(rules, film, |_| {}).await
+    }
+
+    /// With other settings.
+    pub(crate) async fn in_pod(rules: &str, film: Film, change: impl FnOnce(&mut FetchrProxySpec)) -> Self {
         let (film, heads) = (Arc::new(Mutex::new(film)), Arc::new(Mutex::new(Vec::new())));
         let (shown, noted) = (Arc::clone(&film), Arc::clone(&heads));
         let origin = Origin::scripted(move |mut stream, _| {
@@ -107,16 +113,16 @@ impl Site {
             }
         })
         .await;
-        let proxy = Proxy::before(origin.address);
+        let proxy = Proxy::with(&format!("http://{}", origin.address), change);
         proxy.apply(rules);
         Self { proxy, film, heads }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Film)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Film)) {
         change(&mut self.film.lock().unwrap());
     }
 
-    fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.heads.lock().unwrap().len()
     }
 
@@ -125,7 +131,7 @@ impl Site {
     }
 
     /// Asks for a range; "" for the whole. The answer has the right bytes of what the origin has now, whatever else it says.
-    async fn get(&self, range: &str, fields: &str) -> Response {
+    pub(crate) async fn get(&self, range: &str, fields: &str) -> Response {
         let response = self.ask(range, fields).await;
         self.check(range, &response);
         response
@@ -152,7 +158,7 @@ impl Site {
         }
     }
 
-    fn parts(&self, event: &str) -> f64 {
+    pub(crate) fn parts(&self, event: &str) -> f64 {
         self.proxy.metric(&format!("fetchr_cache_parts_total{{event=\"{event}\"}}"))
     }
 }

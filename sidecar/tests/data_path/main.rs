@@ -7,6 +7,7 @@ mod cache_disk;
 mod cache_files;
 mod cache_hostile;
 mod cache_parts;
+mod cache_parts_behind;
 mod cache_shared;
 mod cache_show;
 mod cache_snapshots;
