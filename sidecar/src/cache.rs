@@ -7,7 +7,6 @@ mod clock;
 mod disk;
 mod fetch;
 pub mod file;
-#[allow(dead_code, unused_imports, reason = "not all of what it counts is shown yet")]
 mod fill;
 mod invalidation;
 mod key;
@@ -21,12 +20,10 @@ pub(crate) mod purge;
 mod purger;
 pub(crate) mod record;
 mod rules;
-#[allow(dead_code, unused_imports, reason = "not all of HTTP's rules are needed by this cache")]
 mod semantics;
 pub mod show;
 mod stage;
 mod standing;
-#[allow(dead_code, unused_imports, reason = "not all of what it can do is needed yet")]
 pub(crate) mod store;
 mod tier;
 mod transfer;

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use crds::policy::Mode;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 
@@ -35,7 +35,7 @@ use super::{
         validators::Validators,
         vary,
     },
-    store::{Object, Parts, Vary},
+    store::{Gone, Object, Parts, Vary},
     tier::Lease,
 };
 use crate::{
@@ -71,7 +71,7 @@ pub(crate) struct Fetch {
     pub(super) spot: Option<Spot>,
     /// The key of the rule; empty if the request passes the cache by.
     pub(super) key: Vec<u8>,
-    pub(super) status: Status<'static>,
+    pub(super) status: Status,
     /// What is stored and may not answer by itself.
     pub(super) stale: Option<Kept>,
     /// Whether it is known what lies behind memory.
@@ -150,6 +150,7 @@ impl Fetch {
                 Ok(response)
             }
             Err(reason) => {
+                self.outdate(reason, response.status());
                 self.refuse(reason);
                 self.tell_refused(&mut response, reason);
                 Ok(response)
@@ -261,7 +262,7 @@ impl Fetch {
             Err(reason) => {
                 self.cache.metrics.not_stored(reason);
                 if reason.is_of_response() {
-                    self.cache.store().discard(&kept.object, super::store::Gone::Removed);
+                    self.discard(&kept.object);
                 }
             }
         }
@@ -359,9 +360,31 @@ impl Fetch {
     }
 
     fn untouched(&self, mut response: Box<Response<Flow>>, reason: NotStored) -> Box<Response<Flow>> {
+        self.outdate(reason, response.status());
         self.cache.metrics.not_stored(reason);
         self.tell_refused(&mut response, reason);
         response
+    }
+
+    /// Takes out what is stored if the origin has something else now that is not, so that no failure later brings it back.
+    fn outdate(&self, reason: NotStored, status: StatusCode) {
+        if let Some(kept) = &self.stale
+            && reason.removes_stored(status)
+        {
+            self.discard(&kept.object);
+        }
+    }
+
+    /// Takes out this very object, here and behind memory. What has come meanwhile stays.
+    fn discard(&self, object: &Object) {
+        let Cache { changes, behind, .. } = &*self.cache;
+        changes.changed_unless_changed(changes.spot(&self.key), self.began, || {
+            let outdates = self.cache.store().discard(object, Gone::Removed) && behind.is_there();
+            if outdates {
+                behind.remove(object.primary());
+            }
+            outdates
+        });
     }
 
     fn refuse(&mut self, reason: NotStored) {
@@ -415,7 +438,7 @@ impl Fetch {
         }
     }
 
-    fn tell_as(&self, status: &Status<'_>, response: &mut Response<Flow>) {
+    fn tell_as(&self, status: &Status, response: &mut Response<Flow>) {
         if self.is_told() {
             status.append(response.headers_mut());
         }

@@ -39,7 +39,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) use budget::Budget;
-pub(crate) use driver::{Done, Filler};
+#[cfg(test)]
+use driver::Done;
+pub(crate) use driver::Filler;
 pub(crate) use reader::{NoHead, Reader};
 use state::State;
 use table::Shared;

@@ -82,9 +82,9 @@ enum Use {
     /// It answers.
     Answer(Plan, Decision),
     /// The origin has to be asked first whether it is right still.
-    Validate(Status<'static>),
+    Validate(Status),
     /// It is in parts, and lacks what is asked for.
-    Lacking(Status<'static>),
+    Lacking(Status),
     /// There may be no answer but a stored one, and this may not be it.
     Never,
 }
@@ -260,7 +260,7 @@ impl Look<'_> {
     }
 
     /// Fetches for all that miss the same, unless it lies behind memory.
-    async fn lead(self, mut status: Status<'static>, filler: Filler) -> Looked {
+    async fn lead(self, mut status: Status, filler: Filler) -> Looked {
         // Others wait for the whole of it alone.
         let waits = self.caching.collapse_pods.filter(|_| !self.part);
         let (found, lease) = self.find_behind(waits).await;
@@ -327,7 +327,7 @@ impl Look<'_> {
     }
 
     /// The answer that another request fetches. An error if it is none for this one.
-    async fn join(&self, mut reader: Reader, status: Status<'static>) -> Result<Box<Response<Flow>>, Option<NoHead>> {
+    async fn join(&self, mut reader: Reader, status: Status) -> Result<Box<Response<Flow>>, Option<NoHead>> {
         let wait = self.caching.collapse.unwrap_or_default();
         let head = reader.head(wait).await.map_err(Some)?;
         let meta = notes::read(&head).ok_or(None)?;
@@ -391,7 +391,7 @@ impl Look<'_> {
         Looked::Answered(answer::none())
     }
 
-    fn tell(&self, status: &Status<'_>, headers: &mut HeaderMap) {
+    fn tell(&self, status: &Status, headers: &mut HeaderMap) {
         if self.caching.tells {
             status.append(headers);
         }
@@ -409,11 +409,11 @@ impl Look<'_> {
         self.goes(Status::forwarded(Forward::Bypass), None, None)
     }
 
-    fn goes(self, status: Status<'static>, stale: Option<Kept>, filler: Option<Filler>) -> Looked {
+    fn goes(self, status: Status, stale: Option<Kept>, filler: Option<Filler>) -> Looked {
         Looked::Goes(Box::new(self.fetch(status, stale, filler)))
     }
 
-    fn fetch(self, status: Status<'static>, stale: Option<Kept>, filler: Option<Filler>) -> Fetch {
+    fn fetch(self, status: Status, stale: Option<Kept>, filler: Option<Filler>) -> Fetch {
         let shadows = self.caching.mode == Mode::Shadow && self.variant > 0;
         // Only what may be stored is compared with what was asked.
         let request = if filler.is_some() || stale.is_some() || shadows { self.parts.headers.clone() } else { HeaderMap::new() };

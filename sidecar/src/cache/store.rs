@@ -26,10 +26,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-pub(crate) use codec::Corrupt;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use codec::seal;
-pub(crate) use object::{CHUNK, INLINE, Object, Parts, Unfit};
+#[cfg(test)]
+use object::Unfit;
+pub(crate) use object::{CHUNK, INLINE, Object, Parts};
 use shard::{Dropped, Shard};
 pub(crate) use stats::{Gone, Refused, Stats};
 pub(crate) use variants::Vary;
@@ -242,13 +243,6 @@ impl Store {
     pub(crate) fn discard(&self, object: &Object, why: Gone) -> bool {
         let key = self.key_of(object);
         self.change(key.shard, |shard, dropped| shard.discard(&key, object, why, dropped))
-    }
-
-    /// Takes out everything. Locks are held for an instant, the memory is freed by the caller.
-    pub(crate) fn clear(&self, why: Gone) {
-        for shard in 0..SHARDS {
-            drop(self.change(shard, |shard, _| shard.clear(why)));
-        }
     }
 
     /// Sets the capacity and evicts what is beyond it, some entries under each hold of a lock, so that lookups pass between. It

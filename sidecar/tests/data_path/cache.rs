@@ -311,6 +311,31 @@ async fn origin_that_fails_is_hidden_for_as_long_as_the_policy_says() {
 }
 
 #[tokio::test]
+async fn what_took_the_place_of_an_answer_takes_it_out_though_it_is_not_kept_itself() {
+    let status = |status: &str| format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+    for (other, stays) in [
+        (ok("cache-control: private\r\n", "mine"), false),
+        (ok("cache-control: max-age=60\r\n", &"a".repeat(2048)), false),
+        (status("410 Gone"), false),
+        (status("302 Found"), false),
+        (status("304 Not Modified").replace("content-length: 0", "cache-control: no-store"), false),
+        (status("403 Forbidden"), true),
+    ] {
+        let says = other.clone();
+        let origin = Noting::answering(move |_, number| match number {
+            1 => ok("cache-control: max-age=0\r\netag: \"v1\"\r\n", "good"),
+            2 => says.clone(),
+            _ => "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 3\r\n\r\nbad".to_owned(),
+        })
+        .await;
+        let proxy = origin.proxy(r#"[{"name": "all", "cache": {"stale": {"ifError": "1h"}, "maxObjectSize": "1Ki"}}]"#);
+        assert_eq!(ask(&proxy, "/", "").await.text(), "good");
+        ask(&proxy, "/", "").await;
+        assert_eq!(ask(&proxy, "/", "").await.text(), if stays { "good" } else { "bad" }, "{other}");
+    }
+}
+
+#[tokio::test]
 async fn stale_answer_serves_while_one_request_asks_anew() {
     let origin = Noting::answering(|_, number| ok("cache-control: max-age=0\r\n", &number.to_string())).await;
     let proxy = origin.proxy(r#"[{"name": "all", "cache": {"stale": {"whileRevalidate": "1h"}}}]"#);

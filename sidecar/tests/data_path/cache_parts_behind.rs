@@ -1,4 +1,4 @@
-//! Parts of answers that take the place of older wholes, which lie on disk and in Redis, too.
+//! Parts, and answers that are not kept, that take the place of older wholes, which lie on disk and in Redis, too.
 
 use crds::proxy::FetchrProxySpec;
 use serde_json::{Value, json};
@@ -74,6 +74,10 @@ async fn newer_wins(behind: &Behind) {
     assert_eq!(site.requests(), 2);
 }
 
+async fn keys(server: &Server) -> Vec<String> {
+    redis::from_redis_value(server.run(&["KEYS", "fetchr:shop:cache:*}"]).await).unwrap()
+}
+
 #[tokio::test]
 async fn whole_in_redis_does_not_come_back_after_a_part_of_a_newer_one() {
     let server = Server::start(&[]).await;
@@ -88,11 +92,23 @@ async fn whole_in_redis_is_taken_out_when_a_part_of_a_newer_one_comes() {
     site.get("", "").await;
     behind.is_written(&site).await;
     site.get("100-199", "").await;
-    let keys = async || -> Vec<String> { redis::from_redis_value(server.run(&["KEYS", "fetchr:shop:cache:*}"]).await).unwrap() };
-    assert_eq!(keys().await.len(), 1);
+    assert_eq!(keys(&server).await.len(), 1);
     site.change(|film| film.version = 2);
     site.get("0-99", REFRESH).await;
-    until("it is gone", async || keys().await.is_empty()).await;
+    until("it is gone", async || keys(&server).await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn whole_in_redis_is_taken_out_when_the_origin_has_another_one_that_is_not_kept() {
+    let server = Server::start(&[]).await;
+    let behind = Behind::redis(&server);
+    let site = behind.pod(Film { fields: "cache-control: max-age=0\r\n".to_owned(), ..Film::new() }).await;
+    site.get("", "").await;
+    behind.is_written(&site).await;
+    assert_eq!(keys(&server).await.len(), 1);
+    site.change(|film| *film = Film { version: 2, fields: "cache-control: private\r\n".to_owned(), ..Film::new() });
+    site.get("", "").await;
+    until("it is gone", async || keys(&server).await.is_empty()).await;
 }
 
 #[cfg(feature = "disk-cache")]

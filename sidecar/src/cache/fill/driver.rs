@@ -43,7 +43,8 @@ impl Filler {
     }
 
     /// How many read it. The task of `cx` is woken when one joins or leaves.
-    pub(crate) fn readers(&mut self, cx: &mut Context<'_>) -> usize {
+    #[cfg(test)]
+    pub(super) fn readers(&mut self, cx: &mut Context<'_>) -> usize {
         let mut state = self.fill.state();
         state.wait_as_driver(cx.waker());
         state.readers()

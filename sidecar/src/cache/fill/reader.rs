@@ -82,7 +82,8 @@ impl Reader {
     }
 
     /// The next chunk; see [`Reader::poll_chunk`].
-    pub(crate) async fn chunk(&mut self) -> Option<Result<Bytes, Failure>> {
+    #[cfg(test)]
+    pub(super) async fn chunk(&mut self) -> Option<Result<Bytes, Failure>> {
         poll_fn(|cx| self.poll_chunk(cx)).await
     }
 

@@ -117,11 +117,13 @@ impl Meta {
     }
 
     /// How long after the end of its lifetime it is; 0 while it is fresh.
+    #[cfg(test)]
     pub(crate) fn staleness(&self, now: Now) -> Millis {
         self.age(now).saturating_sub(self.lifetime)
     }
 
     /// Whether its age hasn't reached its lifetime (RFC 9111 section 4.2).
+    #[cfg(test)]
     pub(crate) fn is_fresh(&self, now: Now) -> bool {
         self.lifetime > self.age(now)
     }
@@ -162,12 +164,6 @@ impl Meta {
     pub(crate) fn departing(mut self, now: Now) -> Self {
         self.initial_age = self.age(now);
         self.at(now)
-    }
-
-    /// Stale from now on (a soft purge): it may still be used as stale answers may be.
-    pub(crate) fn expired(mut self, now: Now) -> Self {
-        self.lifetime = self.lifetime.min(self.age(now));
-        self
     }
 
     /// Not to be used again without validation (RFC 9111 section 4.4).

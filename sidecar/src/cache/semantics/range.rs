@@ -140,13 +140,6 @@ pub(crate) fn parts_end(boundary: &str) -> Vec<u8> {
     format!("\r\n--{boundary}--\r\n").into_bytes()
 }
 
-/// The length of a whole answer with several parts.
-pub(crate) fn multipart_length(boundary: &str, content_type: Option<&[u8]>, parts: &[ByteRange], complete: u64) -> u64 {
-    let one =
-        |range: &ByteRange| (part_head(boundary, content_type, *range, complete).len() as u64).saturating_add(range.length());
-    parts.iter().map(one).fold(parts_end(boundary).len() as u64, u64::saturating_add)
-}
-
 /// Reads a set in bytes; None if it isn't one, or has more than [`MOST_RANGES`].
 fn specs(value: &[u8]) -> Option<SmallVec<[Spec; 4]>> {
     let (unit, set) = value.split_at_checked(value.iter().position(|&byte| byte == b'=')?)?;

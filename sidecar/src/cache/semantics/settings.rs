@@ -17,8 +17,6 @@ pub(crate) struct Settings {
     pub(crate) keep: Duration,
     /// Lifetimes are shortened by up to this many percent, so that what came together doesn't expire together.
     pub(crate) jitter: u8,
-    /// What to do with answers to requests with `Authorization`.
-    pub(crate) authorized: Authorized,
     /// What to do with answers with `Set-Cookie`.
     pub(crate) set_cookie: SetCookie,
     /// Whether the cache does what requests ask of it: `no-cache`, `max-age`, `min-fresh`, `max-stale`, `stale-if-error`, `Pragma`
@@ -68,18 +66,6 @@ pub(crate) struct Stale {
     pub(crate) if_error: Option<Duration>,
 }
 
-/// What to do with answers to requests with `Authorization` (RFC 9111 section 3.5).
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) enum Authorized {
-    /// They are never stored.
-    Never,
-    /// They are stored if the origin allows it: `public`, `s-maxage` or `must-revalidate`.
-    #[default]
-    Explicit,
-    /// They are stored: the key holds who asked, so nobody else gets them.
-    Keyed,
-}
-
 /// What to do with answers with `Set-Cookie`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) enum SetCookie {
@@ -99,7 +85,6 @@ impl Default for Settings {
             stale: Stale::default(),
             keep: Duration::from_secs(600),
             jitter: 0,
-            authorized: Authorized::default(),
             set_cookie: SetCookie::default(),
             obey_requests: true,
             post: false,

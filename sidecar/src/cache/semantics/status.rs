@@ -18,17 +18,12 @@ pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-statu
 /// Our name in it.
 const NAME: &str = "fetchr";
 
-/// Bytes of a key that are shown.
-const MOST_KEY: usize = 256;
-
 /// A member of the list. `Display` writes it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Status<'a> {
+pub(crate) struct Status {
     pub(crate) handled: Handled,
     /// How long what was sent is fresh, in seconds.
     pub(crate) ttl: Option<i64>,
-    /// The key, for those who may see it (section 6).
-    pub(crate) key: Option<&'a str>,
     /// More of the reason: a name of ours.
     pub(crate) detail: Option<&'static str>,
 }
@@ -70,17 +65,17 @@ pub(crate) enum Forward {
     Partial,
 }
 
-impl<'a> Status<'a> {
+impl Status {
     /// A hit.
     pub(crate) fn hit(decision: &Decision) -> Self {
         let detail = (decision.why != Why::Fresh).then(|| decision.why.as_str());
-        Self { handled: Handled::Hit, ttl: Some(decision.ttl()), key: None, detail }
+        Self { handled: Handled::Hit, ttl: Some(decision.ttl()), detail }
     }
 
     /// A request that went on.
     pub(crate) fn forwarded(why: Forward) -> Self {
         let forwarded = Forwarded { why, status: None, stored: false, collapsed: None };
-        Self { handled: Handled::Forwarded(forwarded), ttl: None, key: None, detail: None }
+        Self { handled: Handled::Forwarded(forwarded), ttl: None, detail: None }
     }
 
     /// A request that went on although something is stored.
@@ -88,11 +83,6 @@ impl<'a> Status<'a> {
         let why =
             if decision.why.is_of_request() && decision.lifetime > decision.age { Forward::Request } else { Forward::Stale };
         Self { detail: Some(decision.why.as_str()), ..Self::forwarded(why) }
-    }
-
-    /// With the key.
-    pub(crate) fn with_key(self, key: &'a str) -> Self {
-        Self { key: Some(key), ..self }
     }
 
     /// Adds it behind what the caches before us said.
@@ -114,11 +104,6 @@ impl<'a> Status<'a> {
         if let Some(ttl) = self.ttl {
             let _ = write!(text, "; ttl={}", ttl.clamp(-999_999_999_999_999, 999_999_999_999_999));
         }
-        if let Some(key) = self.key {
-            text.push_str("; key=\"");
-            key.bytes().take(MOST_KEY).for_each(|byte| escaped(byte, &mut text));
-            text.push('"');
-        }
         if let Some(detail) = self.detail {
             text.push_str("; detail=");
             text.push_str(detail);
@@ -127,7 +112,7 @@ impl<'a> Status<'a> {
     }
 }
 
-impl fmt::Display for Status<'_> {
+impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text())
     }
@@ -148,15 +133,6 @@ impl Forwarded {
         if self.stored {
             text.push_str("; stored");
         }
-    }
-}
-
-/// A byte of a string of structured fields, which holds ASCII only: others are written as in a URI.
-fn escaped(byte: u8, text: &mut String) {
-    match byte {
-        b'"' | b'\\' => text.extend(['\\', char::from(byte)]),
-        b' '..=b'~' => text.push(char::from(byte)),
-        _ => drop(write!(text, "%{byte:02X}")),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     meta::{Flags, Meta},
     parts::ContentRange,
     request::{Asks, Has, Kind},
-    settings::{Authorized, SetCookie, Settings},
+    settings::{SetCookie, Settings},
     status_code,
     targeted::{self, Say},
     uri::Target,
@@ -217,13 +217,10 @@ fn response_allows(received: &Received<'_>, say: &Say, there: There, settings: &
     if directives.private {
         return Err(NotStored::Private);
     }
-    if received.asks.has.any(Has::AUTHORIZATION) {
-        let shared = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
-        match settings.authorized {
-            Authorized::Keyed => {}
-            Authorized::Explicit if shared => {}
-            Authorized::Explicit | Authorized::Never => return Err(NotStored::Authorization),
-        }
+    // Section 3.5.
+    let shared = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
+    if received.asks.has.any(Has::AUTHORIZATION) && !shared {
+        return Err(NotStored::Authorization);
     }
     let cookie = there.any(There::SET_COOKIE) && !say.names.contains(&header::SET_COOKIE);
     if cookie && settings.set_cookie == SetCookie::Refuse { Err(NotStored::SetCookie) } else { Ok(()) }

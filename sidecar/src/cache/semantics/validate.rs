@@ -139,13 +139,3 @@ pub(crate) fn updated<'a>(
     head.remove(header::AGE);
     Updated { head, storable }
 }
-
-/// Whether the answer to a HEAD (200) is about what is stored, so that it updates it; else that is to be taken as stale
-/// (section 4.3.5).
-pub(crate) fn head_matches(head: &HeaderMap, stored: &Validators<'_>, length: Option<u64>) -> bool {
-    let new = Validators::of(head);
-    let tag = new.etag.is_none() || new.tag().zip(stored.tag()).is_some_and(|(new, stored)| new == stored);
-    let date = new.last_modified.is_none() || new.last_modified.map(trim) == stored.last_modified.map(trim);
-    let told = head.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    tag && date && told.is_none_or(|told| Some(told) == length)
-}

@@ -76,12 +76,6 @@ impl<'a> EntityTag<'a> {
         self.opaque == other.opaque
     }
 
-    /// As it is sent; None if it has no quotes.
-    pub(crate) fn written(self) -> Option<Vec<u8>> {
-        let mark: &[u8] = if self.weak { b"W/" } else { b"" };
-        self.opaque.starts_with(b"\"").then(|| [mark, self.opaque].concat())
-    }
-
     /// Whether it is strong.
     pub(crate) fn is_strong(self) -> bool {
         !self.weak

@@ -7,7 +7,6 @@ use smallvec::SmallVec;
 use super::{
     directives::lines,
     list::{members, trim},
-    meta::Meta,
 };
 
 /// A response may be selected by this many fields.
@@ -96,13 +95,6 @@ pub(crate) fn shown<'a>(selecting: impl IntoIterator<Item = &'a str>, mut varian
         Some((name, (present != 0).then(|| legible(value))))
     };
     selecting.into_iter().map_while(next).collect()
-}
-
-/// Whether the first of two stored responses that match a request is the one to use (section 4.1): one that says by `Vary` what it
-/// depends on, then the most recent.
-pub(crate) fn is_preferred(first: (&Meta, bool), second: (&Meta, bool)) -> bool {
-    let ((first, first_varies), (second, second_varies)) = (first, second);
-    if first_varies == second_varies { first.is_newer_than(second) } else { first_varies }
 }
 
 /// Brings the value that starts at `at` into the form that all values of the same meaning have, for fields of which we know it.

@@ -286,14 +286,7 @@ impl Question<'_> {
 
 /// What a request gets that doesn't pass by. `usable`: what is stored, unless the rule has the origin asked anew; `enough`: whether that has all
 /// that is asked for.
-fn outcome(
-    usable: Option<Meta>,
-    kept: bool,
-    enough: bool,
-    otherwise: Forward,
-    control: &Control,
-    now: Now,
-) -> (Outcome, Status<'static>) {
+fn outcome(usable: Option<Meta>, kept: bool, enough: bool, otherwise: Forward, control: &Control, now: Now) -> (Outcome, Status) {
     let Some(meta) = usable else {
         let forced = Status { detail: Some("Policy"), ..Status::forwarded(Forward::Request) };
         return match kept {
@@ -315,7 +308,7 @@ fn outcome(
 }
 
 /// Why, in words where the status has none.
-fn why(status: &Status<'_>, said: &CacheExplanation, stores: bool) -> String {
+fn why(status: &Status, said: &CacheExplanation, stores: bool) -> String {
     let word = match (said.outcome, status.detail) {
         (Outcome::Hit, None) => "Fresh".to_owned(),
         (_, Some(detail)) => detail.to_owned(),
@@ -335,7 +328,7 @@ fn why(status: &Status<'_>, said: &CacheExplanation, stores: bool) -> String {
     }
 }
 
-fn is_partial(status: &Status<'_>) -> bool {
+fn is_partial(status: &Status) -> bool {
     matches!(status.handled, Handled::Forwarded(Forwarded { why: Forward::Partial, .. }))
 }
 

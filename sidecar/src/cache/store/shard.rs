@@ -44,10 +44,6 @@ impl Shard {
         (small + self.slots.bytes(Queue::Main), small)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.slots.len() == 0
-    }
-
     pub(super) fn add_to(&self, sum: &mut Stats) {
         sum.objects += self.slots.len() as u64 - self.markers;
         sum.markers += self.markers;
@@ -243,14 +239,6 @@ impl Shard {
             }
         }
         at
-    }
-
-    /// Everything goes; what it was is given back to be dropped.
-    pub(super) fn clear(&mut self, why: Gone) -> impl Sized + use<> {
-        self.stats.gone[why as usize] += self.slots.len() as u64;
-        self.markers = 0;
-        self.ghosts.clear();
-        (std::mem::replace(&mut self.slots, Slots::new()), std::mem::take(&mut self.index))
     }
 
     /// Gives back what an index much too large takes.

@@ -4,6 +4,7 @@
 //! Variants are entries of their own under primary key and normalised values, in the shard of the primary key. The marker
 //! knows its variants, oldest first, so there are at most so many as configured, and none outlives its marker.
 
+#[cfg(test)]
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
@@ -34,6 +35,7 @@ impl Vary {
 
     /// The variant key of a request: for each name what `value` says of it (normalised; `None`: the request hasn't the field).
     /// Never empty, and two lists of values never give the same bytes.
+    #[cfg(test)]
     pub(crate) fn key<'v>(&self, mut value: impl FnMut(&str) -> Option<Cow<'v, [u8]>>) -> Vec<u8> {
         let mut key = Vec::with_capacity(64);
         for name in self.names() {

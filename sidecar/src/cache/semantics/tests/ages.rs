@@ -127,11 +127,3 @@ fn objects_die_when_nothing_can_be_done_with_them() {
         assert!(!meta.is_dead(after(dies)) && meta.is_dead(after(dies + 1)));
     }
 }
-
-#[test]
-fn soft_purge_makes_stale_at_once() {
-    let meta = Exchange::control("max-age=60, stale-while-revalidate=30").meta().expired(after(10_000));
-    assert!(!meta.is_fresh(after(10_000)));
-    assert_eq!(why(&meta, "", after(39_999)), Why::WhileRevalidate);
-    assert_eq!(why(&meta, "", after(40_000)), Why::Expired);
-}

@@ -12,7 +12,7 @@ use crate::cache::semantics::{
     parts::{Content, Pieces, Slice},
     range::{ByteRange, select},
     serve::{Verdict, may_answer_failure},
-    settings::{Authorized, SetCookie, StatusTtl},
+    settings::{SetCookie, StatusTtl},
     validators::Validators,
     vary::variant,
 };
@@ -57,7 +57,6 @@ fn settings() -> impl Strategy<Value = Settings> {
         settings.stale.while_revalidate = flags[4].then_some(ttl);
         settings.stale.if_error = flags[5].then_some(ttl);
         settings.set_cookie = if flags[6] { SetCookie::Strip } else { SetCookie::Refuse };
-        settings.authorized = if flags[0] { Authorized::Keyed } else { Authorized::Explicit };
         settings.jitter = jitter;
         settings
     })

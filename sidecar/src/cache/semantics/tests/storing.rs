@@ -7,7 +7,7 @@ use crate::cache::semantics::{
     freshness,
     meta::Flags,
     request,
-    settings::{Authorized, SetCookie, StatusTtl},
+    settings::{SetCookie, StatusTtl},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -69,7 +69,6 @@ fn rfc9111_5_2_2_5_no_store_is_never_stored() {
         settings.ttl.by_status = row(200, 599);
         settings.ttl.override_origin = true;
         settings.heuristic = true;
-        settings.authorized = Authorized::Keyed;
         settings.set_cookie = SetCookie::Strip;
     };
     for control in
@@ -89,7 +88,6 @@ fn rfc9111_5_2_2_7_private_is_never_stored() {
         let forced = Exchange::control(control).set(|settings| {
             settings.ttl.by_status = row(200, 599);
             settings.ttl.override_origin = true;
-            settings.authorized = Authorized::Keyed;
         });
         assert_eq!(forced.refused(), NotStored::Private, "{control}");
     }
@@ -136,11 +134,6 @@ fn rfc9111_3_5_authorization_needs_a_directive_that_allows_sharing() {
         if shared {
             assert!(exchange.meta().flags.any(Flags::AUTHORIZED));
         }
-        let never = exchange.clone().set(|settings| settings.authorized = Authorized::Never);
-        never.refused();
-        let keyed = exchange.set(|settings| settings.authorized = Authorized::Keyed);
-        let forbidden = control.contains("private") || control.contains("no-store");
-        assert_eq!(keyed.judged().is_ok(), !forbidden, "{control}: it is only for who asked, but still forbidden");
     }
     let plain = Exchange::control("max-age=60").asking(&[("authorization", "Bearer x")]);
     assert_eq!(plain.refused(), NotStored::Authorization);

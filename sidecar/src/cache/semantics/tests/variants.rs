@@ -1,7 +1,7 @@
 //! RFC 9111 section 4.1, RFC 9110 section 12.5.5.
 
 use super::*;
-use crate::cache::semantics::vary::{MOST_BYTES, MOST_FIELDS, TooLong, Unselectable, is_preferred, selecting, shown, variant};
+use crate::cache::semantics::vary::{MOST_BYTES, MOST_FIELDS, TooLong, Unselectable, selecting, shown, variant};
 
 fn names(values: &[&str]) -> Result<Vec<String>, Unselectable> {
     let lines: Vec<_> = values.iter().map(|value| ("vary", *value)).collect();
@@ -154,16 +154,6 @@ fn lists_that_are_too_long_are_taken_as_they_are() {
     reversed.reverse();
     assert!(same("accept-encoding", &[&list.join(",")], &[&list.join(",")]));
     assert!(!same("accept-encoding", &[&list.join(",")], &[&reversed.join(",")]));
-}
-
-#[test]
-fn rfc9111_4_1_of_those_that_match_one_with_vary_is_preferred_then_the_most_recent() {
-    let older = Exchange::control("max-age=60").meta();
-    let newer = Exchange { at: after(10), ..Exchange::control("max-age=60") }.meta();
-    assert!(is_preferred((&older, true), (&newer, false)));
-    assert!(!is_preferred((&newer, false), (&older, true)));
-    assert!(is_preferred((&newer, true), (&older, true)));
-    assert!(is_preferred((&newer, false), (&older, false)));
 }
 
 #[test]
