@@ -12,7 +12,11 @@ use aws_sdk_s3::{
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
-use tokio::{runtime::Handle, task::JoinHandle, time::{sleep, timeout}};
+use tokio::{
+    runtime::Handle,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use super::{PART, failed::Doing};

@@ -83,7 +83,8 @@ fn by_files(args: &Args, request: &ExplainRequest, color: Color) -> Result<Expla
     let documents = documents::read_valid(&args.files, color.stderr())?;
     let plan = plan(args, &documents)?;
     let (workload_kind, workload_name) = args.workload.clone().unwrap_or_default();
-    let identity = Identity { workload_kind, workload_name, services: args.services.clone(), live_pods: 1, ..Identity::default() };
+    let identity =
+        Identity { workload_kind, workload_name, services: args.services.clone(), live_pods: 1, ..Identity::default() };
     let broken = |e: &dyn std::fmt::Display| Failure::new(e.to_string());
     let routes = Routes::build(&plan, &identity, request.direction).map_err(|e| broken(&e))?;
     request.explain(&routes).map_err(Failure::usage)

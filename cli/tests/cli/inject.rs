@@ -97,7 +97,8 @@ fn pod_that_no_proxy_is_for_is_an_error_and_nothing_is_printed() {
 
 #[test]
 fn what_is_missing_is_named_never_made_up() {
-    let said = run(&mut command(&["inject", "-f", "examples/cluster/3-app.yaml", "--image", "x", "--kubeconfig", "/nonexistent"]));
+    let said =
+        run(&mut command(&["inject", "-f", "examples/cluster/3-app.yaml", "--image", "x", "--kubeconfig", "/nonexistent"]));
     assert_eq!((said.code, said.stdout.as_str()), (4, ""));
     assert!(said.stderr.contains("--ca-file, --plan-key, --proxy-file"), "{}", said.stderr);
 }

@@ -39,7 +39,8 @@ impl Behind {
         })
         .await;
         let there = if self.redis.is_some() { "fetchr_cache_shared_connected " } else { "fetchr_cache_disk_open " };
-        until("it is there", async || site.proxy.metric(there) == 1.0).await;
+        // Until it is known what was purged, nothing is shared.
+        until("it is there", async || site.proxy.metric(there) == 1.0 && site.proxy.metric("fetchr_cache_cut_off ") == 0.0).await;
         site
     }
 

@@ -315,7 +315,10 @@ async fn pods_go_on_as_soon_as_a_body_is_too_long_for_them() {
                 spec.cache.shared.as_mut().unwrap().max_object = Size::kib(most);
             });
             proxy.apply(&rules);
-            until("a connection", async || proxy.metric("fetchr_cache_shared_connected ") == 1.0).await;
+            until("a connection", async || {
+                proxy.metric("fetchr_cache_shared_connected ") == 1.0 && proxy.metric("fetchr_cache_cut_off ") == 0.0
+            })
+            .await;
             proxy
         };
         let pods = [pod().await, pod().await];

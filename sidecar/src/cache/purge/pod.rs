@@ -305,8 +305,8 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_purged_where_another_process_would_not_know() {
         let log = PodPurges::new("pod");
-        let changes: [(fn(&PodPurges), bool); 3] =
-            [(PodPurges::wait, true), (PodPurges::begin, false), (PodPurges::retire, true)];
+        type Change = fn(&PodPurges);
+        let changes: [(Change, bool); 3] = [(PodPurges::wait, true), (PodPurges::begin, false), (PodPurges::retire, true)];
         for (change, elsewhere) in changes {
             let before = log.stamp();
             change(&log);

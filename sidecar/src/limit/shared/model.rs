@@ -54,6 +54,7 @@ pub(super) struct Told {
 
 /// What comes of a pass.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "hardly any is the small one, and none is kept")]
 pub(super) enum Answer {
     /// The first limit that denies, if one does; then none was charged. What each says, in the order of the charges.
     Decided { denied: Option<usize>, told: SmallVec<[Told; 4]> },
@@ -127,7 +128,7 @@ impl Rule {
             }
             Self::Slots(rule) => {
                 let stored = if let Some(Count::Slots(taken)) = stored { taken.clone() } else { Taken::default() };
-                let (taken, moved) = rule.read(stored, now);
+                let (taken, moved) = rule.read(&stored, now);
                 (Count::Slots(taken), moved)
             }
         })

@@ -11,11 +11,11 @@ pub(crate) struct Taken(BTreeMap<ChargeId, Micros>);
 
 impl Slots {
     /// Without those that are lost, and whether that changed anything: nobody takes a slot for longer than a term, so if one would be, the time stepped back.
-    pub(super) fn read(&self, stored: Taken, now: Micros) -> (Taken, bool) {
+    pub(super) fn read(&self, stored: &Taken, now: Micros) -> (Taken, bool) {
         let ends = now + self.term;
         let left = |(id, at): (&ChargeId, &Micros)| (*at > now).then_some((*id, (*at).min(ends)));
         let taken = Taken(stored.0.iter().filter_map(left).collect());
-        let moved = taken != stored;
+        let moved = taken != *stored;
         (taken, moved)
     }
 

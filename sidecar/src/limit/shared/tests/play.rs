@@ -17,8 +17,10 @@ const HOUR: Micros = 3_600_000_000;
 const WINDOW: Micros = 10_000_000;
 const TERM: Duration = Duration::from_secs(5);
 
+type Made = fn() -> Bucket;
+
 /// Buckets whose history is checked: nothing is charged to them but what they allow.
-pub(super) const CHECKED: [(&str, fn() -> Bucket); 3] = [
+pub(super) const CHECKED: [(&str, Made); 3] = [
     ("{t}small", || bucket(3, 1, 5)),
     ("{t}leased", || bucket(7, 3, 6)),
     // As large as can be counted.

@@ -29,6 +29,7 @@ pub(super) enum Asked {
 
 /// What is answered.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "hardly any is a small one, and none is kept")]
 pub(super) enum Said {
     Pass(Answer),
     Leased(Exchanged),
