@@ -74,7 +74,10 @@ async fn connected(pods: &[Pod]) {
 async fn purge(pod: &Pod, namespace: &Namespace, what: Value) -> anyhow::Result<Value> {
     let path = format!("/apis/api.fetchr.sh/v1alpha1/namespaces/{}/sidecars/{}/purge", namespace.name(), pod.name());
     let request = http::Request::post(path).header("content-type", "application/json").body(what.to_string().into_bytes())?;
-    Ok(namespace.client().request(request).await?)
+    // That nobody can be asked is an answer, and by itself the client would ask again for minutes.
+    let mut config = namespace.cluster().config().await?;
+    config.default_retry = false;
+    Ok(kube::Client::try_from(config)?.request(request).await?)
 }
 
 /// A purge of all pods by the command line, which fails if it is not complete.
@@ -234,8 +237,7 @@ async fn no_stale_answer_after_a_purge_while_a_replica_takes_over_in_a_cluster()
 async fn snapshots(pod: &Pod, operation: &str) -> anyhow::Result<f64> {
     let series = format!("fetchr_cache_snapshots_total{{operation=\"{operation}\",result=\"done\"}}");
     let page = pod.get(METRICS, "/metrics").await?;
-    let found = page.text().lines().find_map(|line| line.strip_prefix(&series)?.trim().parse().ok());
-    found.with_context(|| format!("{}: no {series}", pod.name()))
+    Ok(page.text().lines().find_map(|line| line.strip_prefix(&series)?.trim().parse().ok()).unwrap_or(0.0))
 }
 
 #[tokio::test]

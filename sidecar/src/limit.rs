@@ -13,7 +13,7 @@ mod stage;
 use std::sync::Arc;
 
 use crds::{
-    plan::Attachment,
+    plan::{Attachment, ObjectRef},
     policy::{
         Mode, RateLimit,
         rate_limits::{LimitFields, OnStoreFailure, Scope},
@@ -22,7 +22,7 @@ use crds::{
 use sha2::{Digest as _, Sha256};
 
 use self::{counted::Counters, gcra::Gcra, key::KeyPart, shared::Bucket};
-pub(crate) use self::{outcome::Stops, sharing::Place};
+pub(crate) use self::{outcome::Stops, sharing::StoreSettings};
 pub use self::{
     outcome::{Denied, Outcome},
     stage::{CAPACITY, Limiter},
@@ -40,21 +40,26 @@ pub struct Limit {
     key: Box<[KeyPart]>,
     scope: Scope,
     on_store_failure: OnStoreFailure,
-    /// The limit as the store counts it; that of a checked policy is exact.
+    /// The limit as the store counts it; one of scope Shared has it.
     bucket: Option<Bucket>,
     /// What the names of its counts in the store have in common, behind the namespace.
-    place: Box<str>,
+    shared_prefix: Box<str>,
     fields: LimitFields,
     counters: Counters,
 }
 
 impl Limit {
-    /// Compiles a limit of a rule; `policy` is `namespace/name`.
-    pub fn build(policy: &Arc<str>, at: &Attachment, rule: &Arc<str>, limit: &RateLimit) -> Result<Self, String> {
+    /// Compiles a limit of a rule; `policy` is `namespace/name`, and pods at the same place `at` count together.
+    pub fn build(policy: &Arc<str>, at: &str, rule: &Arc<str>, limit: &RateLimit) -> Result<Self, String> {
         let number = |value: i64| u32::try_from(value).ok();
         let requests = number(limit.limit.requests);
         let burst = number(limit.limit.burst.unwrap_or(limit.limit.requests));
         let gcra = requests.zip(burst).and_then(|(requests, burst)| Gcra::new(requests, limit.limit.per.0, burst));
+        let bucket =
+            requests.zip(burst).and_then(|(requests, burst)| Bucket::new(requests.into(), limit.limit.per.0, burst.into()));
+        if limit.scope == Scope::Shared && bucket.is_none() {
+            return Err(format!("limit {}: it can't be counted exactly in Redis", limit.name));
+        }
         Ok(Self {
             policy: Arc::clone(policy),
             rule: Arc::clone(rule),
@@ -64,11 +69,9 @@ impl Limit {
             key: limit.key.iter().map(KeyPart::build).collect::<Result<_, _>>()?,
             scope: limit.scope,
             on_store_failure: limit.on_store_failure.unwrap_or_default(),
-            bucket: requests
-                .zip(burst)
-                .and_then(|(requests, burst)| Bucket::new(requests.into(), limit.limit.per.0, burst.into())),
+            bucket,
             // All limits of a policy in one slot of a cluster, so that they are charged at once.
-            place: format!("{{limit:{policy}:{}}}:{rule}/{}", place(at), limit.name).into(),
+            shared_prefix: format!("{{limit:{policy}:{at}}}:{rule}/{}", limit.name).into(),
             fields: limit.fields,
             counters: Counters::default(),
         })
@@ -85,12 +88,12 @@ impl Limit {
     fn shared_name(&self, namespace: &str, facts: &Facts<'_>, matched: Option<u8>) -> String {
         let digest = Sha256::digest(self.key_of(facts, matched));
         let digest = u128::from_be_bytes(std::array::from_fn(|at| digest[at]));
-        format!("fetchr:{namespace}:{}:{digest:032x}", self.place)
+        format!("fetchr:{namespace}:{}:{digest:032x}", self.shared_prefix)
     }
 
-    /// Whether pods count it together.
+    /// Whether it acts, and pods count it together.
     pub(crate) fn is_shared(&self) -> bool {
-        self.scope == Scope::Shared
+        self.scope == Scope::Shared && self.mode != Mode::Disabled
     }
 
     /// Name of the limit, as clients see it.
@@ -104,12 +107,12 @@ impl Limit {
     }
 }
 
-/// Where a policy is attached: what pods at the same place count together.
-fn place(at: &Attachment) -> String {
+/// Where a policy is attached for pods of a proxy: those at the same place count together.
+pub(crate) fn place(at: &Attachment, proxy: &ObjectRef) -> String {
     match at {
         Attachment::Platform => "platform".to_owned(),
         Attachment::Namespace => "namespace".to_owned(),
-        Attachment::Proxy => "proxy".to_owned(),
+        Attachment::Proxy => format!("FetchrProxy/{proxy}"),
         Attachment::Service { name } => format!("Service/{name}"),
         Attachment::Workload { workload_kind, name } => format!("{workload_kind}/{name}"),
         Attachment::ExternalHost { .. } => "host".to_owned(),

@@ -42,7 +42,7 @@ use crate::{
     cache::Caching,
     edit::headers::HeaderEdits,
     facts::Facts,
-    limit::Limit,
+    limit::{self, Limit},
     shadow::Shadow,
     upstream::{balance::Balancing, breaker::Breaking, failover::Standby, retry::Retrying},
 };
@@ -138,7 +138,8 @@ struct Entry {
 impl Routes {
     /// Compiles the policies of a plan that are for this pod and this direction.
     pub fn build(plan: &Plan, identity: &Identity, direction: Direction) -> Result<Self, ConfigError> {
-        let mut build = Build { spelling: Spelling::new(plan.settings.http.path), ..Build::default() };
+        let spelling = Spelling::new(plan.settings.http.path);
+        let mut build = Build { proxy: plan.proxy.clone(), spelling, ..Build::default() };
         for policy in plan.policies.iter().filter(|policy| policy.direction == direction) {
             if identity.has(&policy.attachment) {
                 build.add(policy)?;
@@ -255,6 +256,7 @@ fn ones(words: &[u64]) -> impl Iterator<Item = usize> {
 
 #[derive(Default)]
 struct Build {
+    proxy: ObjectRef,
     spelling: Spelling,
     rules: Vec<Rule>,
     entries: Vec<Entry>,
@@ -279,7 +281,7 @@ impl Build {
             None => {
                 let first = number(self.rules.len());
                 for rule in &*attached.rules {
-                    self.rules.push(Rule::build(attached, rule)?);
+                    self.rules.push(Rule::build(&self.proxy, attached, rule)?);
                 }
                 self.policies.insert(attached.policy.clone(), (first, host.is_none()));
                 first
@@ -293,13 +295,14 @@ impl Build {
 }
 
 impl Rule {
-    fn build(attached: &AttachedPolicy, rule: &PolicyRule) -> Result<Self, ConfigError> {
+    fn build(proxy: &ObjectRef, attached: &AttachedPolicy, rule: &PolicyRule) -> Result<Self, ConfigError> {
         let policy = &attached.policy;
         let wrong = |message| ConfigError { policy: Some(policy.clone()), rule: Some(rule.name.clone()), message };
         let (policy_label, rule_label): (Arc<str>, Arc<str>) = (policy.to_string().into(), rule.name.as_str().into());
         let label: Arc<str> = format!("{policy}/{}", rule.name).into();
         let headers = |section| HeaderEdits::build(&label, section);
-        let limit = |limit| Limit::build(&policy_label, &attached.attachment, &rule_label, limit).map(Arc::new);
+        let place = limit::place(&attached.attachment, proxy);
+        let limit = |limit| Limit::build(&policy_label, &place, &rule_label, limit).map(Arc::new);
         Ok(Self {
             policy: policy.clone(),
             name: rule.name.clone(),

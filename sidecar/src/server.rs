@@ -148,21 +148,30 @@ impl Server {
         };
         let workers = Workers::start(setup.workers, &pod).context("could not start the workers")?;
         let acceptor = Acceptor::new(pod, workers, setup.max_connections);
+        let secrets = Secrets(setup.secrets.clone());
+        let explicit = Arc::new(Mutex::new(Explicit::new(acceptor.clone(), setup.sockets.clone(), secrets.clone())));
+        let changes = config.subscribe(); // before it is read, so that no change is missed
+        let following = Following {
+            config: config.clone(),
+            explicit: Arc::clone(&explicit),
+            cache,
+            purges: setup.purges.clone(),
+            limiter,
+            secrets,
+            disk: setup.disk.clone(),
+            redis: Mutex::default(),
+            redis_metrics,
+        };
+        // Before anybody is served: limits that pods share would be counted by this one alone.
+        following.share();
         if let Some(ports) = setup.interception {
             intercept(&acceptor, &setup.sockets, ports)?;
         }
-        let explicit = Arc::new(Mutex::new(Explicit::new(acceptor, setup.sockets.clone(), Secrets(setup.secrets.clone()))));
-        let changes = config.subscribe(); // before it is read, so that no change is missed
         let mut failed = open(&explicit, &config.load());
         if let Some(lost) = failed.iter().position(ListenError::is_loss).filter(|_| setup.strict) {
             return Err(failed.swap_remove(lost).into());
         }
         close_spare(&config, &lock(&explicit));
-        let secrets = Secrets(setup.secrets.clone());
-        let (purges, disk, redis) = (setup.purges.clone(), setup.disk.clone(), Mutex::default());
-        let explicit_too = Arc::clone(&explicit);
-        let following = Following { config, explicit: explicit_too, cache, purges, limiter, secrets, disk, redis, redis_metrics };
-        following.share();
         tokio::spawn(following.run(changes, failed));
         // It has to know of the log of purges, which is followed by now.
         Ok(Self { explicit, snapshots: snapshots.start() })
@@ -322,16 +331,15 @@ impl Following {
         self.cache.keep_on_disk(disk);
     }
 
-    /// Counts limits that pods share in this Redis, if there are any.
-    fn share_limits(&self, config: &Config, redis: Option<(Scope, Redis)>) {
+    /// Counts limits that pods share in Redis, if there are any. Where that is named and can't be used, their policies say what holds.
+    fn share_limits(&self, config: &Config, shared: Option<(Scope, Redis)>) {
         let has_any = [&config.inbound, &config.outbound].into_iter().any(|routes| routes.has_shared_limits());
-        let patience = config.settings().redis.as_ref().map_or_else(Duration::default, |redis| redis.command_timeout.0);
-        let place = redis.filter(|_| has_any).map(|(scope, redis)| limit::Place {
-            redis,
-            patience,
-            namespace: scope.parts().0.to_owned(),
+        let store = config.settings().redis.as_ref().filter(|_| has_any).map(|settings| {
+            let (scope, redis) = shared.unzip();
+            let namespace = scope.map_or_else(String::new, |scope| scope.parts().0.to_owned());
+            limit::StoreSettings { redis, patience: settings.command_timeout.0, namespace }
         });
-        self.limiter.share(place, config.identity.live_pods);
+        self.limiter.share(store, config.identity.live_pods);
     }
 
     /// The Redis that the configuration names: the one of before, if it still is that one.

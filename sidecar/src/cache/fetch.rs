@@ -378,8 +378,10 @@ impl Fetch {
     /// Takes out this very object, here and behind memory. What has come meanwhile stays.
     fn discard(&self, object: &Object) {
         let Cache { changes, behind, .. } = &*self.cache;
-        changes.changed_unless_changed(changes.spot(&self.key), self.began, || {
-            let outdates = self.cache.store().discard(object, Gone::Removed) && behind.is_there();
+        // Of memory whatever has changed meanwhile: what took its place is another one.
+        let discarded = self.cache.store().discard(object, Gone::Removed);
+        changes.changed_unless_changed(self.spot(), self.began, || {
+            let outdates = (discarded || !self.cache.store().has_other(object)) && behind.is_there();
             if outdates {
                 behind.remove(object.primary());
             }

@@ -11,7 +11,7 @@ use super::{
     counted::Source,
     gcra::{Gcra, Level},
     outcome::{Outcome, Told},
-    shared::{Bucket, Charge, Decision, Pass, Rule, Store, Treatment, Verdict},
+    shared::{Bucket, Charge, Decision, Failure, Pass, Rule, Store, Treatment, Verdict},
     stage::{Asked, Holds},
 };
 use crate::redis::Redis;
@@ -21,8 +21,9 @@ const SHADOWS: usize = 256;
 
 /// Where counts are that pods share.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Place {
-    pub(crate) redis: Redis,
+pub(crate) struct StoreSettings {
+    /// None if it can't be used, as with a password that is not there: then it fails.
+    pub(crate) redis: Option<Redis>,
     /// How long a request waits for it.
     pub(crate) patience: Duration,
     /// Whose counts have names of their own.
@@ -32,9 +33,9 @@ pub(crate) struct Place {
 /// The store that pods share, and what one of them knows of the others.
 #[derive(Clone)]
 pub(super) struct Sharing {
-    place: Place,
-    store: Store,
-    /// Pods that share, this one among them.
+    settings: StoreSettings,
+    store: Option<Store>,
+    /// Pods of the proxy in the namespace that are alive: among so many a limit is divided where the store fails.
     pods: u32,
     runtime: Handle,
     shadows: Arc<Semaphore>,
@@ -57,19 +58,19 @@ impl Wanted {
 
 impl Sharing {
     /// Connects in tasks of this runtime.
-    pub(super) fn start(place: Place, pods: u32) -> Self {
-        let store = Store::start(&place.redis, place.patience);
-        Self { place, store, pods: pods.max(1), runtime: Handle::current(), shadows: Arc::new(Semaphore::new(SHADOWS)) }
+    pub(super) fn start(settings: StoreSettings, pods: u32) -> Self {
+        let store = settings.redis.as_ref().map(|redis| Store::start(redis, settings.patience));
+        Self { settings, store, pods: pods.max(1), runtime: Handle::current(), shadows: Arc::new(Semaphore::new(SHADOWS)) }
     }
 
     /// Where it is, and among how many pods.
-    pub(super) fn is(&self, place: &Place, pods: u32) -> bool {
-        self.place == *place && self.pods == pods.max(1)
+    pub(super) fn is(&self, settings: &StoreSettings, pods: u32) -> bool {
+        self.settings == *settings && self.pods == pods.max(1)
     }
 
     /// There, among so many pods: over the same connections, if it is the same place.
-    pub(super) fn moved(&self, place: Place, pods: u32) -> Self {
-        if self.place == place { Self { pods: pods.max(1), ..self.clone() } } else { Self::start(place, pods) }
+    pub(super) fn with(&self, settings: StoreSettings, pods: u32) -> Self {
+        if self.settings == settings { Self { pods: pods.max(1), ..self.clone() } } else { Self::start(settings, pods) }
     }
 
     /// Charges limits in force, all or none. Those that the store does not decide follow what the policy says of that.
@@ -117,11 +118,14 @@ impl Sharing {
 
     async fn pass(&self, wanted: &[Wanted], treatment: Treatment) -> Pass {
         let charges: SmallVec<[Charge<'_>; 4]> = wanted.iter().map(|wanted| wanted.charge(treatment)).collect();
-        self.store.pass(&charges, Instant::now() + self.place.patience).await
+        match &self.store {
+            Some(store) => store.pass(&charges, Instant::now() + self.settings.patience).await,
+            None => Pass::failed(charges.len(), Failure::Away),
+        }
     }
 
     fn wanted(&self, limiter: &Limiter, (limit, matched): Holds<'_>, asked: Asked<'_>) -> Option<Wanted> {
-        let name = limit.shared_name(&self.place.namespace, asked.facts, matched);
+        let name = limit.shared_name(&self.settings.namespace, asked.facts, matched);
         let key = limiter.key(limit, asked.facts, matched);
         Some(Wanted { limit: Arc::clone(limit), rule: limit.bucket?, name, key })
     }
@@ -153,7 +157,9 @@ impl Sharing {
         }
         if outcome.stops().is_some() {
             fallen.iter().for_each(|&key| limiter.store.refund(key));
-            self.store.refund(pass.ticket);
+            if let Some(store) = &self.store {
+                store.refund(pass.ticket);
+            }
         }
     }
 
@@ -183,7 +189,8 @@ impl Sharing {
     /// Keeps the pod's share of what remains, for when the store fails.
     fn note(&self, limiter: &Limiter, wanted: &Wanted, verdict: &Verdict, asked: Asked<'_>) {
         if wanted.limit.on_store_failure == OnStoreFailure::Local {
-            let remaining = verdict.remaining / u64::from(self.pods);
+            // What is not a whole token for each is one for each: who has any left is not denied by all of them.
+            let remaining = verdict.remaining.div_ceil(u64::from(self.pods));
             limiter.store.note(&wanted.limit.gcra.share_of(self.pods), wanted.key, remaining, asked.now);
         }
     }
@@ -203,7 +210,7 @@ fn level(gcra: &Gcra, verdict: &Verdict) -> Level {
 
 impl fmt::Debug for Sharing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sharing").field("place", &self.place).field("pods", &self.pods).finish_non_exhaustive()
+        f.debug_struct("Sharing").field("settings", &self.settings).field("pods", &self.pods).finish_non_exhaustive()
     }
 }
 

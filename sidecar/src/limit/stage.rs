@@ -17,7 +17,7 @@ use super::{
     gcra::Nanos,
     local,
     outcome::{Outcome, Told},
-    sharing::{Place, Sharing},
+    sharing::{Sharing, StoreSettings},
 };
 use crate::{facts::Facts, route::Route};
 
@@ -36,6 +36,18 @@ pub struct Limiter {
 
 /// A limit that holds for a request, and the match that its rule met.
 pub(super) type Holds<'a> = (&'a Arc<Limit>, Option<u8>);
+
+/// Counts of the pod that a request was charged for. Dropped with them, as when its client leaves while the store is asked, they have it back.
+struct Charged<'a> {
+    store: &'a local::Store,
+    keys: SmallVec<[u64; 4]>,
+}
+
+impl Drop for Charged<'_> {
+    fn drop(&mut self) {
+        self.keys.iter().for_each(|&key| self.store.refund(key));
+    }
+}
 
 /// A request that limits are charged for.
 #[derive(Clone, Copy)]
@@ -78,14 +90,14 @@ impl Limiter {
         self.len() == 0
     }
 
-    /// From now on limits of scope Shared are counted there, among so many pods; without a place, by each pod for itself. Connects in tasks
+    /// From now on limits of scope Shared are counted there, among so many pods; without one, by each pod for itself. Connects in tasks
     /// of this runtime.
-    pub(crate) fn share(&self, place: Option<Place>, pods: u32) {
+    pub(crate) fn share(&self, settings: Option<StoreSettings>, pods: u32) {
         let before = self.sharing.load_full();
-        let sharing = match (place, &before) {
-            (Some(place), Some(before)) if before.is(&place, pods) => return,
-            (Some(place), Some(before)) => Some(before.moved(place, pods)),
-            (Some(place), None) => Some(Sharing::start(place, pods)),
+        let sharing = match (settings, &before) {
+            (Some(settings), Some(before)) if before.is(&settings, pods) => return,
+            (Some(settings), Some(before)) => Some(before.with(settings, pods)),
+            (Some(settings), None) => Some(Sharing::start(settings, pods)),
             (None, _) => None,
         };
         self.sharing.store(sharing.map(Arc::new));
@@ -94,11 +106,13 @@ impl Limiter {
     /// Charges all limits that hold for a request, or none.
     pub async fn charge(&self, route: &Route, facts: &Facts<'_>, now: Instant) -> Outcome {
         let asked = Asked { facts, now: self.nanos(now) };
-        match self.sharing.load_full().filter(|_| route.has_shared_limits()) {
+        if route.has_shared_limits()
+            && let Some(sharing) = self.sharing.load_full()
+        {
             // On the heap: most requests have no such limit.
-            Some(sharing) => Box::pin(self.charge_together(&sharing, route, asked)).await,
-            None => self.charge_alone(route, asked),
+            return Box::pin(self.charge_together(&sharing, route, asked)).await;
         }
+        self.charge_alone(route, asked)
     }
 
     /// All limits, by counts of the pod.
@@ -111,12 +125,13 @@ impl Limiter {
 
     async fn charge_together(&self, sharing: &Arc<Sharing>, route: &Route, asked: Asked<'_>) -> Outcome {
         let (mut outcome, of) = (Outcome::default(), |scope| route.limits().filter(move |(limit, _)| limit.scope == scope));
-        let charged = self.enforce(of(Scope::Pod), asked, &mut outcome);
+        let mut charged = Charged { store: &self.store, keys: self.enforce(of(Scope::Pod), asked, &mut outcome) };
         if outcome.stops().is_none() {
             sharing.enforce(self, of(Scope::Shared), asked, &mut outcome).await;
-            if outcome.stops().is_some() {
-                self.give_back(&charged, &mut outcome, asked.now);
-            }
+        }
+        let keys = std::mem::take(&mut charged.keys);
+        if outcome.stops().is_some() {
+            self.give_back(&keys, &mut outcome, asked.now);
         }
         let passes = outcome.stops().is_none();
         self.shadow(of(Scope::Pod), asked, passes);

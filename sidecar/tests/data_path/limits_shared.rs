@@ -143,6 +143,19 @@ async fn policy_says_what_holds_without_redis() {
 }
 
 #[tokio::test]
+async fn redis_that_can_not_be_used_is_a_store_that_fails() {
+    let origin = Origin::echo_head().await;
+    let redis = json!({"endpoints": ["127.0.0.1:1"], "credentials": {"secretRef": {"name": "none"}}});
+    let proxy = Proxy::with(&format!("http://{}", origin.address), |spec| {
+        spec.redis = Some(serde_json::from_value(redis).unwrap());
+    });
+    proxy.apply(&rules(&json!({"onStoreFailure": "Deny"})));
+    until("the policy is in force", async || ask(&proxy, "/five").await.status != 200).await;
+    let answer = ask(&proxy, "/five").await;
+    assert!(answer.status == 503 && answer.field("proxy-status").contains("rate_limit_undecided"), "{}", answer.head);
+}
+
+#[tokio::test]
 async fn limit_in_shadow_counts_over_all_pods_and_denies_nothing() {
     let server = Server::start(&[]).await;
     let pods = Pods::start(2, &single(&server), &json!({"mode": "Shadow"})).await;

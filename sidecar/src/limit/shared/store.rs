@@ -289,6 +289,11 @@ impl Inner {
 }
 
 impl Pass {
+    /// One of so many charges, none of which was decided.
+    pub(crate) fn failed(charges: usize, failure: Failure) -> Self {
+        Self { denied: None, decisions: smallvec![Decision::Failed(failure); charges], ticket: Ticket::new(ChargeId::random()) }
+    }
+
     fn tell(&mut self, group: &[usize], told: &[Told]) {
         group.iter().zip(told).for_each(|(place, told)| self.decisions[*place] = Decision::Told(told.verdict));
     }
