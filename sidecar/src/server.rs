@@ -152,7 +152,7 @@ impl Server {
         let explicit = Arc::new(Mutex::new(Explicit::new(acceptor.clone(), setup.sockets.clone(), secrets.clone())));
         let changes = config.subscribe(); // before it is read, so that no change is missed
         let following = Following {
-            config: config.clone(),
+            config,
             explicit: Arc::clone(&explicit),
             cache,
             purges: setup.purges.clone(),
@@ -167,11 +167,11 @@ impl Server {
         if let Some(ports) = setup.interception {
             intercept(&acceptor, &setup.sockets, ports)?;
         }
-        let mut failed = open(&explicit, &config.load());
+        let mut failed = open(&explicit, &following.config.load());
         if let Some(lost) = failed.iter().position(ListenError::is_loss).filter(|_| setup.strict) {
             return Err(failed.swap_remove(lost).into());
         }
-        close_spare(&config, &lock(&explicit));
+        close_spare(&following.config, &lock(&explicit));
         tokio::spawn(following.run(changes, failed));
         // It has to know of the log of purges, which is followed by now.
         Ok(Self { explicit, snapshots: snapshots.start() })
