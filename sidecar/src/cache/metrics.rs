@@ -263,7 +263,8 @@ impl Metrics {
         registry.register("fetchr_cache_not_stored", "Answers that were not stored, by reason", self.not_stored.family.clone());
         registry.register("fetchr_cache_parts", "Parts of answers that came, by what became of them", self.parts.family.clone());
         self.disk.register(registry);
-        self.tier.register(registry, "fetchr_cache_shared", "in Redis");
+        registry.register("fetchr_cache_shared_requests", "Looks for answers in Redis, by result", self.tier.requests());
+        registry.register("fetchr_cache_shared_writes", "Answers to be stored in Redis, by result", self.tier.writes());
         registry.register(
             "fetchr_cache_missed",
             "Requests that the cache could not answer, by reason",

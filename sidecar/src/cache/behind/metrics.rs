@@ -3,7 +3,6 @@
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
-    registry::Registry,
 };
 
 /// Looks and writes, by what came of them. Clones count together.
@@ -14,12 +13,12 @@ pub(crate) struct Tally {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct Labels {
+pub(in crate::cache) struct Labels {
     result: &'static str,
 }
 
 impl Tally {
-    /// Counts a look: `hit`, `miss`, `corrupt`, `late`, `error`, or `away` if nobody looks, or nobody answers.
+    /// Counts a look: `hit`, `miss`, `corrupt`, `too_long`, `late`, `error`, or `away` if nobody looks, or nobody answers.
     pub(in crate::cache) fn request(&self, result: &'static str) {
         self.requests.get_or_create(&Labels { result }).inc();
     }
@@ -33,14 +32,17 @@ impl Tally {
     /// Looks that found something, and all of them.
     pub(in crate::cache) fn hits(&self) -> (u64, u64) {
         let count = |result| self.requests.get(&Labels { result }).map_or(0, |counter| counter.get());
-        let all = ["hit", "miss", "corrupt", "late", "error", "away"].map(count);
+        let all = ["hit", "miss", "corrupt", "too_long", "late", "error", "away"].map(count);
         (all[0], all.iter().sum())
     }
 
-    /// Shows them under names that begin so; `place` says where the answers are.
-    pub(in crate::cache) fn register(&self, registry: &mut Registry, prefix: &str, place: &str) {
-        let (requests, writes) = (self.requests.clone(), self.writes.clone());
-        registry.register(format!("{prefix}_requests"), format!("Looks for answers {place}, by result"), requests);
-        registry.register(format!("{prefix}_writes"), format!("Answers to be stored {place}, by result"), writes);
+    /// What [`Self::request`] counts, for a registry.
+    pub(in crate::cache) fn requests(&self) -> Family<Labels, Counter> {
+        self.requests.clone()
+    }
+
+    /// What [`Self::written`] counts, for a registry.
+    pub(in crate::cache) fn writes(&self) -> Family<Labels, Counter> {
+        self.writes.clone()
     }
 }

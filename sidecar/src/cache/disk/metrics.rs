@@ -39,7 +39,8 @@ impl Metrics {
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) {
-        self.tally.register(registry, "fetchr_cache_disk", "on disk");
+        registry.register("fetchr_cache_disk_requests", "Looks for answers on disk, by result", self.tally.requests());
+        registry.register("fetchr_cache_disk_writes", "Answers to be stored on disk, by result", self.tally.writes());
         registry.register("fetchr_cache_disk_failures", "What went wrong with the disk, by reason", self.failures.clone());
         registry.register("fetchr_cache_disk_read_bytes", "Bytes of records that were read from disk", self.read.clone());
         registry.register("fetchr_cache_disk_written_bytes", "Bytes of records that were written to disk", self.written.clone());
