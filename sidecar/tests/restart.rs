@@ -243,8 +243,7 @@ fn signed_plan_of_the_volume_serves_and_limits() {
     assert!(status == 200 && config.contains("\"source\":\"ConfigMap\""), "{config}");
     assert_eq!(ask(sidecar.admin, "GET /config", "").0, 401);
     let (_, figures) = ask(sidecar.metrics, "GET /metrics", "");
-    let denied =
-        "fetchr_ratelimit_decisions_total{policy=\"shop/p\",rule=\"all\",limit=\"slow\",decision=\"deny\",mode=\"enforce\"} 1";
+    let denied = "fetchr_ratelimit_decisions_total{policy=\"shop/p\",rule=\"all\",limit=\"slow\",decision=\"deny\",mode=\"enforce\",source=\"pod\"} 1";
     assert!(figures.contains(denied), "{figures}");
 }
 
