@@ -85,8 +85,8 @@ impl Limit {
     }
 
     /// The name of a request's count in the store: what is counted apart is in it as a digest, for it may be long, or a secret.
-    fn shared_name(&self, namespace: &str, facts: &Facts<'_>, matched: Option<u8>) -> String {
-        let digest = Sha256::digest(self.key_of(facts, matched));
+    fn shared_name(&self, namespace: &str, key: &key::Bytes) -> String {
+        let digest = Sha256::digest(key);
         let digest = u128::from_be_bytes(std::array::from_fn(|at| digest[at]));
         format!("fetchr:{namespace}:{}:{digest:032x}", self.shared_prefix)
     }

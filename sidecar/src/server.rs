@@ -106,29 +106,7 @@ impl Server {
         drain: drain::Handle,
         setup: &Setup,
     ) -> anyhow::Result<Self> {
-        let own = Arc::new(Own::default());
-        setup.own.iter().for_each(|address| own.add(*address));
-        let tls_metrics = tls::Metrics::default();
-        metrics.register(|registry| tls_metrics.register(registry));
-        let pod = Pod {
-            config: config.clone(),
-            limiter,
-            drain,
-            caps: Arc::new(Caps::default()),
-            standing: Arc::new(Standing::default()),
-            connector: Arc::new(Connector::new(
-                Resolver::new(setup.name_servers.clone(), Arc::clone(&metrics)),
-                Arc::clone(&own),
-            )),
-            metrics,
-            originations: Originations::new(Secrets(setup.secrets.clone()), tls_metrics.clone()),
-            tls: tls_metrics,
-            speakers: Arc::new(Speakers::new(setup.speakers.clone())),
-            own,
-            via: Arc::new(Vias::new(&setup.unique)),
-            pressure: Arc::default(),
-            cache: Cache::new(&config.load().settings().cache.memory, setup.purges.clone()),
-        };
+        let pod = assemble(&config, metrics, limiter, drain, setup);
         pod.metrics.register(|registry| pod.pressure.register(registry));
         pod.metrics.register(|registry| pod.cache.register(registry));
         if let Some(group) = setup.memory.clone() {
@@ -186,6 +164,30 @@ impl Server {
     /// Names and addresses of the listeners of mode Explicit.
     pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
         lock(&self.explicit).addresses()
+    }
+}
+
+/// What the workers share.
+fn assemble(config: &Shared, metrics: Arc<Metrics>, limiter: Arc<Limiter>, drain: drain::Handle, setup: &Setup) -> Pod {
+    let own = Arc::new(Own::default());
+    setup.own.iter().for_each(|address| own.add(*address));
+    let tls_metrics = tls::Metrics::default();
+    metrics.register(|registry| tls_metrics.register(registry));
+    Pod {
+        config: config.clone(),
+        limiter,
+        drain,
+        caps: Arc::new(Caps::default()),
+        standing: Arc::new(Standing::default()),
+        connector: Arc::new(Connector::new(Resolver::new(setup.name_servers.clone(), Arc::clone(&metrics)), Arc::clone(&own))),
+        metrics,
+        originations: Originations::new(Secrets(setup.secrets.clone()), tls_metrics.clone()),
+        tls: tls_metrics,
+        speakers: Arc::new(Speakers::new(setup.speakers.clone())),
+        own,
+        via: Arc::new(Vias::new(&setup.unique)),
+        pressure: Arc::default(),
+        cache: Cache::new(&config.load().settings().cache.memory, setup.purges.clone()),
     }
 }
 

@@ -125,8 +125,8 @@ impl Sharing {
     }
 
     fn wanted(&self, limiter: &Limiter, (limit, matched): Holds<'_>, asked: Asked<'_>) -> Option<Wanted> {
-        let name = limit.shared_name(&self.settings.namespace, asked.facts, matched);
-        let key = limiter.key(limit, asked.facts, matched);
+        let key = limit.key_of(asked.facts, matched);
+        let (name, key) = (limit.shared_name(&self.settings.namespace, &key), limiter.key(limit, &key));
         Some(Wanted { limit: Arc::clone(limit), rule: limit.bucket?, name, key })
     }
 

@@ -15,6 +15,7 @@ use super::{
     Limit,
     counted::{Metrics, Source},
     gcra::Nanos,
+    key::Bytes,
     local,
     outcome::{Outcome, Told},
     sharing::{Sharing, StoreSettings},
@@ -150,7 +151,7 @@ impl Limiter {
     ) -> SmallVec<[u64; 4]> {
         let mut charged: SmallVec<[u64; 4]> = SmallVec::new();
         for (limit, matched) in limits.filter(|(limit, _)| limit.mode == Mode::Enforce) {
-            let key = self.key(limit, asked.facts, matched);
+            let key = self.key(limit, &limit.key_of(asked.facts, matched));
             let decision = self.store.charge(&limit.gcra, key, asked.now);
             let (Ok(level) | Err(level)) = decision;
             outcome.told.push(Told { limit: Arc::clone(limit), level });
@@ -179,7 +180,7 @@ impl Limiter {
     /// Counts what limits in Shadow would have decided. A request that is denied anyway takes nothing from them.
     fn shadow<'a>(&self, limits: impl Iterator<Item = Holds<'a>>, asked: Asked<'_>, charge: bool) {
         for (limit, matched) in limits.filter(|(limit, _)| limit.mode == Mode::Shadow) {
-            let key = self.key(limit, asked.facts, matched);
+            let key = self.key(limit, &limit.key_of(asked.facts, matched));
             let allowed = if charge {
                 self.store.charge(&limit.gcra, key, asked.now).is_ok()
             } else {
@@ -194,8 +195,8 @@ impl Limiter {
     }
 
     /// By which the pod finds its own count.
-    pub(super) fn key(&self, limit: &Limit, facts: &Facts<'_>, matched: Option<u8>) -> u64 {
-        self.hasher.hash_one((&limit.policy, &limit.rule, &limit.name, limit.key_of(facts, matched)))
+    pub(super) fn key(&self, limit: &Limit, key: &Bytes) -> u64 {
+        self.hasher.hash_one((&limit.policy, &limit.rule, &limit.name, key))
     }
 
     fn nanos(&self, now: Instant) -> Nanos {
