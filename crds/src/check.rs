@@ -20,7 +20,7 @@ pub(crate) use path::{check_path, check_template};
 pub(crate) use resources::{QUANTITY_PATTERN, check_resources};
 pub use {
     address::{UpstreamAddress, UpstreamScheme, parse_endpoint, parse_upstream},
-    expression::compile_expression,
+    expression::{compile_expression, compile_value},
     path::{Segment, parse_template},
     pattern::compile_pattern,
 };

@@ -125,6 +125,15 @@ impl Exchange {
         let limiter = &self.connection.worker.limiter;
         let facts = facts(&self.connection, parts, &host, self.client);
         self.limits = limiter.charge(&self.route, &facts, self.started).await;
+        self.guards.settlement = self.limits.settlement();
+    }
+
+    /// The upstream, or the cache for it, has answered: takes what that says of limits.
+    pub(crate) fn settle(&mut self, response: &mut Response<Flow>) {
+        if let Some(settlement) = &mut self.guards.settlement {
+            let status = response.status();
+            self.connection.worker.limiter.answered(settlement, status, response.headers_mut());
+        }
     }
 
     /// The client's body, once it is on its way.
@@ -175,6 +184,8 @@ pub(crate) struct Guards {
     labels: RequestLabels,
     started: Instant,
     upload: Option<Upload>,
+    /// What follows for limits.
+    settlement: Option<Box<limit::Settlement>>,
     ended: bool,
 }
 
@@ -182,7 +193,7 @@ impl Guards {
     fn begin(connection: Rc<Connection>, labels: RequestLabels, started: Instant) -> Self {
         connection.progress.request_started();
         connection.worker.meter.request_started(connection.direction);
-        Self { connection, labels, started, upload: None, ended: false }
+        Self { connection, labels, started, upload: None, settlement: None, ended: false }
     }
 
     fn answered(&mut self, response: &Response<Flow>) {
@@ -216,8 +227,11 @@ impl Guards {
         }
     }
 
-    fn count(&self, received: u64) {
+    fn count(&mut self, received: u64) {
         let sent = self.upload.as_ref().map_or(0, Upload::sent);
+        if let Some(settlement) = self.settlement.take() {
+            self.connection.worker.limiter.settle(*settlement, sent, received);
+        }
         let (meter, direction, now) = (&self.connection.worker.meter, self.connection.direction, Instant::now());
         self.connection.ended.set(now);
         if let Some(reason) = self.labels.error_type {

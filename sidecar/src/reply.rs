@@ -10,6 +10,7 @@ use crate::{
     fields::{self, Present},
     flow::Flow,
     h1::head::ResponseHead,
+    limit,
     pressure::Step,
 };
 
@@ -125,7 +126,8 @@ pub(crate) fn no_room(why: NoRoom) -> Response<()> {
     response
 }
 
-fn of_upstream(mut response: Box<Response<Flow>>, ex: &Exchange) -> Box<Response<Flow>> {
+fn of_upstream(mut response: Box<Response<Flow>>, ex: &mut Exchange) -> Box<Response<Flow>> {
+    ex.settle(&mut response);
     let spoken = response.version();
     *response.version_mut() = Version::HTTP_11;
     response.extensions_mut().clear();
@@ -150,14 +152,32 @@ pub(crate) fn interim(mut head: ResponseHead, ex: &Exchange) -> ResponseHead {
 
 fn limited(ex: &mut Exchange) -> Response<Flow> {
     ex.failed("rate_limited");
-    let text = ex.limits.denied().map_or_else(String::new, |denied| {
-        format!("limit {} of {} ({}) is used up; try again in {} s", denied.limit, denied.policy, denied.rule, seconds(denied))
-    });
-    own(StatusCode::TOO_MANY_REQUESTS, &text, ex)
+    let Some(denied) = ex.limits.denied() else { return own(StatusCode::TOO_MANY_REQUESTS, "a limit is used up", ex) };
+    let again = denied.retry_after.map_or_else(
+        || "the request is larger than the limit".to_owned(),
+        |time| format!("try again in {} s", time.as_millis().div_ceil(1000)),
+    );
+    let text = format!("limit {} of {} ({}) is used up; {again}", denied.limit, denied.policy, denied.rule);
+    if ex.grpc {
+        return grpc(StatusCode::TOO_MANY_REQUESTS, &text);
+    }
+    let (content_type, body) = match denied.body {
+        Some(body) => (body.content_type.clone(), String::from(&*body.text)),
+        None => (HeaderValue::from_static("application/problem+json"), quota_exceeded(&denied, &text)),
+    };
+    with_body(StatusCode::TOO_MANY_REQUESTS, content_type, body, ex)
 }
 
-fn seconds(denied: crate::limit::Denied<'_>) -> u64 {
-    denied.retry_after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+/// A problem (RFC 9457) of the type that draft-ietf-httpapi-ratelimit-headers-11 registers.
+fn quota_exceeded(denied: &limit::Denied<'_>, text: &str) -> String {
+    let problem = serde_json::json!({
+        "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+        "title": "A quota is used up",
+        "status": StatusCode::TOO_MANY_REQUESTS.as_u16(),
+        "detail": text,
+        "violated-policies": [denied.limit],
+    });
+    format!("{problem}\n")
 }
 
 fn failed(error: &ForwardError, ex: &mut Exchange) -> Response<Flow> {
@@ -197,12 +217,15 @@ fn own(status: StatusCode, text: &str, ex: &Exchange) -> Response<Flow> {
     if ex.grpc {
         return grpc(status, text);
     }
-    let text = format!("fetchr: {text}\n");
-    let len = text.len();
-    let mut response = Response::new(Flow::bytes(if ex.head_only { String::new() } else { text }));
+    with_body(status, HeaderValue::from_static("text/plain; charset=utf-8"), format!("fetchr: {text}\n"), ex)
+}
+
+fn with_body(status: StatusCode, content_type: HeaderValue, body: String, ex: &Exchange) -> Response<Flow> {
+    let len = body.len();
+    let mut response = Response::new(Flow::bytes(if ex.head_only { String::new() } else { body }));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
 }
 

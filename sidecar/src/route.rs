@@ -25,7 +25,7 @@ use prometheus_client::metrics::counter::Counter;
 use smallvec::{SmallVec, smallvec};
 
 pub(crate) use self::{
-    cel::{Condition, Request as Evaluated},
+    cel::{Condition, Expression, Request as Evaluated},
     condition::decode,
     spelling::is_plain,
 };
@@ -97,6 +97,8 @@ struct Table {
     index: Index,
     /// Whether any rule has a cache.
     caches: bool,
+    /// Whether pods count a limit of any rule together.
+    shared_limits: bool,
     /// Hosts whose requests pass without policy.
     skip_hosts: Vec<HostPattern>,
     /// Policies that are not for this pod; only to explain.
@@ -151,6 +153,7 @@ impl Routes {
         let skipped = &plan.settings.interception.outbound.skip_hosts;
         let table = Table {
             caches: build.rules.iter().any(|rule| rule.cache.is_some()),
+            shared_limits: build.rules.iter().any(|rule| rule.limits.iter().any(|limit| limit.is_shared())),
             direction,
             spelling: build.spelling,
             rules: build.rules,
@@ -207,7 +210,7 @@ impl Routes {
 
     /// Whether pods count a limit of any rule together.
     pub(crate) fn has_shared_limits(&self) -> bool {
-        self.table.rules.iter().any(|rule| rule.limits.iter().any(|limit| limit.is_shared()))
+        self.table.shared_limits
     }
 
     /// Whether any rule has a cache.
@@ -302,7 +305,14 @@ impl Rule {
         let label: Arc<str> = format!("{policy}/{}", rule.name).into();
         let headers = |section| HeaderEdits::build(&label, section);
         let place = limit::place(&attached.attachment, proxy);
-        let limit = |limit| Limit::build(&policy_label, &place, &rule_label, limit).map(Arc::new);
+        let at = limit::At {
+            policy: &policy_label,
+            place: &place,
+            rule: &rule_label,
+            matches: &rule.matches,
+            direction: attached.direction,
+        };
+        let limit = |limit| Limit::build(&at, limit).map(Arc::new);
         Ok(Self {
             policy: policy.clone(),
             name: rule.name.clone(),
@@ -454,7 +464,8 @@ impl Route {
 
     /// Whether pods count one of the limits that hold together.
     pub(crate) fn has_shared_limits(&self) -> bool {
-        self.limits.iter().any(|&(rule, _)| self.table.rules[rule as usize].limits.iter().any(|limit| limit.is_shared()))
+        self.table.shared_limits
+            && self.limits.iter().any(|&(rule, _)| self.table.rules[rule as usize].limits.iter().any(|limit| limit.is_shared()))
     }
 
     /// The limits that hold, each with the match that its rule met.

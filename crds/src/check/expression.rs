@@ -53,6 +53,17 @@ const FUNCTIONS: &[&str] = &[
 ///
 /// The sidecar compiles with the same function, so what is accepted here works there.
 pub fn compile_expression(source: &str, variables: &[&str]) -> Result<Program, String> {
+    let program = compile_value(source, variables)?;
+    match program.expression().expr {
+        Expr::List(_) | Expr::Map(_) | Expr::Struct(_) => Err(not_a_condition()),
+        Expr::Literal(ref literal) if !matches!(literal, LiteralValue::Boolean(_)) => Err(not_a_condition()),
+        Expr::Call(ref call) if gives_no_truth(&call.func_name) => Err(not_a_condition()),
+        _ => Ok(program),
+    }
+}
+
+/// Compiles an expression of any type, as [`compile_expression`] does a condition.
+pub fn compile_value(source: &str, variables: &[&str]) -> Result<Program, String> {
     if source.len() > MAX_LENGTH {
         return Err(format!("the expression is too costly: it has {} bytes, {MAX_LENGTH} are allowed", source.len()));
     }
@@ -66,12 +77,7 @@ pub fn compile_expression(source: &str, variables: &[&str]) -> Result<Program, S
     })?;
     let mut walk = Walk { nodes: 0, scope: variables.iter().map(|&name| name.to_owned()).collect(), variables };
     walk.visit(program.expression(), 0, false)?;
-    match program.expression().expr {
-        Expr::List(_) | Expr::Map(_) | Expr::Struct(_) => Err(not_a_condition()),
-        Expr::Literal(ref literal) if !matches!(literal, LiteralValue::Boolean(_)) => Err(not_a_condition()),
-        Expr::Call(ref call) if gives_no_truth(&call.func_name) => Err(not_a_condition()),
-        _ => Ok(program),
-    }
+    Ok(program)
 }
 
 fn not_a_condition() -> String {

@@ -75,15 +75,7 @@ fn timing(name: &str, paths: &[&str], seconds: u64) -> PolicyRule {
 }
 
 fn limiting(name: &str, paths: &[&str], requests: i64) -> PolicyRule {
-    let limit = RateLimit {
-        name: "all".to_owned(),
-        mode: Default::default(),
-        limit: Limit { requests, per: Duration::from_secs(1), burst: None },
-        key: vec![],
-        scope: Default::default(),
-        on_store_failure: None,
-        fields: Default::default(),
-    };
+    let limit = RateLimit::new("all", Limit::bucket(requests, Duration::from_secs(1), None));
     PolicyRule { rate_limits: vec![limit], ..rule(name, paths) }
 }
 

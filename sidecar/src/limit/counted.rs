@@ -22,6 +22,9 @@ use crate::metrics::OTHER;
 /// Series of decisions in the metrics; what comes later is counted under `_OTHER`.
 const MAX_SERIES: usize = 2000;
 
+/// Parts of a limit that are told apart: how near it clients come.
+const USED: [f64; 6] = [0.25, 0.5, 0.75, 0.9, 0.99, 1.0];
+
 /// Who decided.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Source {
@@ -29,13 +32,19 @@ pub(super) enum Source {
     Pod,
     /// The count that pods share.
     Store,
+    /// What the pod has taken of it ahead.
+    Lease,
     /// What holds while that can't be asked.
     Fallback,
 }
 
-/// The decisions of one limit, by source.
+/// The figures of one limit.
 #[derive(Debug, Default)]
-pub(super) struct Counters([OnceLock<Decisions>; 3]);
+pub(super) struct Counters {
+    /// By source.
+    decisions: [OnceLock<Decisions>; 4],
+    used: OnceLock<Histogram>,
+}
 
 #[derive(Debug)]
 struct Decisions {
@@ -52,6 +61,9 @@ pub(super) struct Metrics {
     failures: Family<Reason, Counter>,
     /// Seconds that requests waited for the store.
     pub(super) waited: Histogram,
+    /// Seconds that limits delayed requests.
+    pub(super) delayed: Histogram,
+    used: Family<Limited, Histogram, fn() -> Histogram>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -62,6 +74,13 @@ struct Labels {
     decision: &'static str,
     mode: &'static str,
     source: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Limited {
+    policy: Arc<str>,
+    rule: Arc<str>,
+    limit: Arc<str>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -77,6 +96,8 @@ impl Default for Metrics {
             evicted: Counter::default(),
             failures: Family::default(),
             waited: Histogram::new(exponential_buckets(0.0001, 2.0, 12)),
+            delayed: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            used: Family::new_with_constructor(|| Histogram::new(USED)),
         }
     }
 }
@@ -99,11 +120,30 @@ impl Metrics {
             "How long requests waited for the store of shared limits",
             self.waited.clone(),
         );
+        registry.register("fetchr_ratelimit_delay_seconds", "How long limits delayed requests", self.delayed.clone());
+        registry.register(
+            "fetchr_ratelimit_used_ratio",
+            "The part of a limit that was used up, as each request found it",
+            self.used.clone(),
+        );
+    }
+
+    /// Notes which part of a limit is used up.
+    pub(super) fn used(&self, limit: &Limit, part: f64) {
+        let used = limit.counters.used.get_or_init(|| {
+            let (policy, rule, name) = (Arc::clone(&limit.policy), Arc::clone(&limit.rule), Arc::clone(&limit.name));
+            let mut labels = Limited { policy, rule, limit: name };
+            if self.used.get(&labels).is_none() && self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
+                (labels.policy, labels.rule, labels.limit) = (OTHER.into(), OTHER.into(), OTHER.into());
+            }
+            self.used.get_or_create_owned(&labels)
+        });
+        used.observe(part);
     }
 
     /// Counts a decision of a limit.
     pub(super) fn decided(&self, limit: &Limit, source: Source, allowed: bool) {
-        let decisions = limit.counters.0[source as usize].get_or_init(|| Decisions {
+        let decisions = limit.counters.decisions[source as usize].get_or_init(|| Decisions {
             allowed: self.series(limit, source, "allow"),
             denied: self.series(limit, source, "deny"),
         });
@@ -133,6 +173,7 @@ impl Metrics {
         let source = match source {
             Source::Pod => "pod",
             Source::Store => "store",
+            Source::Lease => "lease",
             Source::Fallback => "fallback",
         };
         let (policy, rule, name) = (Arc::clone(&limit.policy), Arc::clone(&limit.rule), Arc::clone(&limit.name));

@@ -4,11 +4,12 @@ use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::gcra::{Gcra, Level, Nanos, Tat};
+use super::shared::{Answer, Charge, ChargeId, Count, Mark, Micros, Rule, Treatment, Verdict, decide};
 
 const SHARDS: usize = 32;
 /// Counts that are looked at to find the one that is evicted.
@@ -23,59 +24,119 @@ pub(super) struct Store {
 
 #[derive(Debug)]
 struct Shard {
-    places: HashMap<u64, usize, BuildHasherDefault<AsIs>>,
-    counts: Vec<Count>,
+    places: HashMap<u64, u32, BuildHasherDefault<AsIs>>,
+    entries: Vec<Entry>,
     capacity: usize,
     /// Where the next sample for an eviction begins.
     hand: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Count {
+#[derive(Clone, Debug)]
+struct Entry {
     key: u64,
-    /// The limit that `tat` was made with.
-    gcra: Gcra,
-    tat: Tat,
+    count: Option<Count>,
+    /// When there will be nothing in it that its absence would not say as well.
+    over: Micros,
+}
+
+/// What time it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    /// By a clock that only goes forward.
+    pub(super) steady: Micros,
+    /// By the calendar.
+    pub(super) wall: Micros,
+}
+
+/// What a limit is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) key: u64,
+    pub(super) rule: Rule,
+    pub(super) cost: u64,
+    pub(super) treatment: Treatment,
+}
+
+/// What was charged, and can be given back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Charged {
+    pub(super) key: u64,
+    pub(super) rule: Rule,
+    pub(super) id: ChargeId,
+    cost: u64,
+    mark: Mark,
+}
+
+impl Charged {
+    /// What asks how the count stands, and takes nothing.
+    pub(super) fn free(&self) -> Asked {
+        Asked { key: self.key, rule: self.rule, cost: 0, treatment: Treatment::Enforce }
+    }
+}
+
+impl Now {
+    fn of(self, rule: &Rule) -> Micros {
+        if matches!(rule, Rule::Fixed(_)) { self.wall } else { self.steady }
+    }
 }
 
 impl Store {
-    /// A store for `capacity` counts. `evicted` counts those that were forgotten before they were full again.
+    /// A store for `capacity` counts. `evicted` counts those that were forgotten while there was something in them.
     pub(super) fn new(capacity: usize, evicted: Counter) -> Self {
         let capacity = capacity.div_ceil(SHARDS);
-        let shard = || Mutex::new(Shard { places: HashMap::default(), counts: Vec::new(), capacity, hand: 0 });
+        let shard = || Mutex::new(Shard { places: HashMap::default(), entries: Vec::new(), capacity, hand: 0 });
         Self { shards: (0..SHARDS).map(|_| shard()).collect(), evicted }
     }
 
-    pub(super) fn charge(&self, gcra: &Gcra, key: u64, now: Nanos) -> Result<Level, Level> {
-        let mut shard = self.shard(key);
-        let count = shard.entry(gcra, key, now, &self.evicted);
-        gcra.charge(&mut count.tat, now)
+    /// Charges a count, if it allows it; what is charged under this id can be given back.
+    pub(super) fn charge(&self, asked: &Asked, id: ChargeId, now: Now) -> (Verdict, Option<Charged>) {
+        let mut shard = self.shard(asked.key);
+        let entry = shard.entry(asked.key, now.steady, &self.evicted);
+        let (verdict, mark) = asked.pass(&mut entry.count, id, now);
+        entry.settle(&verdict, now);
+        let is_charged = asked.cost > 0 && (verdict.allowed || asked.treatment == Treatment::Debit);
+        let charged = Charged { key: asked.key, rule: asked.rule, id, cost: asked.cost, mark };
+        (verdict, is_charged.then_some(charged))
     }
 
-    pub(super) fn peek(&self, gcra: &Gcra, key: u64, now: Nanos) -> Level {
-        let shard = self.shard(key);
-        let tat = shard.places.get(&key).map_or_else(Tat::default, |&place| shard.counts[place].tat_for(gcra, now));
-        gcra.peek(tat, now)
+    /// What a count would say, and how it would stand then. It is left as it is.
+    pub(super) fn look(&self, asked: &Asked, now: Now) -> Verdict {
+        let mut count = self.shard(asked.key).find(asked.key).and_then(|entry| entry.count.clone());
+        asked.pass(&mut count, ChargeId::NONE, now).0
     }
 
-    pub(super) fn refund(&self, key: u64) {
-        let mut shard = self.shard(key);
-        if let Some(&place) = shard.places.get(&key) {
-            // If the limit was changed in between, a token is still a token.
-            let count = &mut shard.counts[place];
-            count.gcra.refund(&mut count.tat);
+    /// Gives back what was charged. It may be done once.
+    pub(super) fn refund(&self, charged: &Charged, now: Now) {
+        let mut shard = self.shard(charged.key);
+        if let Some(entry) = shard.find_mut(charged.key) {
+            let Charged { rule, cost, mark, id, .. } = *charged;
+            rule.refund(&mut entry.count, cost, mark, id, now.of(&rule));
         }
     }
 
     /// Takes over how a count stands elsewhere.
-    pub(super) fn note(&self, gcra: &Gcra, key: u64, remaining: u64, now: Nanos) {
+    pub(super) fn note(&self, rule: &Rule, key: u64, remaining: u64, reset: Duration, now: Now) {
+        let Some(count) = rule.with_remaining(remaining, now.of(rule)) else { return };
         let mut shard = self.shard(key);
-        shard.entry(gcra, key, now, &self.evicted).tat = gcra.with_remaining(remaining, now);
+        let entry = shard.entry(key, now.steady, &self.evicted);
+        entry.count = Some(count);
+        entry.over = now.steady.saturating_add(micros(reset));
+    }
+
+    /// Forgets a count, so that it begins anew; whether there was one.
+    pub(super) fn forget(&self, key: u64) -> bool {
+        let mut shard = self.shard(key);
+        let entry = shard.find_mut(key);
+        let found = entry.as_ref().is_some_and(|entry| entry.count.is_some());
+        if let Some(entry) = entry {
+            (entry.count, entry.over) = (None, 0);
+        }
+        found
     }
 
     /// Counts that are held.
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).counts.len()).sum()
+        self.shards.iter().map(|shard| lock(shard).entries.len()).sum()
     }
 
     fn shard(&self, key: u64) -> MutexGuard<'_, Shard> {
@@ -84,55 +145,73 @@ impl Store {
     }
 }
 
-impl Shard {
-    fn entry(&mut self, gcra: &Gcra, key: u64, now: Nanos, evicted: &Counter) -> &mut Count {
-        let place = match self.places.get(&key) {
-            Some(&place) => place,
-            None => self.insert(Count { key, gcra: *gcra, tat: Tat::default() }, now, evicted),
+impl Asked {
+    fn pass(&self, count: &mut Option<Count>, id: ChargeId, now: Now) -> (Verdict, Mark) {
+        let charge = Charge { key: "", rule: self.rule, treatment: self.treatment, cost: self.cost };
+        let told = match decide(&[charge], std::slice::from_mut(count), id, now.of(&self.rule)) {
+            Answer::Decided { told, .. } => told.first().copied(),
+            Answer::Foreign => None,
         };
-        let count = &mut self.counts[place];
-        count.tat = count.tat_for(gcra, now);
-        count.gcra = *gcra;
-        count
-    }
-
-    fn insert(&mut self, count: Count, now: Nanos, evicted: &Counter) -> usize {
-        let place = if self.counts.len() < self.capacity {
-            self.counts.push(count);
-            self.counts.len() - 1
-        } else {
-            let place = self.victim(now);
-            let victim = self.counts[place];
-            if !victim.gcra.is_full(victim.tat, now) {
-                evicted.inc();
-            }
-            self.places.remove(&victim.key);
-            self.counts[place] = count;
-            place
-        };
-        self.places.insert(count.key, place);
-        place
-    }
-
-    /// Of a few neighbours the one with most of its tokens, so that a flood of new keys pushes out itself and not the clients
-    /// that are over their limit.
-    fn victim(&mut self, now: Nanos) -> usize {
-        let all = self.counts.len();
-        let sample = (0..SAMPLE.min(all)).map(|step| (self.hand + step) % all);
-        let fullest = sample.max_by_key(|&place| {
-            let count = &self.counts[place];
-            let level = count.gcra.peek(count.tat, now);
-            u64::from(level.remaining) * 1_000_000 / u64::from(count.gcra.burst())
-        });
-        self.hand = (self.hand + SAMPLE) % all;
-        fullest.unwrap_or_default()
+        // A window is of the time that it was computed from, which is this one.
+        told.map_or((Verdict::NOTHING, Mark::default()), |told| (told.verdict, told.mark))
     }
 }
 
-impl Count {
-    fn tat_for(&self, gcra: &Gcra, now: Nanos) -> Tat {
-        if self.gcra == *gcra { self.tat } else { gcra.convert(&self.gcra, self.tat, now) }
+impl Entry {
+    fn settle(&mut self, verdict: &Verdict, now: Now) {
+        let is_idle = self.count.as_ref().is_none_or(Rule::is_idle);
+        self.over = if is_idle { now.steady.saturating_add(micros(verdict.reset)) } else { Micros::MAX };
     }
+}
+
+impl Shard {
+    fn find(&self, key: u64) -> Option<&Entry> {
+        self.places.get(&key).map(|&place| &self.entries[place as usize])
+    }
+
+    fn find_mut(&mut self, key: u64) -> Option<&mut Entry> {
+        self.places.get(&key).map(|&place| &mut self.entries[place as usize])
+    }
+
+    fn entry(&mut self, key: u64, now: Micros, evicted: &Counter) -> &mut Entry {
+        let place = match self.places.get(&key) {
+            Some(&place) => place as usize,
+            None => self.insert(key, now, evicted),
+        };
+        &mut self.entries[place]
+    }
+
+    fn insert(&mut self, key: u64, now: Micros, evicted: &Counter) -> usize {
+        let entry = Entry { key, count: None, over: 0 };
+        let place = if self.entries.len() < self.capacity {
+            self.entries.push(entry);
+            self.entries.len() - 1
+        } else {
+            let place = self.victim();
+            let victim = std::mem::replace(&mut self.entries[place], entry);
+            if victim.over > now {
+                evicted.inc();
+            }
+            self.places.remove(&victim.key);
+            place
+        };
+        self.places.insert(key, u32::try_from(place).unwrap_or(u32::MAX));
+        place
+    }
+
+    /// Of a few neighbours the one that is over first, or has been for longest: so those that are idle go before all others, and a flood of new
+    /// keys pushes out itself and not the clients that are over their limit.
+    fn victim(&mut self) -> usize {
+        let all = self.entries.len();
+        let sample = (0..SAMPLE.min(all)).map(|step| (self.hand + step) % all);
+        let first = sample.min_by_key(|&place| self.entries[place].over);
+        self.hand = (self.hand + SAMPLE) % all.max(1);
+        first.unwrap_or_default()
+    }
+}
+
+fn micros(time: Duration) -> Micros {
+    Micros::try_from(time.as_micros()).unwrap_or(Micros::MAX)
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
@@ -161,80 +240,4 @@ impl Hasher for AsIs {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    const SECOND: Nanos = 1_000_000_000;
-
-    fn gcra(requests: u32, burst: u32) -> Gcra {
-        Gcra::new(requests, Duration::from_secs(1), burst).unwrap()
-    }
-
-    fn spread(key: u64) -> u64 {
-        key.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    }
-
-    #[test]
-    fn a_million_keys_stay_within_the_bound() {
-        let evicted = Counter::default();
-        let store = Store::new(10_000, evicted.clone());
-        for key in 0..1_000_000 {
-            let _ = store.charge(&gcra(1, 2), spread(key), SECOND);
-        }
-        assert!(store.len() <= 10_000 + SHARDS, "{}", store.len());
-        assert!(evicted.get() > 900_000);
-    }
-
-    #[test]
-    fn flood_of_new_keys_does_not_free_a_client_over_its_limit() {
-        let store = Store::new(3_200, Counter::default());
-        let limit = gcra(1, 10);
-        for _ in 0..10 {
-            store.charge(&limit, spread(u64::MAX), SECOND).unwrap();
-        }
-        for key in 0..100_000 {
-            let _ = store.charge(&limit, spread(key), SECOND);
-        }
-        assert!(store.charge(&limit, spread(u64::MAX), SECOND).is_err());
-    }
-
-    #[test]
-    fn full_buckets_are_forgotten_without_loss() {
-        let evicted = Counter::default();
-        let store = Store::new(32, evicted.clone());
-        for key in 0..1000 {
-            let _ = store.charge(&gcra(1, 1), spread(key), SECOND + 2 * SECOND * key);
-        }
-        assert_eq!(evicted.get(), 0);
-    }
-
-    #[test]
-    fn changed_limit_takes_over_the_count() {
-        let store = Store::new(100, Counter::default());
-        for _ in 0..8 {
-            store.charge(&gcra(10, 10), 7, SECOND).unwrap();
-        }
-        assert_eq!(store.peek(&gcra(20, 20), 7, SECOND).remaining, 12);
-        assert_eq!(store.charge(&gcra(20, 20), 7, SECOND).unwrap().remaining, 11);
-    }
-
-    #[test]
-    fn threads_together_never_get_more_than_the_burst() {
-        let store = Store::new(100, Counter::default());
-        let allowed = std::sync::atomic::AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..1000 {
-                        if store.charge(&gcra(1, 500), 1, SECOND).is_ok() {
-                            allowed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        }
-                    }
-                });
-            }
-        });
-        assert_eq!(allowed.into_inner(), 500);
-    }
-}
+mod tests;

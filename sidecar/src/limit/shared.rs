@@ -27,8 +27,9 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub(in crate::limit) use self::model::{Count, Mark, pass as decide};
 pub(crate) use self::{
-    model::Verdict,
+    model::{Answer, Verdict},
     rule::{Bucket, Charge, ChargeId, Fixed, Micros, Rule, Sliding, Slots, Treatment},
     store::{Decision, Failure, Held, Lease, Leased, Pass, Store, Ticket},
 };

@@ -1,23 +1,36 @@
 //! Limits that pods count together: what is asked of the store, and what holds when it does not answer.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use crds::policy::{Mode, rate_limits::OnStoreFailure};
 use smallvec::SmallVec;
-use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::Instant,
+};
 
 use super::{
-    Limit, Limiter,
-    counted::Source,
-    gcra::{Gcra, Level},
-    outcome::{Outcome, Told},
-    shared::{Bucket, Charge, Decision, Failure, Pass, Rule, Store, Treatment, Verdict},
-    stage::{Asked, Holds},
+    Limit, Limiter, Which,
+    charges::Charges,
+    counted::{Metrics, Source},
+    held::{Renewals, Slot},
+    local::{self, Now},
+    meter::Meter,
+    outcome::{Outcome, Told, retry_after},
+    shared::{Charge, ChargeId, Decision, Failure, Micros, Pass, Rule, Store, Treatment, Verdict},
+    stage::{Ask, Asking, Holds},
 };
 use crate::redis::Redis;
 
-/// Questions for limits in Shadow that are under way, at most: nobody waits for them.
-const SHADOWS: usize = 256;
+/// Questions that nobody waits for and that are under way, at most: for limits in Shadow, and charges of what requests have cost.
+const BESIDE: usize = 256;
+/// How long a charge of what a request has cost may take.
+const DEBIT: Duration = Duration::from_secs(1);
 
 /// Where counts are that pods share.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,33 +47,59 @@ pub(crate) struct StoreSettings {
 #[derive(Clone)]
 pub(super) struct Sharing {
     settings: StoreSettings,
-    store: Option<Store>,
+    open: Option<Open>,
     /// Pods of the proxy in the namespace that are alive: among so many a limit is divided where the store fails.
     pods: u32,
     runtime: Handle,
-    shadows: Arc<Semaphore>,
+    beside: Arc<Semaphore>,
 }
 
-/// A limit that is asked for, and the name of its count.
+/// A store that can be asked.
+#[derive(Clone)]
+struct Open {
+    store: Store,
+    renewals: Arc<Renewals>,
+}
+
+/// A limit that is asked for, and its count in the store.
 struct Wanted {
     limit: Arc<Limit>,
-    rule: Bucket,
+    which: Which,
+    rule: Rule,
     name: String,
     /// By which the pod finds its own count, for when the store fails.
     key: u64,
+    cost: u64,
 }
 
 impl Wanted {
+    fn meter(&self) -> &Meter {
+        self.limit.meter(self.which)
+    }
+
     fn charge(&self, treatment: Treatment) -> Charge<'_> {
-        Charge { key: &self.name, rule: Rule::Bucket(self.rule), treatment, cost: 1 }
+        Charge { key: &self.name, rule: self.rule, treatment, cost: self.cost }
+    }
+
+    /// What one of so many pods asks of its own count.
+    fn of_pod(&self, pods: u32) -> local::Asked {
+        local::Asked { key: self.key, rule: self.rule.share_of(pods), cost: self.cost, treatment: Treatment::Enforce }
+    }
+
+    fn told(&self, rule: &Rule, verdict: &Verdict) -> Told {
+        Told::new(&self.limit, self.which, rule, verdict)
     }
 }
 
 impl Sharing {
     /// Connects in tasks of this runtime.
     pub(super) fn start(settings: StoreSettings, pods: u32) -> Self {
-        let store = settings.redis.as_ref().map(|redis| Store::start(redis, settings.patience));
-        Self { settings, store, pods: pods.max(1), runtime: Handle::current(), shadows: Arc::new(Semaphore::new(SHADOWS)) }
+        let runtime = Handle::current();
+        let open = settings.redis.as_ref().map(|redis| {
+            let store = Store::start(redis, settings.patience);
+            Open { renewals: Renewals::new(store.clone(), runtime.clone()), store }
+        });
+        Self { settings, open, pods: pods.max(1), runtime, beside: Arc::new(Semaphore::new(BESIDE)) }
     }
 
     /// Where it is, and among how many pods.
@@ -78,34 +117,69 @@ impl Sharing {
         &self,
         limiter: &Limiter,
         limits: impl Iterator<Item = Holds<'a>>,
-        asked: Asked<'_>,
+        asking: Asking<'_>,
         outcome: &mut Outcome,
+        charges: &mut Charges<'_>,
     ) {
-        let limits = limits.filter(|(limit, _)| limit.mode == Mode::Enforce);
-        let mut wanted: SmallVec<[Wanted; 4]> = limits.filter_map(|holds| self.wanted(limiter, holds, asked)).collect();
+        let mut wanted: SmallVec<[Wanted; 4]> = SmallVec::new();
+        for holds in limits.filter(|(limit, _)| limit.mode == Mode::Enforce) {
+            let ask = limiter.ask(holds, asking);
+            if let Some(told) = limiter.paused(&ask, asking) {
+                let left = told.next();
+                outcome.told.push(told);
+                outcome.deny(Some(left));
+                limiter.metrics.decided(ask.limit, Source::Pod, false);
+                return;
+            }
+            let one = self.wanted(&ask);
+            limiter.follow(&ask, one.rule, None, Some(&one.name), outcome);
+            wanted.push(one);
+        }
         if wanted.is_empty() {
             return;
         }
         // In a cluster counts are charged group after group; the tightest first deny without a refund.
-        wanted.sort_by_key(|wanted| wanted.rule.burst());
+        wanted.sort_by_key(|wanted| wanted.meter().quota());
         let begun = Instant::now();
-        let pass = self.pass(&wanted, Treatment::Enforce).await;
+        let mut pass = self.pass(&wanted, Treatment::Enforce).await;
+        if pass.decisions.contains(&Decision::Failed(Failure::Window)) {
+            // The server's time is known by now.
+            wanted.iter_mut().for_each(|wanted| wanted.rule = wanted.limit.meter(wanted.which).rule(|| self.now()));
+            pass = self.pass(&wanted, Treatment::Enforce).await;
+        }
         limiter.metrics.waited.observe(begun.elapsed().as_secs_f64());
-        self.take(limiter, &wanted, pass, asked, outcome);
+        self.take(limiter, &wanted, pass, asking.now, outcome, charges);
     }
 
     /// Asks for limits in Shadow without waiting for what comes of it.
-    pub(super) fn shadow<'a>(&self, limiter: &Limiter, limits: impl Iterator<Item = Holds<'a>>, asked: Asked<'_>) {
-        let limits = limits.filter(|(limit, _)| limit.mode == Mode::Shadow);
-        let wanted: SmallVec<[Wanted; 4]> = limits.filter_map(|holds| self.wanted(limiter, holds, asked)).collect();
+    pub(super) fn shadow<'a>(
+        &self,
+        limiter: &Limiter,
+        limits: impl Iterator<Item = Holds<'a>>,
+        asking: Asking<'_>,
+        outcome: &mut Outcome,
+    ) {
+        let mut wanted: SmallVec<[Wanted; 4]> = SmallVec::new();
+        for holds in limits.filter(|(limit, _)| limit.mode == Mode::Shadow) {
+            let ask = limiter.ask(holds, asking);
+            let one = self.wanted(&ask);
+            limiter.follow(&ask, one.rule, None, Some(&one.name), outcome);
+            wanted.push(one);
+        }
         if wanted.is_empty() {
             return;
         }
-        let Ok(room) = Arc::clone(&self.shadows).try_acquire_owned() else { return limiter.metrics.busy() };
+        let Some(room) = self.room(&limiter.metrics) else { return };
+        // Its slots are released when the request has ended.
+        let ended = wanted.iter().any(|wanted| matches!(wanted.rule, Rule::Slots(_))).then(|| {
+            let (end, ended) = oneshot::channel();
+            outcome.settlement.get_or_insert_default().ends.push(end);
+            ended
+        });
         let (sharing, metrics) = (self.clone(), limiter.metrics.clone());
         self.runtime.spawn(async move {
-            let _room = room;
             let pass = sharing.pass(&wanted, Treatment::Shadow).await;
+            drop(room);
             for (wanted, decision) in wanted.iter().zip(&pass.decisions) {
                 match decision {
                     Decision::Told(verdict) => metrics.decided(&wanted.limit, Source::Store, verdict.allowed),
@@ -113,58 +187,127 @@ impl Sharing {
                     Decision::Skipped => {}
                 }
             }
+            let _slots = sharing.slots(&wanted, &pass);
+            if let Some(ended) = ended {
+                let _: Result<(), _> = ended.await;
+            }
         });
+    }
+
+    /// Charges a count for what a request has cost. Nobody waits for it.
+    pub(super) fn debit(&self, metrics: &Metrics, name: &str, rule: Rule, cost: u64) {
+        let Some(Open { store, .. }) = self.open.clone() else { return metrics.failed(Failure::Away) };
+        let Some(room) = self.room(metrics) else { return };
+        let (name, metrics) = (name.to_owned(), metrics.clone());
+        self.runtime.spawn(async move {
+            let charge = Charge { key: &name, rule, treatment: Treatment::Debit, cost };
+            let pass = store.pass(&[charge], Instant::now() + DEBIT).await;
+            if let Some(Decision::Failed(failure)) = pass.decisions.first() {
+                metrics.failed(*failure);
+            }
+            drop(room);
+        });
+    }
+
+    /// For one more question that nobody waits for; counted, if there is none.
+    fn room(&self, metrics: &Metrics) -> Option<OwnedSemaphorePermit> {
+        let room = Arc::clone(&self.beside).try_acquire_owned().ok();
+        if room.is_none() {
+            metrics.busy();
+        }
+        room
     }
 
     async fn pass(&self, wanted: &[Wanted], treatment: Treatment) -> Pass {
         let charges: SmallVec<[Charge<'_>; 4]> = wanted.iter().map(|wanted| wanted.charge(treatment)).collect();
-        match &self.store {
-            Some(store) => store.pass(&charges, Instant::now() + self.settings.patience).await,
+        match &self.open {
+            Some(Open { store, .. }) => store.pass(&charges, Instant::now() + self.settings.patience).await,
             None => Pass::failed(charges.len(), Failure::Away),
         }
     }
 
-    fn wanted(&self, limiter: &Limiter, (limit, matched): Holds<'_>, asked: Asked<'_>) -> Option<Wanted> {
-        let key = limit.key_of(asked.facts, matched);
-        let (name, key) = (limit.shared_name(&self.settings.namespace, &key), limiter.key(limit, &key));
-        Some(Wanted { limit: Arc::clone(limit), rule: limit.bucket?, name, key })
+    /// The server's time, as far as is known: windows of the calendar are of it.
+    fn now(&self) -> Micros {
+        let ours = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros());
+        self.open.as_ref().map_or_else(|| Micros::try_from(ours()).unwrap_or(Micros::MAX), |open| open.store.now())
+    }
+
+    fn wanted(&self, ask: &Ask<'_>) -> Wanted {
+        let name = ask.limit.shared_name(&self.settings.namespace, &ask.apart);
+        let rule = ask.meter.rule(|| self.now());
+        Wanted { limit: Arc::clone(ask.limit), which: ask.which, rule, name, key: ask.key, cost: ask.cost }
     }
 
     /// Takes what the store says of each.
-    fn take(&self, limiter: &Limiter, wanted: &[Wanted], pass: Pass, asked: Asked<'_>, outcome: &mut Outcome) {
-        let mut fallen: SmallVec<[u64; 4]> = SmallVec::new();
+    fn take(&self, limiter: &Limiter, wanted: &[Wanted], pass: Pass, now: Now, outcome: &mut Outcome, charges: &mut Charges<'_>) {
         for (place, (wanted, decision)) in wanted.iter().zip(&pass.decisions).enumerate() {
             match *decision {
                 Decision::Skipped => {}
                 Decision::Told(verdict) => {
-                    if outcome.denied.is_none() && pass.denied == Some(place) {
-                        outcome.denied = Some(outcome.told.len());
-                        limiter.metrics.decided(&wanted.limit, Source::Store, false);
-                    } else if pass.denied.is_none() {
-                        limiter.metrics.decided(&wanted.limit, Source::Store, true);
-                    }
-                    self.note(limiter, wanted, &verdict, asked);
-                    let level = level(&wanted.limit.gcra, &verdict);
-                    outcome.told.push(Told { limit: Arc::clone(&wanted.limit), level });
+                    outcome.told.push(wanted.told(&wanted.rule, &verdict));
+                    self.tell(limiter, wanted, &verdict, (pass.denied, place), outcome);
+                    self.note(limiter, wanted, &verdict, now);
                 }
                 Decision::Failed(failure) => {
                     limiter.metrics.failed(failure);
-                    if pass.denied.is_none() && outcome.stops().is_none() && self.fall_back(limiter, wanted, asked, outcome) {
-                        fallen.push(wanted.key);
+                    if pass.denied.is_none() && outcome.stops().is_none() {
+                        self.fall_back(limiter, wanted, now, outcome, charges);
                     }
                 }
             }
         }
-        if outcome.stops().is_some() {
-            fallen.iter().for_each(|&key| limiter.store.refund(key));
-            if let Some(store) = &self.store {
-                store.refund(pass.ticket);
+        if let Some(open) = &self.open {
+            if outcome.stops().is_none() {
+                let slots = self.slots(wanted, &pass);
+                if !slots.is_empty() {
+                    outcome.settlement.get_or_insert_default().held.extend(slots);
+                }
             }
+            // Given back by the caller, if the request goes no further.
+            charges.share(&open.store, pass.ticket);
         }
     }
 
-    /// What holds for a limit that the store did not decide. Returns whether the pod's own count was charged.
-    fn fall_back(&self, limiter: &Limiter, wanted: &Wanted, asked: Asked<'_>, outcome: &mut Outcome) -> bool {
+    /// What a verdict of the store means for the request.
+    fn tell(
+        &self,
+        limiter: &Limiter,
+        wanted: &Wanted,
+        verdict: &Verdict,
+        (denied, place): (Option<usize>, usize),
+        outcome: &mut Outcome,
+    ) {
+        match denied {
+            None => {
+                outcome.allow(wanted.meter(), verdict);
+                limiter.metrics.decided(&wanted.limit, Source::Store, true);
+            }
+            Some(first) if !verdict.allowed => {
+                outcome.deny(retry_after(&wanted.rule, verdict));
+                if first == place {
+                    limiter.metrics.decided(&wanted.limit, Source::Store, false);
+                }
+            }
+            Some(_) => {}
+        }
+        if let Some(told) = outcome.told.last() {
+            limiter.metrics.used(&wanted.limit, told.used());
+        }
+    }
+
+    /// The slots that a pass has taken.
+    fn slots(&self, wanted: &[Wanted], pass: &Pass) -> SmallVec<[Slot; 1]> {
+        let Some(Open { renewals, .. }) = &self.open else { return SmallVec::new() };
+        let slot = |held: super::shared::Held| {
+            let of = wanted.iter().find(|wanted| held.is_of(&wanted.name))?;
+            let Rule::Slots(rule) = of.rule else { return None };
+            Some(renewals.hold(&of.name, rule, pass.ticket.id(), held))
+        };
+        pass.ticket.held().filter_map(slot).collect()
+    }
+
+    /// What holds for a limit that the store did not decide.
+    fn fall_back(&self, limiter: &Limiter, wanted: &Wanted, now: Now, outcome: &mut Outcome, charges: &mut Charges<'_>) {
         let limit = &wanted.limit;
         let allowed = match limit.on_store_failure {
             OnStoreFailure::Allow => true,
@@ -173,62 +316,36 @@ impl Sharing {
                 false
             }
             OnStoreFailure::Local => {
-                let decision = limiter.store.charge(&limit.gcra.share_of(self.pods), wanted.key, asked.now);
-                let (Ok(level) | Err(level)) = decision;
-                outcome.told.push(Told { limit: Arc::clone(limit), level });
-                if decision.is_err() {
-                    outcome.denied = outcome.told.len().checked_sub(1);
+                let asked = wanted.of_pod(self.pods);
+                let (verdict, charged) = limiter.store.charge(&asked, ChargeId::random(), now);
+                outcome.told.push(wanted.told(&asked.rule, &verdict));
+                if verdict.allowed {
+                    if let (Rule::Slots(_), Some(slot)) = (&asked.rule, charged) {
+                        outcome.settlement.get_or_insert_default().slots.push(slot);
+                    }
+                    charges.add(charged, outcome.told.len().checked_sub(1));
+                    outcome.allow(wanted.meter(), &verdict);
+                } else {
+                    outcome.deny(retry_after(&asked.rule, &verdict));
                 }
-                decision.is_ok()
+                verdict.allowed
             }
         };
         limiter.metrics.decided(limit, Source::Fallback, allowed);
-        allowed && limit.on_store_failure == OnStoreFailure::Local
     }
 
     /// Keeps the pod's share of what remains, for when the store fails.
-    fn note(&self, limiter: &Limiter, wanted: &Wanted, verdict: &Verdict, asked: Asked<'_>) {
+    fn note(&self, limiter: &Limiter, wanted: &Wanted, verdict: &Verdict, now: Now) {
         if wanted.limit.on_store_failure == OnStoreFailure::Local {
             // What is not a whole token for each is one for each: who has any left is not denied by all of them.
             let remaining = verdict.remaining.div_ceil(u64::from(self.pods));
-            limiter.store.note(&wanted.limit.gcra.share_of(self.pods), wanted.key, remaining, asked.now);
+            limiter.store.note(&wanted.rule.share_of(self.pods), wanted.key, remaining, verdict.reset, now);
         }
     }
-}
-
-/// How a bucket stands, of which is told what remains and when it is full.
-fn level(gcra: &Gcra, verdict: &Verdict) -> Level {
-    let remaining = u32::try_from(verdict.remaining).unwrap_or(u32::MAX);
-    let lacking = gcra.burst().saturating_sub(remaining);
-    let next = match verdict.retry {
-        Some(retry) if !verdict.allowed => retry,
-        // All but the first of those that lack come after it.
-        _ => verdict.reset.saturating_sub(gcra.time_of(lacking.saturating_sub(1))),
-    };
-    Level { remaining, next }
 }
 
 impl fmt::Debug for Sharing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sharing").field("settings", &self.settings).field("pods", &self.pods).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn next_token_is_the_first_of_those_that_lack() {
-        let gcra = Gcra::new(10, Duration::from_secs(1), 10).unwrap();
-        let verdict = |allowed, remaining, retry, reset| Verdict {
-            allowed,
-            remaining,
-            retry: Some(Duration::from_millis(retry)),
-            reset: Duration::from_millis(reset),
-        };
-        assert_eq!(level(&gcra, &verdict(true, 10, 0, 0)), Level { remaining: 10, next: Duration::ZERO });
-        assert_eq!(level(&gcra, &verdict(true, 7, 0, 250)), Level { remaining: 7, next: Duration::from_millis(50) });
-        assert_eq!(level(&gcra, &verdict(false, 0, 40, 940)), Level { remaining: 0, next: Duration::from_millis(40) });
     }
 }

@@ -9,7 +9,10 @@ use cel::{
     Context, Env, Program, Value,
     objects::{Key, Map},
 };
-use crds::{check::compile_expression, policy::matches::CEL_VARIABLES};
+use crds::{
+    check::{compile_expression, compile_value},
+    policy::matches::CEL_VARIABLES,
+};
 use http::HeaderMap;
 
 use super::condition::parameters;
@@ -55,6 +58,51 @@ impl Condition {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// A compiled expression of which the value counts.
+pub(crate) struct Expression {
+    program: Program,
+    source: Box<str>,
+}
+
+impl std::fmt::Debug for Expression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Expression").field(&self.source).finish()
+    }
+}
+
+impl Expression {
+    pub(crate) fn compile(source: &str) -> Result<Self, String> {
+        Ok(Self { program: compile_value(source, CEL_VARIABLES)?, source: source.into() })
+    }
+
+    /// Its text: a number or a truth is written out. None, which is counted, if it fails or gives what has no text.
+    pub(crate) fn text(&self, request: &Request<'_>) -> Option<String> {
+        counted(match self.program.execute(request.context()) {
+            Ok(Value::String(text)) => Some(String::clone(&text)),
+            Ok(Value::Int(number)) => Some(number.to_string()),
+            Ok(Value::UInt(number)) => Some(number.to_string()),
+            Ok(Value::Bool(truth)) => Some(truth.to_string()),
+            _ => None,
+        })
+    }
+
+    /// Its whole number. None, which is counted, if it fails or gives less than nothing, or what is no number.
+    pub(crate) fn count(&self, request: &Request<'_>) -> Option<u64> {
+        counted(match self.program.execute(request.context()) {
+            Ok(Value::Int(number)) => u64::try_from(number).ok(),
+            Ok(Value::UInt(number)) => Some(number),
+            _ => None,
+        })
+    }
+}
+
+fn counted<T>(value: Option<T>) -> Option<T> {
+    if value.is_none() {
+        super::CEL_ERRORS.inc();
+    }
+    value
 }
 
 /// A request as expressions see it; made when the first expression asks for it.

@@ -21,15 +21,7 @@ fn headers(value: &str) -> Option<Headers> {
 }
 
 fn limit(name: &str) -> RateLimit {
-    RateLimit {
-        name: name.to_owned(),
-        mode: Mode::Enforce,
-        limit: rate_limits::Limit { requests: 1, per: Duration::from_secs(1), burst: None },
-        key: Vec::new(),
-        scope: rate_limits::Scope::Pod,
-        on_store_failure: None,
-        fields: rate_limits::LimitFields::Draft,
-    }
+    RateLimit::new(name, rate_limits::Limit::bucket(1, Duration::from_secs(1), None))
 }
 
 /// A rule that sets `x-rule` to its name and has a limit of its name.

@@ -42,20 +42,25 @@ pub(crate) struct Verdict {
     pub(crate) reset: Duration,
 }
 
+impl Verdict {
+    /// Of what can't be counted.
+    pub(crate) const NOTHING: Self = Self { allowed: true, remaining: 0, retry: Some(Duration::ZERO), reset: Duration::ZERO };
+}
+
 /// What a refund has to know of a charge; the numbers are the algorithm's own.
-pub(super) type Mark = [u64; 3];
+pub(in crate::limit) type Mark = [u64; 3];
 
 /// A verdict, and what a refund has to know if the limit was charged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Told {
-    pub(super) verdict: Verdict,
-    pub(super) mark: Mark,
+pub(crate) struct Told {
+    pub(crate) verdict: Verdict,
+    pub(in crate::limit) mark: Mark,
 }
 
 /// What comes of a pass.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "hardly any is the small one, and none is kept")]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// The first limit that denies, if one does; then none was charged. What each says, in the order of the charges.
     Decided { denied: Option<usize>, told: SmallVec<[Told; 4]> },
     /// A window of a calendar, and the one after it, are not of this time. None was charged.
@@ -83,7 +88,7 @@ pub(crate) enum Lack {
 /// Decides on all charges, each with a count of its own, and charges all of them or none.
 ///
 /// Of a request that nothing denies, Debit is charged always, and Shadow if it would have allowed it.
-pub(super) fn pass(charges: &[Charge<'_>], counts: &mut [Option<Count>], id: ChargeId, now: Micros) -> Answer {
+pub(in crate::limit) fn pass(charges: &[Charge<'_>], counts: &mut [Option<Count>], id: ChargeId, now: Micros) -> Answer {
     let mut seen: SmallVec<[Seen; 4]> = SmallVec::new();
     for (charge, stored) in charges.iter().zip(counts.iter()) {
         let Some((count, moved)) = charge.rule.read(stored.as_ref(), now) else { return Answer::Foreign };
@@ -165,8 +170,34 @@ impl Rule {
         Told { verdict: verdict(lack, remaining, reset), mark }
     }
 
+    /// A count of which so much remains, or all.
+    pub(in crate::limit) fn with_remaining(&self, remaining: u64, now: Micros) -> Option<Count> {
+        let (mut count, _) = self.read(None, now)?;
+        let gone = self.quota().saturating_sub(remaining);
+        match (self, &mut count) {
+            // Who has them is not known here.
+            (Self::Slots(_), _) => return None,
+            (rule, count) => rule.charge(count, gone, ChargeId::NONE, now),
+        }
+        Some(count)
+    }
+
+    /// Whether nothing is under way that a count has to know of.
+    pub(in crate::limit) fn is_idle(count: &Count) -> bool {
+        if let Count::Slots(taken) = count { taken.is_empty() } else { true }
+    }
+
+    fn quota(&self) -> u64 {
+        match self {
+            Self::Bucket(rule) => rule.burst,
+            Self::Sliding(rule) => rule.most,
+            Self::Fixed(rule) => rule.quota,
+            Self::Slots(rule) => rule.most,
+        }
+    }
+
     /// Gives back what was charged when that was told. That it is done once is the caller's business.
-    pub(super) fn refund(&self, stored: &mut Option<Count>, cost: u64, mark: Mark, id: ChargeId, now: Micros) {
+    pub(in crate::limit) fn refund(&self, stored: &mut Option<Count>, cost: u64, mark: Mark, id: ChargeId, now: Micros) {
         match (self, stored) {
             (Self::Bucket(rule), Some(Count::Bucket(level))) => rule.refund(level, cost, mark, now),
             (Self::Sliding(rule), Some(Count::Sliding(windows))) => rule.refund(windows, cost, mark, now),

@@ -97,6 +97,34 @@ impl Bucket {
         self.burst
     }
 
+    /// How long an empty bucket takes to be full.
+    pub(crate) fn window(&self) -> Duration {
+        self.time_of(self.burst)
+    }
+
+    /// How long so many tokens take to come, at most as many as there can be.
+    pub(crate) fn time_of(&self, tokens: u64) -> Duration {
+        Duration::from_micros((tokens.min(self.burst) * self.unit).div_ceil(self.rate))
+    }
+
+    /// Whole tokens that come in so long a time.
+    pub(crate) fn tokens_in(&self, time: Duration) -> u64 {
+        u64::try_from(time.as_micros() * u128::from(self.rate) / u128::from(self.unit)).unwrap_or(u64::MAX)
+    }
+
+    /// A bucket that holds also what comes in so long a time. None if it can't be counted exactly.
+    pub(crate) fn with_room_for(&self, time: Duration) -> Option<Self> {
+        let burst = self.burst.checked_add(self.tokens_in(time))?;
+        burst.checked_mul(self.unit).filter(|full| *full <= MOST).map(|_| Self { burst, ..*self })
+    }
+
+    /// The part of one of so many pods: of the rate, and of the burst at least one token. All of it, if that can't be counted exactly.
+    fn share_of(&self, pods: u64) -> Self {
+        let burst = (self.burst / pods).max(1);
+        let unit = self.unit.saturating_mul(pods);
+        if burst.saturating_mul(unit) <= MOST { Self { burst, unit, rate: self.rate } } else { *self }
+    }
+
     pub(super) fn full(&self) -> u64 {
         self.burst * self.unit
     }
@@ -112,12 +140,25 @@ impl Sliding {
         Some(Self { most: requests, ticks, tick: per / ticks })
     }
 
+    /// Requests in one window.
+    pub(crate) fn most(&self) -> u64 {
+        self.most
+    }
+
     pub(super) fn length(&self) -> Micros {
         self.ticks * self.tick
     }
 }
 
 impl Fixed {
+    /// A window that nobody is in any more, in which nothing is allowed.
+    pub(crate) const BEFORE_ALL: Self = Self { quota: 0, start: 0, end: 1, next_end: 2 };
+
+    /// Whether a time is in the first of its windows.
+    pub(crate) fn has(&self, now: Micros) -> bool {
+        (self.start..self.end).contains(&now)
+    }
+
     /// `quota` in the window from `start` to `end` that should be now, and in the one after it that ends at `next_end`. None if they are not
     /// in this order.
     pub(crate) fn new(quota: u64, start: Micros, end: Micros, next_end: Micros) -> Option<Self> {
@@ -131,9 +172,37 @@ impl Slots {
         let term = u64::try_from(term.as_micros()).ok()?;
         (most <= MOST && (1..=MOST / 4).contains(&term)).then_some(Self { most, term })
     }
+
+    /// Requests at once.
+    pub(crate) fn most(&self) -> u64 {
+        self.most
+    }
 }
 
 impl Rule {
+    /// What one of so many pods has of it for itself: an equal part, and at least one request.
+    #[must_use]
+    pub(crate) fn share_of(&self, pods: u32) -> Self {
+        let pods = u64::from(pods.max(1));
+        let part = |whole: u64| (whole / pods).max(1);
+        match *self {
+            Self::Bucket(bucket) => Self::Bucket(bucket.share_of(pods)),
+            Self::Sliding(sliding) => Self::Sliding(Sliding { most: part(sliding.most), ..sliding }),
+            Self::Fixed(fixed) => Self::Fixed(Fixed { quota: part(fixed.quota), ..fixed }),
+            Self::Slots(slots) => Self::Slots(Slots { most: part(slots.most), ..slots }),
+        }
+    }
+
+    /// How long its numbers take to be there again when all are used up. None for slots, of which nobody knows.
+    pub(crate) fn window(&self) -> Option<Duration> {
+        Some(match self {
+            Self::Bucket(bucket) => bucket.window(),
+            Self::Sliding(sliding) => Duration::from_micros(sliding.length()),
+            Self::Fixed(fixed) => Duration::from_micros(fixed.end - fixed.start),
+            Self::Slots(_) => return None,
+        })
+    }
+
     /// Stands for the algorithm, in scripts and at the end of names: counts of different kinds are different ones.
     pub(super) fn letter(&self) -> &'static str {
         match self {
@@ -195,6 +264,9 @@ impl Treatment {
 }
 
 impl ChargeId {
+    /// Of what is charged to nothing that lasts.
+    pub(crate) const NONE: Self = Self(0);
+
     /// A new one.
     pub(crate) fn random() -> Self {
         Self(fastrand::u128(..))

@@ -38,6 +38,10 @@ impl Slots {
 }
 
 impl Taken {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// A request has ended; whether it had a slot.
     pub(crate) fn release(&mut self, id: ChargeId) -> bool {
         self.0.remove(&id).is_some()

@@ -22,6 +22,13 @@ pub(crate) struct Held {
     pub(super) id: ChargeId,
 }
 
+impl Held {
+    /// Whether it is of a count.
+    pub(crate) fn is_of(&self, key: &str) -> bool {
+        self.name.strip_prefix(key).is_some_and(|kind| kind == ":s")
+    }
+}
+
 impl Ticket {
     pub(super) fn new(id: ChargeId) -> Self {
         Self { id, groups: SmallVec::new() }
