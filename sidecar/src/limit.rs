@@ -6,6 +6,7 @@ mod cost;
 mod counted;
 mod held;
 mod key;
+mod leases;
 mod local;
 mod meter;
 mod outcome;
@@ -21,7 +22,7 @@ use crds::{
     plan::{Attachment, ObjectRef},
     policy::{
         Direction, Match, Mode, RateLimit,
-        rate_limits::{LimitFields, OnStoreFailure, OnUpstreamLimit, Override, Scope},
+        rate_limits::{Accuracy, LimitFields, OnStoreFailure, OnUpstreamLimit, Override, Scope},
     },
 };
 use http::HeaderValue;
@@ -52,6 +53,7 @@ pub struct Limit {
     cost: Cost,
     key: Box<[KeyPart]>,
     scope: Scope,
+    accuracy: Accuracy,
     on_store_failure: OnStoreFailure,
     /// Whether it stops while the upstream wants nothing.
     pauses: bool,
@@ -122,6 +124,7 @@ impl Limit {
             cost: Cost::build(limit.cost.as_ref())?,
             key,
             scope: limit.scope,
+            accuracy: limit.accuracy,
             on_store_failure: limit.on_store_failure.unwrap_or_default(),
             pauses: direction == Direction::Outbound && limit.on_upstream_limit == OnUpstreamLimit::Pause,
             // All limits of a policy in one slot of a cluster, so that they are charged at once.

@@ -1,8 +1,12 @@
 //! What a request was charged, until it is certain that it goes on.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::{
+    leases::Leases,
     local::{self, Now},
     outcome::Outcome,
     shared::{Store, Ticket},
@@ -17,11 +21,13 @@ pub(super) struct Charges<'a> {
     own: SmallVec<[(local::Charged, Option<usize>); 2]>,
     /// By counts that pods share.
     shared: Option<(Store, Ticket)>,
+    /// Of what was taken ahead: whose, and how much.
+    leased: SmallVec<[(Arc<Leases>, u64, u64); 1]>,
 }
 
 impl<'a> Charges<'a> {
     pub(super) fn new(limiter: &'a Limiter, now: Now) -> Self {
-        Self { limiter, now, own: SmallVec::new(), shared: None }
+        Self { limiter, now, own: SmallVec::new(), shared: None, leased: SmallVec::new() }
     }
 
     /// A count of the pod was charged, which stands at this place in what is told.
@@ -34,6 +40,11 @@ impl<'a> Charges<'a> {
         if !ticket.is_empty() {
             self.shared = Some((store.clone(), ticket));
         }
+    }
+
+    /// Tokens that were taken ahead are spent.
+    pub(super) fn lease(&mut self, leases: &Arc<Leases>, key: u64, cost: u64) {
+        self.leased.push((Arc::clone(leases), key, cost));
     }
 
     /// Gives everything back, and tells what there is then.
@@ -50,6 +61,9 @@ impl<'a> Charges<'a> {
     }
 
     fn give_back_shared(&mut self) {
+        for (leases, key, cost) in self.leased.drain(..) {
+            leases.give_back(key, cost, Instant::now());
+        }
         if let Some((store, ticket)) = self.shared.take() {
             store.refund(ticket);
         }
@@ -58,6 +72,7 @@ impl<'a> Charges<'a> {
     /// The request goes on: it stays charged.
     pub(super) fn keep(mut self) {
         self.own.clear();
+        self.leased.clear();
         self.shared = None;
     }
 }

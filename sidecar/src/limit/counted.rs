@@ -64,6 +64,7 @@ pub(super) struct Metrics {
     /// Seconds that limits delayed requests.
     pub(super) delayed: Histogram,
     used: Family<Limited, Histogram, fn() -> Histogram>,
+    lease_tokens: Family<Use, Counter>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -84,6 +85,11 @@ struct Limited {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Use {
+    r#use: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Reason {
     reason: &'static str,
 }
@@ -98,6 +104,7 @@ impl Default for Metrics {
             waited: Histogram::new(exponential_buckets(0.0001, 2.0, 12)),
             delayed: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             used: Family::new_with_constructor(|| Histogram::new(USED)),
+            lease_tokens: Family::default(),
         }
     }
 }
@@ -122,10 +129,22 @@ impl Metrics {
         );
         registry.register("fetchr_ratelimit_delay_seconds", "How long limits delayed requests", self.delayed.clone());
         registry.register(
+            "fetchr_ratelimit_lease_tokens",
+            "Tokens of shared limits that were taken ahead, and those of them that were brought back unused",
+            self.lease_tokens.clone(),
+        );
+        registry.register(
             "fetchr_ratelimit_used_ratio",
             "The part of a limit that was used up, as each request found it",
             self.used.clone(),
         );
+    }
+
+    /// Counts tokens that were taken ahead, and those that were brought back unused.
+    pub(super) fn leased(&self, taken: u64, unused: u64) {
+        for (r#use, tokens) in [("taken", taken), ("returned", unused)] {
+            self.lease_tokens.get_or_create(&Use { r#use }).inc_by(tokens);
+        }
     }
 
     /// Notes which part of a limit is used up.

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::{
     runtime::Handle,
     sync::Notify,
@@ -46,8 +47,9 @@ struct Pool {
     lease: Option<Lease>,
     /// Tokens of it that are not spent.
     left: u64,
-    /// What the bucket said last.
+    /// What the bucket said last, and whether a request has heard of it.
     rest: u64,
+    is_fresh: bool,
     /// Until then the bucket has nothing.
     dry: Option<Instant>,
     demand: Demand,
@@ -66,23 +68,35 @@ struct Demand {
 /// What leases say to a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Said {
-    Allowed { remaining: u64 },
-    Denied { retry: Duration },
+    Allowed {
+        remaining: u64,
+        /// Whether it is the first since the bucket was asked.
+        is_first: bool,
+    },
+    Denied {
+        retry: Duration,
+    },
     /// The store is to be asked.
     Ask,
 }
 
-/// A key, its name in the store, and its bucket.
-#[derive(Clone, Debug)]
+/// A key, and its bucket.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Of {
     pub(super) key: u64,
-    pub(super) name: String,
     pub(super) bucket: Bucket,
-    pub(super) term: Duration,
+    term: Duration,
 }
 
-/// How long a lease of a bucket lasts. None if the bucket is too small for its rate.
-pub(super) fn term(bucket: &Bucket) -> Option<Duration> {
+impl Of {
+    /// None if the bucket is too small for its rate: it is served exactly.
+    pub(super) fn new(key: u64, bucket: &Bucket) -> Option<Self> {
+        term(bucket).map(|term| Self { key, bucket: *bucket, term })
+    }
+}
+
+/// How long a lease of a bucket lasts.
+fn term(bucket: &Bucket) -> Option<Duration> {
     let half = bucket.window() / 2;
     (half >= SHORTEST).then(|| half.min(LONGEST))
 }
@@ -110,7 +124,7 @@ impl Demand {
 impl Pool {
     fn new(now: Instant) -> Self {
         let demand = Demand { since: now, now: 0, before: 0 };
-        Self { lease: None, left: 0, rest: 0, dry: None, demand, task: None }
+        Self { lease: None, left: 0, rest: 0, is_fresh: false, dry: None, demand, task: None }
     }
 
     fn take(&mut self, cost: u64, term: Duration, now: Instant) -> Said {
@@ -123,7 +137,8 @@ impl Pool {
             if self.lease.as_ref().is_some_and(|lease| left <= lease.tokens / 4) {
                 self.wake();
             }
-            return Said::Allowed { remaining: self.rest.saturating_add(left) };
+            let is_first = std::mem::take(&mut self.is_fresh);
+            return Said::Allowed { remaining: self.rest.saturating_add(left), is_first };
         }
         if let Some(dry) = self.dry.filter(|dry| *dry > now) {
             return Said::Denied { retry: dry - now };
@@ -153,8 +168,8 @@ impl Leases {
         Arc::new(Self { store, runtime, metrics, shards: std::array::from_fn(|_| Mutex::default()) })
     }
 
-    /// Takes tokens of what there is of a key here.
-    pub(super) fn take(self: &Arc<Self>, of: &Of, cost: u64, now: Instant) -> Said {
+    /// Takes tokens of what there is of a key here; `name` tells the key's name in the store.
+    pub(super) fn take(self: &Arc<Self>, of: &Of, cost: u64, now: Instant, name: impl FnOnce() -> String) -> Said {
         let mut pools = self.lock(of.key);
         if pools.len() >= CAPACITY / SHARDS && !pools.contains_key(&of.key) {
             pools.retain(|_, pool| !pool.is_idle(LONGEST, now));
@@ -167,7 +182,7 @@ impl Leases {
         if pool.task.is_none() && pool.demand.expected() >= WORTH {
             let notify = Arc::new(Notify::new());
             pool.task = Some(Arc::clone(&notify));
-            self.runtime.spawn(follow(Arc::downgrade(self), of.clone(), notify));
+            self.runtime.spawn(follow(Arc::downgrade(self), *of, name(), notify));
         }
         said
     }
@@ -208,7 +223,7 @@ impl Leases {
         let mut pools = self.lock(of.key);
         let Some(pool) = pools.get_mut(&of.key) else { return };
         let granted = leased.lease.as_ref().map_or(0, |lease| lease.tokens);
-        (pool.left, pool.lease, pool.rest) = (granted, leased.lease, leased.verdict.remaining);
+        (pool.left, pool.lease, pool.rest, pool.is_fresh) = (granted, leased.lease, leased.verdict.remaining, true);
         self.metrics.leased(granted, 0);
         pool.dry = None;
         if granted < wanted {
@@ -234,15 +249,19 @@ impl Leases {
 }
 
 /// Takes leases of a key for as long as it is asked for often.
-async fn follow(leases: Weak<Leases>, of: Of, low: Arc<Notify>) {
+async fn follow(leases: Weak<Leases>, of: Of, name: String, low: Arc<Notify>) {
     loop {
         let Some(all) = leases.upgrade() else { return };
         let (before, wanted) = all.exchange(&of, Instant::now());
+        let mut answered = true;
         if before.is_some() || wanted > 0 {
             all.metrics.leased(0, before.as_ref().map_or(0, |(_, unused)| *unused));
-            match all.store.lease(&of.name, &of.bucket, before, wanted, of.term).await {
+            match all.store.lease(&name, &of.bucket, before, wanted, of.term).await {
                 Ok(leased) => all.receive(&of, wanted, leased, Instant::now()),
-                Err(failure) => all.metrics.failed(failure),
+                Err(failure) => {
+                    all.metrics.failed(failure);
+                    answered = false;
+                }
             }
         }
         if wanted == 0 {
@@ -250,7 +269,9 @@ async fn follow(leases: Weak<Leases>, of: Of, low: Arc<Notify>) {
         }
         let (due, may_be_sooner) = all.due(&of, Instant::now());
         drop(all);
-        if may_be_sooner {
+        if answered && may_be_sooner {
+            // What was low until now is not any more.
+            let _before = low.notified().now_or_never();
             let _late = timeout_at(due, low.notified()).await;
         } else {
             sleep_until(due).await;
@@ -284,10 +305,10 @@ mod tests {
         let mut pool = Pool::new(now);
         assert_eq!(pool.take(1, term, now), Said::Ask, "nothing is known of it");
         pool.lease = Some(Lease::of(10, now + term));
-        (pool.left, pool.rest) = (10, 7);
+        (pool.left, pool.rest, pool.is_fresh) = (10, 7, true);
         let said: Vec<_> = (0..10).map(|_| pool.take(1, term, now)).collect();
-        assert_eq!(said[0], Said::Allowed { remaining: 16 });
-        assert_eq!(said[9], Said::Allowed { remaining: 7 });
+        assert_eq!(said[0], Said::Allowed { remaining: 16, is_first: true });
+        assert_eq!(said[9], Said::Allowed { remaining: 7, is_first: false });
         assert_eq!(pool.take(1, term, now), Said::Ask);
         pool.dries(now + Duration::from_millis(20));
         assert_eq!(pool.take(1, term, now), Said::Denied { retry: Duration::from_millis(20) });
@@ -297,6 +318,6 @@ mod tests {
         assert_eq!(pool.take(6, term, now), Said::Ask, "a cost is taken whole");
         now += term;
         assert_eq!(pool.take(1, term, now), Said::Ask, "the lease has ended");
-        assert_eq!(pool.demand.expected(), 13 + 6);
+        assert_eq!(pool.demand.expected(), 14 + 6);
     }
 }

@@ -115,12 +115,14 @@ impl Store {
     }
 
     /// Takes over how a count stands elsewhere.
-    pub(super) fn note(&self, rule: &Rule, key: u64, remaining: u64, reset: Duration, now: Now) {
+    pub(super) fn note(&self, rule: &Rule, key: u64, remaining: u64, now: Now) {
         let Some(count) = rule.with_remaining(remaining, now.of(rule)) else { return };
         let mut shard = self.shard(key);
         let entry = shard.entry(key, now.steady, &self.evicted);
         entry.count = Some(count);
-        entry.over = now.steady.saturating_add(micros(reset));
+        let (verdict, _) =
+            Asked { key, rule: *rule, cost: 0, treatment: Treatment::Enforce }.pass(&mut entry.count, ChargeId::NONE, now);
+        entry.settle(&verdict, now);
     }
 
     /// Forgets a count, so that it begins anew; whether there was one.

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crds::policy::{Mode, rate_limits::OnStoreFailure};
+use crds::policy::{
+    Mode,
+    rate_limits::{Accuracy, OnStoreFailure},
+};
 use smallvec::SmallVec;
 use tokio::{
     runtime::Handle,
@@ -19,6 +22,7 @@ use super::{
     charges::Charges,
     counted::{Metrics, Source},
     held::{Renewals, Slot},
+    leases::{self, Leases, Said},
     local::{self, Now},
     meter::Meter,
     outcome::{Outcome, Told, retry_after},
@@ -59,6 +63,7 @@ pub(super) struct Sharing {
 struct Open {
     store: Store,
     renewals: Arc<Renewals>,
+    leases: Arc<Leases>,
 }
 
 /// A limit that is asked for, and its count in the store.
@@ -70,6 +75,8 @@ struct Wanted {
     /// By which the pod finds its own count, for when the store fails.
     key: u64,
     cost: u64,
+    /// If tokens of it may be taken ahead.
+    lease: Option<leases::Of>,
 }
 
 impl Wanted {
@@ -93,11 +100,15 @@ impl Wanted {
 
 impl Sharing {
     /// Connects in tasks of this runtime.
-    pub(super) fn start(settings: StoreSettings, pods: u32) -> Self {
+    pub(super) fn start(settings: StoreSettings, pods: u32, metrics: &Metrics) -> Self {
         let runtime = Handle::current();
         let open = settings.redis.as_ref().map(|redis| {
             let store = Store::start(redis, settings.patience);
-            Open { renewals: Renewals::new(store.clone(), runtime.clone()), store }
+            Open {
+                renewals: Renewals::new(store.clone(), runtime.clone()),
+                leases: Leases::new(store.clone(), runtime.clone(), metrics.clone()),
+                store,
+            }
         });
         Self { settings, open, pods: pods.max(1), runtime, beside: Arc::new(Semaphore::new(BESIDE)) }
     }
@@ -108,8 +119,8 @@ impl Sharing {
     }
 
     /// There, among so many pods: over the same connections, if it is the same place.
-    pub(super) fn with(&self, settings: StoreSettings, pods: u32) -> Self {
-        if self.settings == settings { Self { pods: pods.max(1), ..self.clone() } } else { Self::start(settings, pods) }
+    pub(super) fn with(&self, settings: StoreSettings, pods: u32, metrics: &Metrics) -> Self {
+        if self.settings == settings { Self { pods: pods.max(1), ..self.clone() } } else { Self::start(settings, pods, metrics) }
     }
 
     /// Charges limits in force, all or none. Those that the store does not decide follow what the policy says of that.
@@ -131,7 +142,16 @@ impl Sharing {
                 limiter.metrics.decided(ask.limit, Source::Pod, false);
                 return;
             }
-            let one = self.wanted(&ask);
+            let lease = self.lease_of(&ask);
+            if let Some((leases, of)) = &lease
+                && self.take_leased(limiter, &ask, leases, of, asking.now, outcome, charges)
+            {
+                if outcome.denied.is_some() {
+                    return;
+                }
+                continue;
+            }
+            let one = Wanted { lease: lease.map(|(_, of)| of), ..self.wanted(&ask) };
             limiter.follow(&ask, one.rule, None, Some(&one.name), outcome);
             wanted.push(one);
         }
@@ -149,6 +169,47 @@ impl Sharing {
         }
         limiter.metrics.waited.observe(begun.elapsed().as_secs_f64());
         self.take(limiter, &wanted, pass, asking.now, outcome, charges);
+    }
+
+    /// What of a limit may be taken ahead.
+    fn lease_of(&self, ask: &Ask<'_>) -> Option<(Arc<Leases>, leases::Of)> {
+        let open = self.open.as_ref().filter(|_| ask.limit.accuracy == Accuracy::Leased)?;
+        Some((Arc::clone(&open.leases), leases::Of::new(ask.key, ask.meter.bucket()?)?))
+    }
+
+    /// Decides by what the pod has taken ahead; whether it could.
+    #[allow(clippy::too_many_arguments, reason = "what a decision needs, and where it goes")]
+    fn take_leased(
+        &self,
+        limiter: &Limiter,
+        ask: &Ask<'_>,
+        leases: &Arc<Leases>,
+        of: &leases::Of,
+        now: Now,
+        outcome: &mut Outcome,
+        charges: &mut Charges<'_>,
+    ) -> bool {
+        let name = || ask.limit.shared_name(&self.settings.namespace, &ask.apart);
+        let (remaining, retry) = match leases.take(of, ask.cost, Instant::now(), name) {
+            Said::Ask => return false,
+            Said::Denied { retry } => (0, Some(retry)),
+            Said::Allowed { remaining, is_first } => {
+                charges.lease(leases, ask.key, ask.cost);
+                limiter.follow(ask, Rule::Bucket(of.bucket), None, None, outcome);
+                if is_first {
+                    self.keep_share(limiter, ask.limit, ask.key, &Rule::Bucket(of.bucket), remaining, now);
+                }
+                (remaining, None)
+            }
+        };
+        let reset = of.bucket.time_of(of.bucket.burst().saturating_sub(remaining));
+        let verdict = Verdict { allowed: retry.is_none(), remaining, retry, reset };
+        outcome.told.push(Told::new(ask.limit, ask.which, &Rule::Bucket(of.bucket), &verdict));
+        if retry.is_some() {
+            outcome.deny(retry);
+        }
+        limiter.metrics.decided(ask.limit, Source::Lease, retry.is_none());
+        true
     }
 
     /// Asks for limits in Shadow without waiting for what comes of it.
@@ -235,7 +296,7 @@ impl Sharing {
     fn wanted(&self, ask: &Ask<'_>) -> Wanted {
         let name = ask.limit.shared_name(&self.settings.namespace, &ask.apart);
         let rule = ask.meter.rule(|| self.now());
-        Wanted { limit: Arc::clone(ask.limit), which: ask.which, rule, name, key: ask.key, cost: ask.cost }
+        Wanted { limit: Arc::clone(ask.limit), which: ask.which, rule, name, key: ask.key, cost: ask.cost, lease: None }
     }
 
     /// Takes what the store says of each.
@@ -334,12 +395,20 @@ impl Sharing {
         limiter.metrics.decided(limit, Source::Fallback, allowed);
     }
 
-    /// Keeps the pod's share of what remains, for when the store fails.
+    /// Keeps what the store says of a count.
     fn note(&self, limiter: &Limiter, wanted: &Wanted, verdict: &Verdict, now: Now) {
-        if wanted.limit.on_store_failure == OnStoreFailure::Local {
+        self.keep_share(limiter, &wanted.limit, wanted.key, &wanted.rule, verdict.remaining, now);
+        if let (Some(of), Some(open), false) = (&wanted.lease, &self.open, verdict.allowed) {
+            open.leases.denied(of, verdict, Instant::now());
+        }
+    }
+
+    /// Keeps the pod's share of what remains, for when the store fails.
+    fn keep_share(&self, limiter: &Limiter, limit: &Limit, key: u64, rule: &Rule, remaining: u64, now: Now) {
+        if limit.on_store_failure == OnStoreFailure::Local {
             // What is not a whole token for each is one for each: who has any left is not denied by all of them.
-            let remaining = verdict.remaining.div_ceil(u64::from(self.pods));
-            limiter.store.note(&wanted.rule.share_of(self.pods), wanted.key, remaining, verdict.reset, now);
+            let remaining = remaining.div_ceil(u64::from(self.pods));
+            limiter.store.note(&rule.share_of(self.pods), key, remaining, now);
         }
     }
 }

@@ -112,8 +112,8 @@ impl Limiter {
         let before = self.sharing.load_full();
         let sharing = match (settings, &before) {
             (Some(settings), Some(before)) if before.is(&settings, pods) => return,
-            (Some(settings), Some(before)) => Some(before.with(settings, pods)),
-            (Some(settings), None) => Some(Sharing::start(settings, pods)),
+            (Some(settings), Some(before)) => Some(before.with(settings, pods, &self.metrics)),
+            (Some(settings), None) => Some(Sharing::start(settings, pods, &self.metrics)),
             (None, _) => None,
         };
         self.sharing.store(sharing.map(Arc::new));

@@ -382,7 +382,7 @@ fn first_override_that_fits_holds() {
         Key { source: KeySource::Header, name: Some("x-user".to_owned()), cel: None },
         Key { source: KeySource::ClientIP, name: None, cel: None },
     ];
-    let other = |values: [&str; 2], burst| rate_limits::Override {
+    let other = |values: [&str; 2], burst| Override {
         values: values.map(str::to_owned).into(),
         limit: rate_limits::Limit::bucket(1, SECOND, Some(burst)),
     };

@@ -320,6 +320,14 @@ impl Pass {
 }
 
 #[cfg(test)]
+impl Lease {
+    /// One that nobody gave.
+    pub(in crate::limit) fn of(tokens: u64, ends: Instant) -> Self {
+        Self { id: ChargeId::NONE, tokens, ends }
+    }
+}
+
+#[cfg(test)]
 impl Store {
     /// Whether nothing is under way that nobody waits for.
     pub(super) fn is_idle(&self) -> bool {
