@@ -3,6 +3,7 @@
 mod archive;
 mod cache;
 mod http;
+mod limits;
 mod redis;
 mod tls;
 
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use self::archive::{Archive, ArchiveBackend, ArchiveFile, ArchiveS3, ArchiveS3Credentials, PathStyle};
 pub use self::cache::{CacheDisk, CacheMemory, CachePersistence, CachePurge, CacheShared, CacheStore, Eviction, WhenCutOff};
 pub use self::http::{DotSegments, EncodedSlashes, Http, HttpLimits, HttpPath, PathForward, Slashes, Trace};
+pub use self::limits::LimitStore;
 pub use self::redis::{Redis, RedisCredentials, RedisMode, RedisSentinel, RedisTls, RedisTlsMode};
 pub use self::tls::{CaBundle, Certificate, ListenerTls, SecretKeys, SecretRef, TlsVersion, UpstreamTls};
 use crate::{
@@ -135,6 +137,9 @@ pub struct FetchrProxySpec {
     /// Where answers are kept that policies let the cache keep.
     #[serde(default)]
     pub cache: CacheStore,
+    /// What a pod keeps of the policies' limits.
+    #[serde(default)]
+    pub rate_limits: LimitStore,
     /// Which peers may say who the client is.
     #[serde(default)]
     pub client_address: ClientAddress,
@@ -165,6 +170,7 @@ impl Default for FetchrProxySpec {
             redis: None,
             archive: None,
             cache: CacheStore::default(),
+            rate_limits: LimitStore::default(),
             client_address: ClientAddress::default(),
             telemetry: Telemetry::default(),
             logging: Logging::default(),

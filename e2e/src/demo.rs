@@ -25,6 +25,7 @@ const MANAGER: &str = "fetchr-demo";
 const APPLICATION: &str = include_str!("../demo/application.yaml");
 const HEADER: &str = include_str!("../demo/header.yaml");
 const LIMIT: &str = include_str!("../demo/limit.yaml");
+const SHARED_LIMIT: &str = include_str!("../demo/shared-limit.yaml");
 const CACHE: &str = include_str!("../demo/cache.yaml");
 const REDIS: &str = include_str!("../demo/redis.yaml");
 /// What is cached: its answer is another one each time.
@@ -61,6 +62,7 @@ pub async fn run(images: Images) -> anyhow::Result<()> {
     limit(&screen, &namespace, pod).await?;
     cache(&screen, &namespace, [pod, other], &images.redis).await?;
     purge(&screen, &namespace, [pod, other]).await?;
+    shared_limit(&screen, &namespace, [pod, other]).await?;
     change(&screen, &namespace, pod).await?;
     metrics(&screen, pod).await?;
     screen.end(&look_around(&cluster, pod));
@@ -121,6 +123,40 @@ async fn limit(screen: &Screen, namespace: &Namespace, pod: &Pod) -> anyhow::Res
     let refused = screen.step("a limit: 3 requests a minute, the next is refused", step).await?;
     screen.yaml(LIMIT);
     screen.command("GET /products/1", &fields(&refused, &["retry-after", "ratelimit", "ratelimit-policy", "proxy-status"]));
+    Ok(())
+}
+
+/// Both pods count together, until Redis is gone: then each has its share.
+async fn shared_limit(screen: &Screen, namespace: &Namespace, pods: [&Pod; 2]) -> anyhow::Result<()> {
+    const ORDERS: &str = "/orders/1";
+    let step = async |_: screen::Say<'_>| {
+        apply(namespace, SHARED_LIMIT).await?;
+        eventually("a limit is used up for both pods", IN_FORCE_DEADLINE, async || {
+            let mut passed = 0;
+            for round in 0..6 {
+                let reply = pods[round % 2].get(PORT, ORDERS).await?;
+                ensure!(reply.headers.contains_key("ratelimit"), "the policy is not in force");
+                passed += u32::from(reply.status != StatusCode::TOO_MANY_REQUESTS);
+            }
+            ensure!(passed <= 4, "{passed} of 6 passed");
+            let replies = [pods[0].get(PORT, ORDERS).await?, pods[1].get(PORT, ORDERS).await?];
+            ensure!(replies.iter().all(|reply| reply.status == StatusCode::TOO_MANY_REQUESTS), "it is not used up");
+            Ok(replies)
+        })
+        .await
+    };
+    let [refused, _] = screen.step("one limit over two pods: 4 requests an hour, counted in Redis", step).await?;
+    screen.yaml(SHARED_LIMIT);
+    screen.command("GET /orders/1, of either pod", &fields(&refused, &["retry-after", "ratelimit", "ratelimit-policy"]));
+    let step = async |_: screen::Say<'_>| {
+        namespace.kubectl(&["delete", "deployment", "redis", "--wait", "--cascade=foreground"], "").await?;
+        for pod in pods {
+            let reply = pod.get(PORT, ORDERS).await?;
+            ensure!(!reply.status.is_server_error(), "{} answers {}", pod.name(), reply.status);
+        }
+        Ok(())
+    };
+    screen.step("Redis is gone, and no request fails: each pod holds its share", step).await?;
     Ok(())
 }
 

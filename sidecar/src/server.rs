@@ -341,6 +341,7 @@ impl Following {
             let namespace = scope.map_or_else(String::new, |scope| scope.parts().0.to_owned());
             limit::StoreSettings { redis, patience: settings.command_timeout.0, namespace }
         });
+        self.limiter.hold_at_most(config.settings().rate_limits.max_counts);
         self.limiter.share(store, config.identity.live_pods);
     }
 

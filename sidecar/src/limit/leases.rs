@@ -199,7 +199,8 @@ impl Leases {
 
     /// The store was asked for a request, and denied it.
     pub(super) fn denied(&self, of: &Of, verdict: &Verdict, now: Instant) {
-        if let (Some(retry), Some(pool)) = (verdict.retry, self.lock(of.key).get_mut(&of.key)) {
+        // Where something is left, a request that costs less may pass.
+        if let (Some(retry), 0, Some(pool)) = (verdict.retry, verdict.remaining, self.lock(of.key).get_mut(&of.key)) {
             pool.dries(now + retry.min(of.term / 2));
         }
     }

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,6 +22,8 @@ const SAMPLE: usize = 8;
 #[derive(Debug)]
 pub(super) struct Store {
     shards: Box<[Mutex<Shard>]>,
+    /// Counts that a shard holds at most.
+    capacity: AtomicUsize,
     evicted: Counter,
 }
 
@@ -26,7 +31,6 @@ pub(super) struct Store {
 struct Shard {
     places: HashMap<u64, u32, BuildHasherDefault<AsIs>>,
     entries: Vec<Entry>,
-    capacity: usize,
     /// Where the next sample for an eviction begins.
     hand: usize,
 }
@@ -83,15 +87,22 @@ impl Now {
 impl Store {
     /// A store for `capacity` counts. `evicted` counts those that were forgotten while there was something in them.
     pub(super) fn new(capacity: usize, evicted: Counter) -> Self {
-        let capacity = capacity.div_ceil(SHARDS);
-        let shard = || Mutex::new(Shard { places: HashMap::default(), entries: Vec::new(), capacity, hand: 0 });
-        Self { shards: (0..SHARDS).map(|_| shard()).collect(), evicted }
+        let shard = || Mutex::new(Shard { places: HashMap::default(), entries: Vec::new(), hand: 0 });
+        Self { shards: (0..SHARDS).map(|_| shard()).collect(), capacity: capacity.div_ceil(SHARDS).into(), evicted }
+    }
+
+    /// From now on it holds at most so many counts.
+    pub(super) fn hold_at_most(&self, counts: usize, now: Now) {
+        let capacity = counts.div_ceil(SHARDS);
+        if self.capacity.swap(capacity, Ordering::Relaxed) > capacity {
+            self.shards.iter().for_each(|shard| lock(shard).shrink(capacity, now.steady, &self.evicted));
+        }
     }
 
     /// Charges a count, if it allows it; what is charged under this id can be given back.
     pub(super) fn charge(&self, asked: &Asked, id: ChargeId, now: Now) -> (Verdict, Option<Charged>) {
         let mut shard = self.shard(asked.key);
-        let entry = shard.entry(asked.key, now.steady, &self.evicted);
+        let entry = shard.entry(asked.key, now.steady, self);
         let (verdict, mark) = asked.pass(&mut entry.count, id, now);
         entry.settle(&verdict, now);
         let is_charged = asked.cost > 0 && (verdict.allowed || asked.treatment == Treatment::Debit);
@@ -118,7 +129,7 @@ impl Store {
     pub(super) fn note(&self, rule: &Rule, key: u64, remaining: u64, now: Now) {
         let Some(count) = rule.with_remaining(remaining, now.of(rule)) else { return };
         let mut shard = self.shard(key);
-        let entry = shard.entry(key, now.steady, &self.evicted);
+        let entry = shard.entry(key, now.steady, self);
         entry.count = Some(count);
         let (verdict, _) =
             Asked { key, rule: *rule, cost: 0, treatment: Treatment::Enforce }.pass(&mut entry.count, ChargeId::NONE, now);
@@ -160,6 +171,13 @@ impl Asked {
 }
 
 impl Entry {
+    /// Counts it, if there was something in it.
+    fn lost(&self, now: Micros, evicted: &Counter) {
+        if self.over > now {
+            evicted.inc();
+        }
+    }
+
     fn settle(&mut self, verdict: &Verdict, now: Now) {
         let is_idle = self.count.as_ref().is_none_or(Rule::is_idle);
         self.over = if is_idle { now.steady.saturating_add(micros(verdict.reset)) } else { Micros::MAX };
@@ -175,30 +193,39 @@ impl Shard {
         self.places.get(&key).map(|&place| &mut self.entries[place as usize])
     }
 
-    fn entry(&mut self, key: u64, now: Micros, evicted: &Counter) -> &mut Entry {
+    fn entry(&mut self, key: u64, now: Micros, of: &Store) -> &mut Entry {
         let place = match self.places.get(&key) {
             Some(&place) => place as usize,
-            None => self.insert(key, now, evicted),
+            None => self.insert(key, now, of),
         };
         &mut self.entries[place]
     }
 
-    fn insert(&mut self, key: u64, now: Micros, evicted: &Counter) -> usize {
+    fn insert(&mut self, key: u64, now: Micros, of: &Store) -> usize {
         let entry = Entry { key, count: None, over: 0 };
-        let place = if self.entries.len() < self.capacity {
+        let place = if self.entries.len() < of.capacity.load(Ordering::Relaxed).max(1) {
             self.entries.push(entry);
             self.entries.len() - 1
         } else {
             let place = self.victim();
             let victim = std::mem::replace(&mut self.entries[place], entry);
-            if victim.over > now {
-                evicted.inc();
-            }
+            victim.lost(now, &of.evicted);
             self.places.remove(&victim.key);
             place
         };
         self.places.insert(key, u32::try_from(place).unwrap_or(u32::MAX));
         place
+    }
+
+    fn shrink(&mut self, capacity: usize, now: Micros, evicted: &Counter) {
+        while self.entries.len() > capacity
+            && let Some(entry) = self.entries.pop()
+        {
+            entry.lost(now, evicted);
+            self.places.remove(&entry.key);
+        }
+        self.entries.shrink_to_fit();
+        self.places.shrink_to_fit();
     }
 
     /// Of a few neighbours the one that is over first, or has been for longest: so those that are idle go before all others, and a flood of new

@@ -106,6 +106,11 @@ impl Limiter {
         self.len() == 0
     }
 
+    /// From now on at most so many counts are held.
+    pub(crate) fn hold_at_most(&self, counts: u32) {
+        self.store.hold_at_most(usize::try_from(counts).unwrap_or(usize::MAX), self.at(Instant::now()));
+    }
+
     /// From now on limits of scope Shared are counted there, among so many pods; without one, by each pod for itself. Connects in tasks
     /// of this runtime.
     pub(crate) fn share(&self, settings: Option<StoreSettings>, pods: u32) {

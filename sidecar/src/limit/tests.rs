@@ -1,3 +1,5 @@
+mod accuracy;
+
 use std::time::{Duration, Instant};
 
 use crds::{
@@ -104,6 +106,17 @@ impl Client {
         client.headers.insert("x-user", HeaderValue::from_static(name));
         client
     }
+}
+
+/// Decisions of a source, of whatever limit.
+fn decided(limiter: &Limiter, source: &str) -> f64 {
+    let mut registry = Registry::default();
+    limiter.register(&mut registry);
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    let labels = format!("source=\"{source}\"}} ");
+    let lines = page.lines().filter(|line| line.starts_with("fetchr_ratelimit_decisions_total{") && line.contains(&labels));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 fn fields(outcome: &Outcome) -> Vec<(String, String)> {

@@ -25,6 +25,7 @@ mod http2_strict;
 mod http3;
 mod interim;
 mod limits;
+mod limits_kinds;
 mod limits_shared;
 mod memory;
 mod mixed;

@@ -84,6 +84,22 @@ fn requests_under_way_are_never_forgotten_while_anything_else_can_be() {
 }
 
 #[test]
+fn fewer_counts_are_held_as_soon_as_fewer_may_be() {
+    let evicted = Counter::default();
+    let store = Store::new(32_000, evicted.clone());
+    for key in 0..32_000 {
+        store.takes(per_second(1, 2), spread(key), SECOND);
+    }
+    store.hold_at_most(3_200, at(SECOND));
+    assert!(store.len() <= 3_200 && evicted.get() > 0, "{}", store.len());
+    store.hold_at_most(6_400, at(SECOND));
+    for key in 0..32_000 {
+        store.takes(per_second(1, 2), spread(key), SECOND);
+    }
+    assert!(store.len() > 3_200 && store.len() <= 6_400, "{}", store.len());
+}
+
+#[test]
 fn changed_limit_takes_over_the_count() {
     let store = Store::sized(100);
     assert!((0..8).all(|_| store.takes(per_second(10, 10), 7, SECOND)));
@@ -95,13 +111,13 @@ fn changed_limit_takes_over_the_count() {
 #[test]
 fn threads_together_never_get_more_than_the_burst() {
     let store = Store::sized(100);
-    let allowed = std::sync::atomic::AtomicUsize::new(0);
+    let allowed = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..1000 {
                     if store.takes(per_second(1, 500), 1, SECOND) {
-                        allowed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        allowed.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             });
@@ -191,6 +207,26 @@ fn largest_limits_do_not_overflow() {
     let limit = bucket(1_000_000_000, Duration::from_secs(9_007_199), 1_000_000_000);
     assert!(store.takes(limit, 1, u64::MAX / 2));
     assert_eq!(store.remaining(limit, 1, u64::MAX / 2), 999_999_999);
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn what_counts_cost() {
+    fn resident() -> u64 {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        4096 * pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
+    }
+    const KEYS: u64 = 1_000_000;
+    let before = resident();
+    let store = Store::sized(2 * KEYS as usize);
+    (0..KEYS).for_each(|key| assert!(store.takes(per_second(100, 200), spread(key), SECOND)));
+    println!("{} counts: {} MiB", store.len(), (resident() - before) >> 20);
+    let begun = std::time::Instant::now();
+    (0..KEYS).for_each(|key| assert!(store.takes(per_second(100, 200), spread(key), 2 * SECOND)));
+    println!("a charge of one of them: {} ns", begun.elapsed().as_nanos() / u128::from(KEYS));
+    let begun = std::time::Instant::now();
+    (0..KEYS).for_each(|now| assert!(store.takes(per_second(1_000_000, 1_000_000), 1, 3 * SECOND + now)));
+    println!("a charge of the same: {} ns", begun.elapsed().as_nanos() / u128::from(KEYS));
 }
 
 proptest! {

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+#[cfg(test)]
+pub(crate) use self::bucket::Leases;
 use self::{bucket::Level, fixed::Window, sliding::Windows};
 pub(crate) use self::{
-    bucket::{Exchange, Exchanged, Leases},
+    bucket::{Exchange, Exchanged},
     slots::Taken,
 };
 use super::rule::{Charge, ChargeId, Micros, Rule, Treatment};

@@ -113,11 +113,6 @@ impl Store {
         }))
     }
 
-    /// Whether it answers, as far as is known.
-    pub(crate) fn is_connected(&self) -> bool {
-        self.0.pool.is_connected()
-    }
-
     /// The server's time, as far as is known: what windows of a calendar are computed from.
     pub(crate) fn now(&self) -> Micros {
         ours().saturating_add_signed(self.0.ahead.load(Ordering::Relaxed))
@@ -329,6 +324,11 @@ impl Lease {
 
 #[cfg(test)]
 impl Store {
+    /// Whether it answers, as far as is known.
+    pub(super) fn is_connected(&self) -> bool {
+        self.0.pool.is_connected()
+    }
+
     /// Whether nothing is under way that nobody waits for.
     pub(super) fn is_idle(&self) -> bool {
         self.0.behind.available_permits() == BEHIND

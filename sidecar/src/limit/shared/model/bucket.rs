@@ -1,8 +1,11 @@
 //! Token buckets, and tokens of them that were taken ahead.
 
+#[cfg(test)]
 use std::collections::BTreeSet;
 
-use super::{Lack, Mark, Verdict, clock::Clock, narrow, verdict};
+#[cfg(test)]
+use super::verdict;
+use super::{Lack, Mark, Verdict, clock::Clock, narrow};
 use crate::limit::shared::rule::{Bucket, ChargeId, MOST, Micros};
 
 /// What is stored of a bucket. Units are such that a token and a microsecond are whole.
@@ -21,6 +24,7 @@ pub(crate) struct Level {
 }
 
 /// The leases of a bucket: when each runs out, whose it is, and its tokens.
+#[cfg(test)]
 pub(crate) type Leases = BTreeSet<(Micros, ChargeId, u64)>;
 
 /// What is asked of the leases of a bucket at once.
@@ -58,6 +62,7 @@ impl Level {
         }
     }
 
+    #[cfg(test)]
     fn release(&mut self, tokens: u64) {
         self.held = self.held.saturating_sub(tokens.saturating_mul(self.unit));
     }
@@ -127,7 +132,8 @@ impl Bucket {
         }
     }
 
-    /// Ends a lease and begins another.
+    /// Ends a lease and begins another, as the script does: pods keep no leases of their own counts.
+    #[cfg(test)]
     pub(crate) fn exchange(&self, stored: &mut Option<Level>, leases: &mut Leases, asked: Exchange, now: Micros) -> Exchanged {
         let mut level = self.parse(stored.as_ref(), now);
         let (time, _) = level.clock.time(now);

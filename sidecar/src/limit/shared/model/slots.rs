@@ -31,7 +31,8 @@ impl Slots {
         self.most.saturating_sub(taken.0.len() as u64)
     }
 
-    /// Requests are still under way. Returns how many of them had been given up for lost.
+    /// Requests are still under way, as the script has it. Returns how many of them had been given up for lost.
+    #[cfg(test)]
     pub(crate) fn renew(&self, taken: &mut Taken, ids: &[ChargeId], now: Micros) -> usize {
         ids.iter().filter(|id| taken.0.insert(**id, now + self.term).is_none()).count()
     }
