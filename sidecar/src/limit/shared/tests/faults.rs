@@ -187,3 +187,36 @@ async fn what_faults_cost() {
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
+
+/// Ten stores, which offer twice the rate for so long: the burst is a tenth of a second's. Of ten passes the first store makes so many.
+async fn admitted(share: usize, lasts: Duration) -> (usize, f64) {
+    let server = Server::start(&[]).await;
+    let mut stores = Vec::new();
+    for _ in 0..10 {
+        stores.push(store(json!({"endpoints": [server.address()]}), Duration::from_secs(5)).await);
+    }
+    let charge = async |store: &Store| {
+        let rule = Rule::Bucket(bucket(RATE, 1, RATE / 10));
+        let charge = [Charge { key: "fetchr:{p}:load", rule, treatment: Treatment::Enforce, cost: 1 }];
+        let pass = store.pass(&charge, Instant::now() + Duration::from_secs(5)).await;
+        assert!(matches!(pass.decisions[0], Decision::Told(_)), "{:?}", pass.decisions);
+        usize::from(pass.denied.is_none())
+    };
+    let (begun, mut due, mut allowed, mut number) = (Began::now(), interval(Duration::from_millis(10)), 0, 0);
+    while begun.elapsed() < lasts {
+        due.tick().await;
+        let ten = (0..10).map(|turn| if turn < share { &stores[0].1 } else { &stores[1 + (number + turn) % 9].1 });
+        allowed += futures::future::join_all(ten.map(charge)).await.into_iter().sum::<usize>();
+        number += 10;
+    }
+    (allowed, RATE as f64 * begun.elapsed().as_secs_f64() + RATE as f64 / 10.0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_pods_are_together_within_a_hundredth_of_the_rate_and_never_above_it() {
+    for share in [1, 9] {
+        let (allowed, most) = admitted(share, Duration::from_secs(4)).await;
+        println!("{share} of 10 by one pod: {allowed} of {most:.0} at most");
+        assert!(allowed as f64 <= most && allowed as f64 >= most * 0.99 - 1.0, "{share}: {allowed} of {most}");
+    }
+}
