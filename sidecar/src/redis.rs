@@ -3,7 +3,8 @@
 //! A [`Finder`](find::Finder) knows which server is the primary of which slot: of a single server always the same, else as sentinels or the
 //! nodes of a cluster say. Whoever finds that a server does not answer, or not as a primary, says so
 //! ([`Finder::doubt`](find::Finder::doubt)); then one task looks again, paced and for all. A [`Link`] is a connection of one user's own, made
-//! when it is needed; a [`Pool`] has one connection to each primary for all requests, none of which ever waits for it to be made.
+//! when it is needed; a [`Pool`] has one connection to each primary for all requests, none of which ever waits for it to be made. What is
+//! shared by a [`Purpose`] has a pool of its own, so that bodies of answers hold up no limit.
 //!
 //! What a server's answer says of that server, which slot a key has, and what sentinels and nodes tell are pure functions ([`meaning`], [`map`]).
 
@@ -25,7 +26,7 @@ mod tests;
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -36,7 +37,7 @@ pub(crate) use self::{
     link::Link,
     map::Slot,
     metrics::Metrics,
-    pool::{Failed, Pool},
+    pool::{Failed, Pool, Purpose},
     settings::Settings,
 };
 
@@ -46,7 +47,8 @@ pub(crate) struct Redis(Arc<Inner>);
 
 struct Inner {
     finder: Arc<Finder>,
-    pool: OnceLock<Arc<Pool>>,
+    /// By purpose; each ends with the last who uses it.
+    pools: [Mutex<Weak<Pool>>; 2],
     stop: CancellationToken,
 }
 
@@ -55,7 +57,7 @@ impl Redis {
     pub(crate) fn start(settings: Settings, metrics: Metrics) -> Self {
         let (finder, stop) = (Arc::new(Finder::new(settings, metrics)), CancellationToken::new());
         look::spawn(&finder, &stop);
-        Self(Arc::new(Inner { finder, pool: OnceLock::new(), stop }))
+        Self(Arc::new(Inner { finder, pools: Default::default(), stop }))
     }
 
     /// Which it is.
@@ -73,9 +75,15 @@ impl Redis {
         Link::new(Arc::clone(&self.0.finder), Slot::of(key), patience)
     }
 
-    /// The connections for all requests. The first call begins to connect, in tasks of this runtime.
-    pub(crate) fn pool(&self) -> Arc<Pool> {
-        Arc::clone(self.0.pool.get_or_init(|| Pool::start(&self.0.finder, &self.0.stop)))
+    /// The connections for all requests, for a purpose. Who is the first to ask begins to connect, in tasks of this runtime; they are closed when
+    /// the last one has dropped them.
+    pub(crate) fn pool(&self, purpose: Purpose) -> Arc<Pool> {
+        let mut pool = self.0.pools[purpose as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        pool.upgrade().unwrap_or_else(|| {
+            let started = Pool::start(&self.0.finder, purpose, &self.0.stop);
+            *pool = Arc::downgrade(&started);
+            started
+        })
     }
 
     /// Hears of what is published on a channel, for ever; also when there may have been something that wasn't heard. A key says which

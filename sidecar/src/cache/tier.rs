@@ -30,7 +30,7 @@ use super::{
     store::Vary,
 };
 
-use crate::redis::{Pool, Redis};
+use crate::redis::{Pool, Purpose, Redis};
 
 /// Between two looks for what another pod fetches, at first and at most.
 const FIRST_LOOK: Duration = Duration::from_millis(4);
@@ -82,7 +82,7 @@ impl Tier {
     /// Begins to connect, and writes in a task of this runtime that ends when this is dropped.
     pub(super) fn start(settings: Settings, tally: Tally) -> Arc<Self> {
         let (queue, written) = Queue::new();
-        let (pool, stop) = (settings.redis.pool(), CancellationToken::new());
+        let (pool, stop) = (settings.redis.pool(Purpose::Cache), CancellationToken::new());
         let tier = Arc::new(Self { pool, queue, tally, stop, settings });
         writer::spawn(&tier, written);
         tier

@@ -158,11 +158,6 @@ impl Connection {
         self.driver.ended.is_cancelled()
     }
 
-    /// Whether it is the same one.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.driver, &other.driver)
-    }
-
     pub(super) async fn one(&mut self, command: &Cmd, asking: bool) -> RedisResult<Value> {
         if !asking {
             return self.inner.req_packed_command(command).await?.extract_error();

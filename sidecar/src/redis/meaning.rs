@@ -24,6 +24,15 @@ const NOT_THE_ONE: [&str; 4] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH"];
 /// Codes of errors by which it says so of some commands: it takes no writes without replicas, or its cluster lacks slots.
 const NOT_FOR_ALL: [&str; 2] = ["CLUSTERDOWN", "NOREPLICAS"];
 
+/// Codes of errors that whatever writes gets until somebody mends what is wrong: no memory, no right, no disk, no replicas, no slots, a script that does
+/// not end.
+const OF_ALL: [&str; 7] = ["OOM", "NOPERM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "BUSY", "WRONGPASS"];
+
+/// Whether an error is not of one command, but would be the answer to the next ones as well.
+pub(super) fn is_of_all(code: &str) -> bool {
+    OF_ALL.contains(&code)
+}
+
 /// Of the answer to a command, asked at an address.
 pub(super) fn of_one(answer: &RedisResult<Value>, asked: &Address) -> Meaning {
     match answer {

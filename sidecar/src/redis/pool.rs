@@ -4,14 +4,14 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use futures::FutureExt;
-use redis::{Cmd, Pipeline, RedisFuture, RedisResult, Value, aio::ConnectionLike};
+use redis::{Cmd, Pipeline, RedisFuture, RedisResult, ServerError, Value, aio::ConnectionLike};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout},
@@ -32,11 +32,17 @@ use super::{
 const CONNECTING: Duration = Duration::from_secs(2);
 /// Between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);
-/// Commands in a row that fail before nobody asks any more.
+/// Commands in a row that fail before nobody asks any more; and of those that had all their time, and got no answer. The latter each cost a
+/// request that time.
 const FAILURES: u32 = 5;
+const LATE: u32 = 3;
 /// Between two tries, at first and at most.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// The same between two questions to one that answers too late.
+const LAST_PROBE: Duration = Duration::from_secs(1);
+/// How long a server is not asked for what it refuses to all: what makes it refuse takes a while to mend.
+const REST: Duration = Duration::from_millis(500);
 /// Between two lines of log that tell the same.
 const TOLD: Duration = Duration::from_secs(60);
 /// How often a command goes on to another node that has its slot.
@@ -45,7 +51,17 @@ const HOPS: usize = 2;
 /// The connections to a Redis that requests use.
 pub(crate) struct Pool {
     finder: Arc<Finder>,
+    purpose: Purpose,
     nodes: ArcSwap<Nodes>,
+    stop: CancellationToken,
+}
+
+/// What the connections of a pool are for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Purpose {
+    Cache,
+    /// Short commands that all write: what is refused to one is refused to all.
+    Limits,
 }
 
 /// Why a command came to nothing.
@@ -69,24 +85,46 @@ struct Nodes {
 /// One of them, and the connection of now, if there is one that answers.
 struct Node {
     address: Address,
-    current: ArcSwapOption<Connection>,
+    current: ArcSwapOption<Current>,
     failures: AtomicU32,
-    trouble: Notify,
+    late: AtomicU32,
+    /// Nanoseconds that the last of the late ones waited: who answers later than that is of no use.
+    patience: AtomicU64,
+    rest: ArcSwapOption<Rest>,
+    /// It answers too late.
+    suspected: Notify,
+    /// The connection, or the server as a primary, is of no use.
+    broken: Notify,
     stop: CancellationToken,
+}
+
+/// A connection that is in use.
+struct Current {
+    connection: Connection,
+    /// It is in use no more: who waits for an answer waits no longer.
+    over: CancellationToken,
+}
+
+/// What a server refuses, and until when it is taken to refuse it still.
+struct Rest {
+    error: ServerError,
+    until: Instant,
 }
 
 impl Pool {
     /// Begins to connect, in tasks of this runtime that end when they are told to stop.
-    pub(super) fn start(finder: &Arc<Finder>, stop: &CancellationToken) -> Arc<Self> {
-        let pool = Arc::new(Self { finder: Arc::clone(finder), nodes: ArcSwap::default() });
-        pool.follow(stop);
-        let (following, stop) = (Arc::clone(&pool), stop.clone());
+    pub(super) fn start(finder: &Arc<Finder>, purpose: Purpose, stop: &CancellationToken) -> Arc<Self> {
+        let (finder, stop) = (Arc::clone(finder), stop.child_token());
+        let pool = Arc::new(Self { finder, purpose, nodes: ArcSwap::default(), stop: stop.clone() });
+        let mut known = pool.finder.subscribe();
+        known.mark_unchanged();
+        pool.follow();
+        let followed = Arc::downgrade(&pool);
         tokio::spawn(async move {
-            let mut known = following.finder.subscribe();
             let follow = async {
-                // The sender lives as long as this.
-                while known.wait_for(|known| known.map != following.nodes.load().map).await.is_ok() {
-                    following.follow(&stop);
+                while known.changed().await.is_ok() {
+                    let Some(pool) = followed.upgrade() else { return };
+                    pool.follow();
                 }
             };
             stop.run_until_cancelled(follow).await
@@ -105,37 +143,74 @@ impl Pool {
     /// # Errors
     /// Why there is no answer.
     pub(crate) async fn ask(&self, key: &str, pipeline: &Pipeline, patience: Duration) -> Result<Vec<Value>, Failed> {
+        self.ask_within(key, pipeline, patience, patience).await
+    }
+
+    /// The same for who has so long left of a patience that others have used: a node is to blame only if it had all of that.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub(crate) async fn ask_within(
+        &self,
+        key: &str,
+        pipeline: &Pipeline,
+        left: Duration,
+        patience: Duration,
+    ) -> Result<Vec<Value>, Failed> {
         let nodes = self.nodes.load_full();
         let Some(node) = nodes.map.index(Slot::of(key)).map(|index| Arc::clone(&nodes.nodes[index])) else {
             return Err(Failed::Away);
         };
-        let mut route = Route { finder: &self.finder, nodes: &nodes, node, used: None };
-        let answered: Result<RedisResult<Vec<Value>>, _> = timeout(patience, pipeline.query_async(&mut route)).await;
-        let failed = match answered {
+        if let Some(error) = node.refuses() {
+            return Ok(vec![Value::ServerError(error)]);
+        }
+        let mut route = Route { finder: &self.finder, nodes: &nodes, node, used: None, sent: Instant::now() };
+        let answered: Result<RedisResult<Vec<Value>>, _> = timeout(left, pipeline.query_async(&mut route)).await;
+        let Some(used) = &route.used else { return Err(Failed::Away) };
+        match answered {
             Ok(Ok(values)) => {
                 route.node.worked();
-                return Ok(values);
+                if self.purpose == Purpose::Limits {
+                    route.node.rest(&values);
+                }
+                Ok(values)
             }
-            Ok(Err(_)) => Failed::Error,
-            Err(_) => Failed::Late,
-        };
-        let Some(used) = &route.used else { return Err(Failed::Away) };
-        route.node.failed(used);
-        Err(failed)
+            Ok(Err(_)) if used.over.is_cancelled() => Err(Failed::Late),
+            Ok(Err(_)) => {
+                route.node.failed(used);
+                Err(Failed::Error)
+            }
+            Err(_) => {
+                // A timer and the way there take a little of it.
+                if route.sent.elapsed() >= patience - patience / 8 {
+                    route.node.was_late(used, patience);
+                }
+                Err(Failed::Late)
+            }
+        }
     }
 
     /// Keeps connections to the primaries that are known now, and to no others.
-    fn follow(&self, stop: &CancellationToken) {
+    fn follow(&self) {
         let (before, map) = (self.nodes.load_full(), self.finder.map());
+        if before.map == map {
+            return;
+        }
         let of = |address: &Address| match before.named(address) {
             Some(node) => Arc::clone(node),
-            None => Node::keep(address.clone(), &self.finder, stop),
+            None => Node::keep(address.clone(), &self.finder, &self.stop),
         };
         let nodes = map.primaries().iter().map(of).collect();
         for gone in before.nodes.iter().filter(|node| !map.primaries().contains(&node.address)) {
             gone.stop.cancel();
         }
         self.nodes.store(Arc::new(Nodes { map, nodes }));
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
 
@@ -152,21 +227,28 @@ struct Route<'a> {
     /// Who is asked now.
     node: Arc<Node>,
     /// By which connection. None: there is none.
-    used: Option<Connection>,
+    used: Option<Arc<Current>>,
+    /// When it was.
+    sent: Instant,
 }
 
 impl Route<'_> {
     async fn send(&mut self, pipeline: &Pipeline, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
         let (mut asking, mut hops) = (false, 0);
         loop {
-            self.used = self.node.get();
-            let Some(connection) = &mut self.used else { return Err(failed(format!("no connection to {}", self.node.address))) };
-            let answers = connection.many(pipeline, offset, count, asking).await;
+            (self.used, self.sent) = (self.node.current.load_full(), Instant::now());
+            let Some(used) = &self.used else { return Err(failed(format!("no connection to {}", self.node.address))) };
+            let mut connection = used.connection.clone();
+            let answers = tokio::select! {
+                biased;
+                answers = connection.many(pipeline, offset, count, asking) => answers,
+                () = used.over.cancelled() => return Err(failed(format!("{} answers too late", self.node.address))),
+            };
             let meaning = meaning::of_many(&answers, &self.node.address);
             let next = match meaning {
                 Meaning::Fine => return answers,
                 Meaning::LookAgain => {
-                    self.node.broke(connection);
+                    self.node.broke(used);
                     return answers;
                 }
                 Meaning::Doubt => {
@@ -215,40 +297,92 @@ impl ConnectionLike for Route<'_> {
 impl Node {
     /// Begins to connect, until it is told to stop.
     fn keep(address: Address, finder: &Arc<Finder>, stop: &CancellationToken) -> Arc<Self> {
-        let (current, trouble, stop) = (ArcSwapOption::empty(), Notify::new(), stop.child_token());
-        let node = Arc::new(Self { address, current, failures: AtomicU32::new(0), trouble, stop: stop.clone() });
+        let stop = stop.child_token();
+        let node = Arc::new(Self {
+            address,
+            current: ArcSwapOption::empty(),
+            failures: AtomicU32::new(0),
+            late: AtomicU32::new(0),
+            patience: AtomicU64::new(0),
+            rest: ArcSwapOption::empty(),
+            suspected: Notify::new(),
+            broken: Notify::new(),
+            stop: stop.clone(),
+        });
         let (kept, finder) = (Arc::clone(&node), Arc::clone(finder));
         tokio::spawn(async move {
             stop.run_until_cancelled(kept.connect_for_ever(&finder)).await;
-            kept.current.store(None);
+            kept.put_away();
         });
         node
     }
 
-    fn get(&self) -> Option<Connection> {
-        self.current.load().as_deref().cloned()
+    /// Requests use it from now on.
+    fn put(&self, connection: &Connection) {
+        self.failures.store(0, Ordering::Relaxed);
+        self.late.store(0, Ordering::Relaxed);
+        self.current.store(Some(Arc::new(Current { connection: connection.clone(), over: CancellationToken::new() })));
+    }
+
+    /// Requests use none, and those that wait for an answer wait no longer.
+    fn put_away(&self) {
+        if let Some(current) = self.current.swap(None) {
+            current.over.cancel();
+        }
     }
 
     /// A command was answered.
     fn worked(&self) {
-        if self.failures.load(Ordering::Relaxed) > 0 {
-            self.failures.store(0, Ordering::Relaxed);
+        for count in [&self.failures, &self.late] {
+            if count.load(Ordering::Relaxed) > 0 {
+                count.store(0, Ordering::Relaxed);
+            }
         }
     }
 
-    /// A command was not answered, or by an error.
-    fn failed(&self, by: &Connection) {
+    /// A command was answered by an error.
+    fn failed(&self, by: &Arc<Current>) {
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
             self.broke(by);
         }
     }
 
-    /// Nobody asks it any more until it has shown that it is of use. What another connection did before is no matter.
-    fn broke(&self, by: &Connection) {
-        if self.current.load().as_ref().is_some_and(|current| current.is(by)) {
-            self.current.store(None);
-            self.trouble.notify_one();
+    /// A command had all its time, and was not answered.
+    fn was_late(&self, by: &Arc<Current>, patience: Duration) {
+        self.patience.store(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE {
+            self.leave(by, &self.suspected);
         }
+    }
+
+    /// Nobody asks it any more until it has shown that it is of use.
+    fn broke(&self, by: &Arc<Current>) {
+        self.leave(by, &self.broken);
+    }
+
+    /// What another connection did before is no matter.
+    fn leave(&self, by: &Arc<Current>, why: &Notify) {
+        let left = self.current.compare_and_swap(by, None);
+        if left.as_ref().is_some_and(|left| Arc::ptr_eq(left, by)) {
+            by.over.cancel();
+            why.notify_one();
+        }
+    }
+
+    /// What it refuses to all, if it does, for a while: then it need not be asked.
+    fn rest(&self, answers: &[Value]) {
+        let error = answers.iter().find_map(|answer| match answer {
+            Value::ServerError(error) if meaning::is_of_all(error.code()) => Some(error.clone()),
+            _ => None,
+        });
+        if let Some(error) = error {
+            self.rest.store(Some(Arc::new(Rest { error, until: Instant::now() + jittered(REST) })));
+        }
+    }
+
+    fn refuses(&self) -> Option<ServerError> {
+        let rest = self.rest.load();
+        rest.as_ref().filter(|rest| Instant::now() < rest.until).map(|rest| rest.error.clone())
     }
 
     async fn connect_for_ever(&self, finder: &Finder) {
@@ -256,13 +390,12 @@ impl Node {
         loop {
             let why = match finder.settings().connect(&self.address, Instant::now() + CONNECTING).await {
                 Ok(made) => {
-                    self.failures.store(0, Ordering::Relaxed);
-                    // That of the connection before.
-                    let _ = self.trouble.notified().now_or_never();
-                    self.current.store(Some(Arc::new(made.clone())));
+                    // Of the connection before.
+                    let _ = (self.suspected.notified().now_or_never(), self.broken.notified().now_or_never());
+                    self.put(&made);
                     let begun = Instant::now();
                     let why = self.watch(finder, made).await;
-                    self.current.store(None);
+                    self.put_away();
                     if begun.elapsed() >= LAST_RETRY {
                         retry = FIRST_RETRY;
                     }
@@ -288,14 +421,37 @@ impl Node {
     async fn watch(&self, finder: &Finder, mut made: Connection) -> String {
         loop {
             tokio::select! {
-                () = self.trouble.notified() => return "too many commands in a row failed, or it is no primary any more".to_owned(),
+                () = self.broken.notified() => return "too many commands in a row failed, or it is no primary any more".to_owned(),
                 () = made.closed() => return "the connection was closed".to_owned(),
+                () = self.suspected.notified() => {
+                    if let Err(why) = self.probe(finder, &mut made).await {
+                        return why.to_string();
+                    }
+                    self.put(&made);
+                    continue;
+                }
                 () = sleep(BEAT) => {}
             }
             let until = Instant::now() + CONNECTING;
             if let Err(why) = finder.settings().sign_of_life(&self.address, &mut made, until).await {
                 return why.to_string();
             }
+        }
+    }
+
+    /// Waits until one that was too late answers soon enough for a request. By the same connection, so that one that was held up for a moment is of
+    /// use again at once.
+    async fn probe(&self, finder: &Finder, made: &mut Connection) -> RedisResult<()> {
+        finder.doubt(&self.address);
+        let mut pause = FIRST_RETRY;
+        loop {
+            let begun = Instant::now();
+            finder.settings().sign_of_life(&self.address, made, begun + CONNECTING).await?;
+            if begun.elapsed() < Duration::from_nanos(self.patience.load(Ordering::Relaxed)) {
+                return Ok(());
+            }
+            sleep(jittered(pause)).await;
+            pause = (pause * 2).min(LAST_PROBE);
         }
     }
 }

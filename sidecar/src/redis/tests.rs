@@ -186,7 +186,7 @@ async fn a_name_that_sentinels_do_not_know_is_said() {
 async fn keys_are_found_while_and_after_their_slot_is_moved() {
     let cluster = Cluster::start().await;
     let redis = start(json!({"mode": "Cluster", "endpoints": cluster.endpoints()}));
-    let pool = redis.pool();
+    let pool = redis.pool(Purpose::Cache);
     until("all connections", async || pool.is_connected()).await;
     for key in ["a", "b", "c", "{x}1", "{x}2", "{x}3"] {
         assert_eq!(pool.ask(key, &set(key, key), PATIENCE).await, Ok(vec![Value::Okay]), "{key}");
@@ -234,7 +234,7 @@ async fn a_slot_that_nobody_has_is_said_and_others_go_on() {
         server.run(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).await;
     }
     let redis = start(json!({"mode": "Cluster", "endpoints": cluster.endpoints()}));
-    let pool = redis.pool();
+    let pool = redis.pool(Purpose::Cache);
     until("all connections", async || pool.is_connected()).await;
     // foo has slot 12182, a 15495, b 3300.
     for server in &cluster.servers {
@@ -247,10 +247,10 @@ async fn a_slot_that_nobody_has_is_said_and_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_costs_five_commands_their_time_and_then_nothing() {
+async fn a_server_that_hangs_costs_three_commands_their_time_and_then_nothing() {
     let server = Server::start(&[]).await;
     let pool = start(json!({"endpoints": [server.address()]}));
-    let pool = pool.pool();
+    let pool = pool.pool(Purpose::Cache);
     until("a connection", async || pool.is_connected()).await;
     server.stop();
     let short = Duration::from_millis(20);
@@ -258,17 +258,76 @@ async fn a_server_that_hangs_costs_five_commands_their_time_and_then_nothing() {
     for _ in 0..20 {
         answers.push(pool.ask("a", &get("a"), short).await.unwrap_err());
     }
-    assert!(answers[..5].iter().all(|answer| *answer == Failed::Late), "{answers:?}");
-    assert!(answers[5..].iter().all(|answer| *answer == Failed::Away), "{answers:?}");
+    assert!(answers[..3].iter().all(|answer| *answer == Failed::Late), "{answers:?}");
+    assert!(answers[3..].iter().all(|answer| *answer == Failed::Away), "{answers:?}");
     server.go_on();
     until("it is asked again", async || pool.ask("a", &get("a"), PATIENCE).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn commands_under_way_at_a_server_that_hangs_fail_together() {
+    let server = Server::start(&[]).await;
+    let redis = start(json!({"endpoints": [server.address()]}));
+    let pool = redis.pool(Purpose::Limits);
+    until("a connection", async || pool.is_connected()).await;
+    server.stop();
+    let patience = Duration::from_secs(2);
+    let ask = async |after: Duration| {
+        sleep(after).await;
+        let begun = Instant::now();
+        assert_eq!(pool.ask("a", &get("a"), patience).await, Err(Failed::Late));
+        begun.elapsed()
+    };
+    let first = futures::future::join_all((0..3).map(|_| ask(Duration::ZERO)));
+    let later = futures::future::join_all((0..20).map(|_| ask(patience / 2)));
+    let (first, later) = futures::future::join(first, later).await;
+    assert!(first.iter().all(|waited| *waited >= patience - patience / 8), "{first:?}");
+    assert!(later.iter().all(|waited| *waited < patience * 7 / 8), "{later:?}");
+    server.go_on();
+    until("it is asked again", async || pool.ask("a", &get("a"), PATIENCE).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_server_is_not_blamed_for_time_that_others_used() {
+    let server = Server::start(&[]).await;
+    let redis = start(json!({"endpoints": [server.address()]}));
+    let pool = redis.pool(Purpose::Limits);
+    until("a connection", async || pool.is_connected()).await;
+    server.stop();
+    let (left, patience) = (Duration::from_millis(5), Duration::from_secs(1));
+    for _ in 0..10 {
+        assert_eq!(pool.ask_within("a", &get("a"), left, patience).await, Err(Failed::Late));
+    }
+    server.go_on();
+}
+
+#[tokio::test]
+async fn each_purpose_has_a_connection_of_its_own_which_ends_with_its_last_user() {
+    let server = Server::start(&[]).await;
+    let redis = start(json!({"endpoints": [server.address()]}));
+    let clients = async || {
+        let clients = server.text(&["CLIENT", "LIST", "TYPE", "normal"]).await;
+        // Beside who asks.
+        clients.lines().count() - 1
+    };
+    let (cache, limits) = (redis.pool(Purpose::Cache), redis.pool(Purpose::Limits));
+    let other = redis.pool(Purpose::Limits);
+    until("connections", async || cache.is_connected() && limits.is_connected()).await;
+    until("two", async || clients().await == 2).await;
+    drop(limits);
+    assert!(other.is_connected());
+    drop(other);
+    until("only that of the cache", async || clients().await == 1).await;
+    assert!(cache.is_connected());
+    let anew = redis.pool(Purpose::Limits);
+    until("it begins anew", async || anew.is_connected()).await;
 }
 
 #[tokio::test]
 async fn it_ends_when_nobody_has_it_any_more() {
     let server = Server::start(&[]).await;
     let redis = start(json!({"endpoints": [server.address()]}));
-    let pool = redis.pool();
+    let pool = redis.pool(Purpose::Cache);
     until("a connection", async || pool.is_connected()).await;
     drop(redis);
     until("it is closed", async || !pool.is_connected()).await;

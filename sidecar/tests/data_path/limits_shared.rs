@@ -143,6 +143,29 @@ async fn policy_says_what_holds_without_redis() {
 }
 
 #[tokio::test]
+async fn whatever_redis_answers_clients_get_what_remained_and_no_errors() {
+    for (reason, fault) in [
+        ("full", &["CONFIG", "SET", "maxmemory", "1"][..]),
+        ("forbidden", &["ACL", "SETUSER", "default", "-evalsha"]),
+        ("replica", &["REPLICAOF", "127.0.0.1", "1"]),
+        ("late", &[]),
+    ] {
+        let server = Server::start(&["--maxmemory-policy", "noeviction"]).await;
+        // Short, for what hangs takes three times that.
+        let redis = json!({"endpoints": [server.address()], "commandTimeout": "200ms"});
+        let pods = Pods::start(1, &redis, &json!({})).await;
+        assert_eq!(pods.passed("/five", 2).await, 2);
+        match fault {
+            [] => server.stop(),
+            fault => drop(server.run(fault).await),
+        }
+        assert_eq!(pods.passed("/five", 10).await, 3, "{reason}: as many as remained");
+        let counted = pods.proxies[0].metric(&format!("fetchr_ratelimit_store_failures_total{{reason=\"{reason}\"}}"));
+        assert!(counted > 0.0, "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn redis_that_can_not_be_used_is_a_store_that_fails() {
     let origin = Origin::echo_head().await;
     let redis = json!({"endpoints": ["127.0.0.1:1"], "credentials": {"secretRef": {"name": "none"}}});

@@ -1,4 +1,4 @@
-//! Counts in Redis, asked over the connections that all requests share.
+//! Counts in Redis, asked over connections that all requests share, and nothing but limits.
 
 mod failure;
 mod ticket;
@@ -30,7 +30,7 @@ use super::{
     rule::{Bucket, Charge, ChargeId, Micros, Slots, Treatment},
     script::{self, By, Charged, Scripts},
 };
-use crate::redis::{Pool, Redis, Slot};
+use crate::redis::{Pool, Purpose, Redis, Slot};
 
 /// Refunds and releases that are under way, at most. What is beyond is not given back: limits then deny a little more.
 const BEHIND: usize = 1024;
@@ -61,6 +61,9 @@ struct Inner {
 pub(crate) struct Pass {
     /// The first of the charges that denies. Then none is charged, or what was is on its way back.
     pub(crate) denied: Option<usize>,
+    /// When all that deny would allow it, if nobody else takes any: the longest of them. None if nothing denies, or one of them never will, or nobody
+    /// knows when.
+    pub(crate) retry: Option<Duration>,
     /// Of each charge, in their order.
     pub(crate) decisions: SmallVec<[Decision; 4]>,
     /// What was charged, and can be given back.
@@ -103,7 +106,7 @@ impl Store {
     /// Begins to connect, in tasks of this runtime. A command that a request waits for may take so long.
     pub(crate) fn start(redis: &Redis, patience: Duration) -> Self {
         Self(Arc::new(Inner {
-            pool: redis.pool(),
+            pool: redis.pool(Purpose::Limits),
             clustered: redis.is_cluster(),
             scripts: Scripts::new(),
             patience,
@@ -122,20 +125,27 @@ impl Store {
     /// ends by then, whatever was answered until then.
     pub(crate) async fn pass(&self, charges: &[Charge<'_>], until: Instant) -> Pass {
         let id = ChargeId::random();
-        let mut pass = Pass { denied: None, decisions: smallvec![Decision::Skipped; charges.len()], ticket: Ticket::new(id) };
+        let mut pass = Pass::of(id, charges.len(), Decision::Skipped);
+        // Who asks may be gone before all groups are asked.
+        let mut charged = Refunded { store: self, ticket: Ticket::new(id) };
         for group in self.groups(charges) {
             let of_group: SmallVec<[&Charge<'_>; 4]> = group.iter().map(|place| &charges[*place]).collect();
             match self.0.charge(id, &of_group, until).await {
-                Ok((None, told)) => pass.charged(&group, &of_group, &told),
+                Ok((None, told)) => {
+                    pass.tell(&group, &told);
+                    charged.ticket.add(of_told(&of_group, &told));
+                }
                 Ok((Some(denied), told)) => {
                     pass.tell(&group, &told);
                     pass.denied = group.get(denied).copied();
-                    self.refund(pass.give_back(charges));
-                    break;
+                    pass.retry = longest(&of_group, &told);
+                    pass.give_back(charges, &charged.ticket);
+                    return pass; // and what earlier groups were charged goes back
                 }
                 Err(failure) => group.iter().for_each(|place| pass.decisions[*place] = Decision::Failed(failure)),
             }
         }
+        pass.ticket = charged.ticket.take();
         pass
     }
 
@@ -258,14 +268,14 @@ impl Inner {
     }
 
     async fn ask(&self, key: &str, patience: Duration, until: Instant, command: Cmd) -> Result<Value, Failure> {
-        let patience = patience.min(until.saturating_duration_since(Instant::now()));
-        if patience.is_zero() {
+        let left = patience.min(until.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
             return Err(Failure::Late);
         }
         let mut pipeline = redis::pipe();
         // An error that the server answers is no reason to break the connection.
         pipeline.add_command(command).ignore_errors();
-        match self.pool.ask(key, &pipeline, patience).await?.into_iter().next() {
+        match self.pool.ask_within(key, &pipeline, left, patience).await?.into_iter().next() {
             Some(Value::ServerError(error)) => Err(Failure::of_code(error.code())),
             Some(value) => Ok(value),
             None => Err(Failure::Error),
@@ -286,23 +296,19 @@ impl Inner {
 impl Pass {
     /// One of so many charges, none of which was decided.
     pub(crate) fn failed(charges: usize, failure: Failure) -> Self {
-        Self { denied: None, decisions: smallvec![Decision::Failed(failure); charges], ticket: Ticket::new(ChargeId::random()) }
+        Self::of(ChargeId::random(), charges, Decision::Failed(failure))
+    }
+
+    fn of(id: ChargeId, charges: usize, decision: Decision) -> Self {
+        Self { denied: None, retry: None, decisions: smallvec![decision; charges], ticket: Ticket::new(id) }
     }
 
     fn tell(&mut self, group: &[usize], told: &[Told]) {
         group.iter().zip(told).for_each(|(place, told)| self.decisions[*place] = Decision::Told(told.verdict));
     }
 
-    fn charged(&mut self, group: &[usize], charges: &[&Charge<'_>], told: &[Told]) {
-        self.tell(group, told);
-        let charged = charges.iter().zip(told).filter(|(charge, told)| charge.is_charged(told.verdict.allowed));
-        let charged = charged.map(|(charge, told)| Charged::new(charge, told.mark));
-        self.ticket.add(charged.collect());
-    }
-
     /// What earlier groups were charged goes back, and they have it again.
-    fn give_back(&mut self, charges: &[Charge<'_>]) -> Ticket {
-        let ticket = self.ticket.take();
+    fn give_back(&mut self, charges: &[Charge<'_>], ticket: &Ticket) {
         for (charge, decision) in charges.iter().zip(&mut self.decisions) {
             if let Decision::Told(verdict) = decision
                 && ticket.has(&charge.name())
@@ -310,8 +316,32 @@ impl Pass {
                 verdict.remaining = verdict.remaining.saturating_add(charge.units());
             }
         }
-        ticket
     }
+}
+
+/// What is charged, and goes back unless it is taken out.
+struct Refunded<'a> {
+    store: &'a Store,
+    ticket: Ticket,
+}
+
+impl Drop for Refunded<'_> {
+    fn drop(&mut self) {
+        self.store.refund(self.ticket.take());
+    }
+}
+
+/// What was charged of a group that nothing denied.
+fn of_told(charges: &[&Charge<'_>], told: &[Told]) -> Vec<Charged> {
+    let charged = charges.iter().zip(told).filter(|(charge, told)| charge.is_charged(told.verdict.allowed));
+    charged.map(|(charge, told)| Charged::new(charge, told.mark)).collect()
+}
+
+/// The longest time that one of those takes that deny. None if one of them never will allow, or nobody knows when.
+fn longest(charges: &[&Charge<'_>], told: &[Told]) -> Option<Duration> {
+    let denies = |(charge, told): &(&&Charge<'_>, &Told)| charge.treatment == Treatment::Enforce && !told.verdict.allowed;
+    let retries = charges.iter().zip(told).filter(denies).map(|(_, told)| told.verdict.retry);
+    retries.reduce(|one, other| Some(one?.max(other?))).flatten()
 }
 
 #[cfg(test)]

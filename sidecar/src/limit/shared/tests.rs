@@ -2,6 +2,7 @@
 
 mod bench;
 mod cases;
+mod faults;
 mod play;
 mod scripts;
 mod store;

@@ -5,8 +5,16 @@ use crate::redis::Failed;
 /// Why a count could not be asked. What follows is the policy's to say; it is never a denial of its own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Failure {
-    /// There is no connection to who has the count, or that is not of use now: it fails over, loads, or follows another.
+    /// There is no connection to who has the count.
     Away,
+    /// The server follows another one (`READONLY`), which it may have lost (`MASTERDOWN`): another is looked for.
+    Replica,
+    /// The server reads what it kept (`LOADING`).
+    Loading,
+    /// The server takes no writes, for it can't keep them (`MISCONF`), or nobody else has them (`NOREPLICAS`).
+    Unsafe,
+    /// The cluster does not serve the slot now (`CLUSTERDOWN`, `TRYAGAIN`), or by a node that is not known (`MOVED`, `ASK`).
+    Cluster,
     /// No answer came in time, or there was none left.
     Late,
     /// The server has no memory for more (`OOM`).
@@ -29,8 +37,10 @@ impl Failure {
             "NOSCRIPT" => Self::Unknown,
             "OOM" => Self::Full,
             "NOPERM" | "NOAUTH" | "WRONGPASS" => Self::Forbidden,
-            "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOREPLICAS" | "TRYAGAIN" | "MISCONF" => Self::Away,
-            "MOVED" | "ASK" => Self::Away,
+            "READONLY" | "MASTERDOWN" => Self::Replica,
+            "LOADING" => Self::Loading,
+            "MISCONF" | "NOREPLICAS" => Self::Unsafe,
+            "CLUSTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" => Self::Cluster,
             "BUSY" => Self::Late,
             _ => Self::Error,
         }
@@ -40,6 +50,10 @@ impl Failure {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Away => "away",
+            Self::Replica => "replica",
+            Self::Loading => "loading",
+            Self::Unsafe => "unsafe",
+            Self::Cluster => "cluster",
             Self::Late => "late",
             Self::Full => "full",
             Self::Forbidden => "forbidden",
@@ -68,7 +82,12 @@ mod tests {
         for (code, failure) in [
             ("OOM", Failure::Full),
             ("NOPERM", Failure::Forbidden),
-            ("READONLY", Failure::Away),
+            ("READONLY", Failure::Replica),
+            ("MASTERDOWN", Failure::Replica),
+            ("LOADING", Failure::Loading),
+            ("MISCONF", Failure::Unsafe),
+            ("CLUSTERDOWN", Failure::Cluster),
+            ("MOVED", Failure::Cluster),
             ("BUSY", Failure::Late),
             ("NOSCRIPT", Failure::Unknown),
             ("WRONGTYPE", Failure::Error),

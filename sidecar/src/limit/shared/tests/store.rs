@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const HOUR: u64 = 3_600_000_000;
 
 /// What keeps a Redis, and a store of its counts that is connected.
-async fn store(redis: serde_json::Value, patience: Duration) -> (Redis, Store) {
+pub(super) async fn store(redis: serde_json::Value, patience: Duration) -> (Redis, Store) {
     let settings = Settings::new(&serde_json::from_value(redis).unwrap(), &Secrets(None)).unwrap();
     let redis = Redis::start(settings, Metrics::default());
     let store = Store::start(&redis, patience);
@@ -35,7 +35,7 @@ async fn single(server: &Server) -> (Redis, Store) {
     store(json!({"endpoints": [server.address()]}), PATIENCE).await
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Began::now() + Duration::from_secs(30);
     while !is_so().await {
         assert!(Began::now() < deadline, "{what}");
@@ -180,7 +180,7 @@ async fn failures_are_told_apart_and_are_no_denials() {
     let (_redis, store) = store(json!({"endpoints": [server.address()]}), Duration::from_millis(200)).await;
     let charge = [enforce("fetchr:{p}:bucket", daily(100))];
     let failed = async || match pass(&store, &charge).await {
-        Pass { denied: None, decisions, ticket } if ticket.is_empty() => match decisions[..] {
+        Pass { denied: None, retry: None, decisions, ticket } if ticket.is_empty() => match decisions[..] {
             [Decision::Failed(failure)] => failure,
             _ => panic!("{decisions:?}"),
         },
@@ -188,14 +188,20 @@ async fn failures_are_told_apart_and_are_no_denials() {
     };
     pass(&store, &charge).await;
     server.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    assert_eq!(failed().await, Failure::Full);
-    server.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    // What persists is not asked for by each request.
+    for _ in 0..100 {
+        assert_eq!(failed().await, Failure::Full);
+    }
+    let errors = server.text(&["INFO", "errorstats"]).await;
+    let asked = errors.lines().find_map(|line| line.strip_prefix("errorstat_OOM:count=")).unwrap();
+    assert!(asked.parse::<u32>().unwrap() < 10, "{errors}");
     server.run(&["ACL", "SETUSER", "default", "-evalsha"]).await;
-    assert_eq!(failed().await, Failure::Forbidden);
+    server.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    until("it is forbidden", async || failed().await == Failure::Forbidden).await;
+    server.run(&["LPUSH", "fetchr:{p}:foreign:b", "foreign"]).await;
+    server.run(&["RENAME", "fetchr:{p}:foreign:b", "fetchr:{p}:bucket:b"]).await;
     server.run(&["ACL", "SETUSER", "default", "+evalsha"]).await;
-    server.run(&["DEL", "fetchr:{p}:bucket:b"]).await;
-    server.run(&["LPUSH", "fetchr:{p}:bucket:b", "foreign"]).await;
-    assert_eq!(failed().await, Failure::Error);
+    until("it is an error", async || failed().await == Failure::Error).await;
     server.run(&["DEL", "fetchr:{p}:bucket:b"]).await;
     server.stop();
     let began = Began::now();
@@ -245,6 +251,42 @@ async fn groups_of_a_cluster_are_refunded_when_a_later_one_denies() {
     for charge in &wide {
         until("it is refunded", async || left(&store, charge.key, charge.rule).await == Some(49)).await;
     }
+}
+
+#[tokio::test]
+async fn what_earlier_groups_were_charged_goes_back_when_nobody_waits_any_more() {
+    let cluster = Cluster::start().await;
+    let (_redis, store) = store(json!({"mode": "Cluster", "endpoints": cluster.endpoints()}), PATIENCE).await;
+    // Slot 15495 is of the third node, 3300 of the first.
+    let charges = [enforce("fetchr:{a}:x", daily(50)), enforce("fetchr:{b}:x", daily(50))];
+    cluster.servers[0].stop();
+    let until_later = Instant::now() + PATIENCE;
+    let dropped = tokio::time::timeout(Duration::from_millis(300), store.pass(&charges, until_later)).await;
+    cluster.servers[0].go_on();
+    assert!(dropped.is_err());
+    until("it is refunded", async || store.is_idle() && left(&store, charges[0].key, charges[0].rule).await == Some(50)).await;
+    // A refund is remembered beside the count.
+    let names = cluster.servers[2].text(&["KEYS", "*"]).await;
+    assert!(names.contains("fetchr:{a}:x:b:"), "it was charged before: {names}");
+}
+
+#[tokio::test]
+async fn the_longest_of_those_that_deny_says_when_to_try_again() {
+    let server = Server::start(&[]).await;
+    let (_redis, store) = single(&server).await;
+    let hourly = Rule::Bucket(bucket(1, 3600, 1));
+    let charges = [
+        enforce("fetchr:{p}:hour", hourly),
+        enforce("fetchr:{p}:day", daily(1)),
+        Charge { treatment: Treatment::Shadow, ..enforce("fetchr:{p}:shadow", Rule::Bucket(bucket(1, 7 * 86_400, 1))) },
+    ];
+    assert_eq!(pass(&store, &charges).await.retry, None);
+    let denied = pass(&store, &charges).await;
+    let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
+    assert_eq!(denied.denied, Some(0));
+    assert!(denied.retry.is_some_and(|retry| retry > hour && retry <= day), "{:?}", denied.retry);
+    let never = [charges[0], Charge { cost: 2, ..charges[1] }];
+    assert_eq!(pass(&store, &never).await.retry, None, "one never allows it");
 }
 
 #[tokio::test]
