@@ -252,7 +252,7 @@ pub struct Rate {
 }
 
 /// Bytes of bodies a second, of all requests of the rule together.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[schemars(extend("x-kubernetes-validations" = [ONE_WAY]))]
 #[serde(rename_all = "camelCase")]
 pub struct Bandwidth {
