@@ -152,6 +152,9 @@ pub(crate) struct Flow {
     held: Option<Box<Held>>,
 }
 
+/// What a body gives when it is asked.
+type Piece = Poll<Option<Result<Frame<Bytes>, FlowError>>>;
+
 /// What throttles know of a body.
 struct Held {
     _permits: SmallVec<[Permit; 1]>,
@@ -332,12 +335,15 @@ impl Flow {
     }
 
     /// The next piece, as much of it as may pass at once. Pending only while what has passed is not paid for: nobody is silent then.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Poll<Option<Result<Frame<Bytes>, FlowError>>>> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
         if self.held.is_none() {
             return Poll::Ready(self.poll_source(cx));
         }
-        if let Some(paced) = self.held.as_mut().and_then(|held| held.paced.as_mut()) {
-            ready!(paced.poll(cx));
+        if let Some(paced) = self.held.as_mut().and_then(|held| held.paced.as_mut())
+            && paced.poll(cx).is_pending()
+        {
+            self.poll_upload(cx); // it has an account of its own
+            return Poll::Pending;
         }
         let rest = self.held.as_mut().map(|held| std::mem::take(&mut held.rest)).unwrap_or_default();
         let polled = if rest.is_empty() { self.poll_source(cx) } else { Poll::Ready(Some(Ok(Frame::data(rest)))) };

@@ -175,7 +175,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     let streams = match &options.configuration {
         Configuration::Files(_) => None,
         Configuration::Pod(pod) => {
-            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone()));
+            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone(), throttles.clone()));
             Some(Streams::begin(settings, shared.clone(), health.clone(), source_metrics.clone()).await)
         }
     };
@@ -288,7 +288,11 @@ fn rough_time() -> u128 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
 
-fn stream_settings(pod: &Pod, state: &StateDir, (purges, cache): (PodPurges, PodCache)) -> stream::Settings {
+fn stream_settings(
+    pod: &Pod,
+    state: &StateDir,
+    (purges, cache, throttles): (PodPurges, PodCache, PodThrottles),
+) -> stream::Settings {
     let (workload_kind, workload_name) = pod.workload.clone().unwrap_or_default();
     let cold_start = ColdStart {
         plan_dir: pod.plan_dir.clone(),
@@ -307,6 +311,7 @@ fn stream_settings(pod: &Pod, state: &StateDir, (purges, cache): (PodPurges, Pod
         cold_start,
         purges,
         cache,
+        throttles,
     }
 }
 

@@ -293,7 +293,7 @@ impl Body for Upload {
             shared.paid(&frame);
             shared.touched.set(true);
             shared.moved.set(Instant::now());
-            shared.done.set(frame.is_trailers() || !self.has_kept() && shared.body.borrow().is_end_stream());
+            shared.done.set(frame.is_trailers() || self.is_end_stream());
             return Poll::Ready(Some(Ok(frame)));
         }
         let mut body = shared.body.borrow_mut();

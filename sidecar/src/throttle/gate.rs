@@ -12,12 +12,13 @@ use std::{
 use crds::policy::{Mode, Throttle as Spec, throttle::ConcurrencyKind};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
-    sync::oneshot::{self, error::TryRecvError},
+    sync::oneshot,
     time::{Instant as TokioInstant, timeout_at},
 };
 
 use super::{
     Bandwidth, Sample,
+    adaptive::Adaptive,
     counted::{Figures, Outcome},
     queue::{Place, Settings},
     shaper::{Pacing, Refused, Shaper, Slot},
@@ -81,10 +82,10 @@ impl Gate {
         *lock(&self.levels) = (spec.mode, levels.iter().map(named).collect());
         let queue = Settings::of(&spec.queue.clone().unwrap_or_default());
         self.lock().configure(spec.concurrency.as_ref(), queue, now());
-        self.go_on();
+        self.go_on(false);
     }
 
-    /// Lets a request through if there is room and nobody waits; else it is to [wait](Self::wait).
+    /// Lets a request through if there is room and nobody waits; else it is to [wait](Waiting::turn).
     pub(super) fn try_enter(self: &Arc<Self>, asks: Asks) -> Result<Permit, Result<Waiting, Outcome>> {
         let now = now();
         let mut told = None;
@@ -147,11 +148,8 @@ impl Gate {
             mode,
             in_flight: state.in_flight().into(),
             limit: state.found().map(u64::from),
-            gradient: state.adaptive().map(super::adaptive::Adaptive::gradient),
-            baseline_millis: state
-                .adaptive()
-                .and_then(super::adaptive::Adaptive::baseline)
-                .map(|latency| latency.as_secs_f64() * 1e3),
+            gradient: state.adaptive().map(Adaptive::gradient),
+            baseline_millis: state.adaptive().and_then(Adaptive::baseline).map(|latency| latency.as_secs_f64() * 1e3),
             queued: state.queue().len() as u64,
             delayed: shaped as u64,
             priorities: levels.iter().map(|level| level.name.to_string()).zip(lengths).collect(),
@@ -173,20 +171,27 @@ impl Gate {
         }
     }
 
-    /// Gives those that wait the room that there is. They are told outside of the lock: a permit that nobody takes comes back here.
-    fn go_on(self: &Arc<Self>) {
+    /// Gives those that wait the room that there is, once a request has left or without one. They are told outside of the lock: a permit
+    /// that nobody takes comes back here.
+    fn go_on(self: &Arc<Self>, mut left: bool) {
         loop {
             let next = {
                 let mut state = self.lock();
+                if left {
+                    state.leave();
+                }
                 let next = state.next(now());
                 self.show(&state);
                 next
             };
             let Some(teller) = next else { return };
-            let permit = Permit::new(self, now());
-            if let Err(Ok(untaken)) = teller.send(Ok(permit)) {
-                untaken.hand_back();
-            }
+            left = match teller.send(Ok(Permit::new(self, now()))) {
+                Err(Ok(mut untaken)) => {
+                    untaken.returned = true;
+                    true
+                }
+                Ok(()) | Err(Err(_)) => false,
+            };
         }
     }
 
@@ -233,23 +238,22 @@ impl Permit {
         if !self.gate.adaptive.load(Ordering::Relaxed) {
             return;
         }
-        let mut state = self.gate.lock();
-        state.note(self.admitted, sample, now());
-        self.gate.show(&state);
-    }
-
-    /// Gives back what was never taken, without asking who is next: whoever calls does that.
-    fn hand_back(mut self) {
-        self.gate.lock().leave();
-        self.returned = true;
+        let waits = {
+            let mut state = self.gate.lock();
+            state.note(self.admitted, sample, now());
+            self.gate.show(&state);
+            state.queue().len() > 0
+        };
+        if waits {
+            self.gate.go_on(false); // the limit may be another
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.returned {
-            self.gate.lock().leave();
-            self.gate.go_on();
+            self.gate.go_on(true);
         }
     }
 }
@@ -273,10 +277,7 @@ impl Waiting {
             Err(_) => {
                 self.leave();
                 // Its turn may have come in the same moment.
-                match self.hears.try_recv() {
-                    Ok(told) => Some(told),
-                    Err(TryRecvError::Empty | TryRecvError::Closed) => None,
-                }
+                self.hears.try_recv().ok()
             }
         };
         self.place = None;

@@ -11,7 +11,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Client, LONG, Origin, Proxy, Response, eventually, field, read_chunks, read_head};
+use crate::{
+    frames::{self, Peer, RST_STREAM, frame, request},
+    support::{Client, LONG, Origin, Proxy, Response, eventually, field, read_chunks, read_head},
+};
 
 /// An origin that answers a request with its path, once it may; and what came to it.
 struct Held {
@@ -438,4 +441,38 @@ async fn body_of_a_request_keeps_to_the_bandwidth_and_comes_whole() {
     let mut chunked = send(&proxy, "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await;
     chunked.send(format!("{:x}\r\n{}\r\n0\r\n\r\n", 50_000, "c".repeat(50_000))).await;
     assert_eq!(chunked.response().await.status, 200);
+}
+
+#[tokio::test]
+async fn stream_that_is_reset_while_it_waits_is_not_sent() {
+    let origin = Held::answering(0).await;
+    let proxy = origin.before(r#""concurrency": {"type": "Fixed", "limit": 1}, "queue": {"maxWait": "1m"}"#);
+    let mut first = send(&proxy, &get("/1")).await;
+    origin.has_come(1).await;
+    let mut peer = Peer::connect(proxy.address).await;
+    peer.send(&request(1, &frames::get(&[]))).await;
+    queued(&proxy, 1).await;
+    peer.send(&frame(RST_STREAM, 0, 1, &8u32.to_be_bytes())).await;
+    queued(&proxy, 0).await;
+    origin.may.add_permits(1);
+    assert_eq!(first.response().await.status, 200);
+    assert_eq!((origin.came(), counted(&proxy, "enforce", "abandoned")), (vec!["/1".to_owned()], 1.0));
+}
+
+#[tokio::test]
+async fn answer_of_the_cache_takes_no_room() {
+    let origin = Held::answering(1).await;
+    let proxy = Proxy::before(origin.origin.address);
+    proxy.apply(
+        r#"[{"name": "rule", "cache": {"ttl": {"default": "1m"}},
+             "throttle": {"concurrency": {"type": "Fixed", "limit": 1}, "queue": {"maxLength": 0}}}]"#,
+    );
+    assert_eq!(proxy.ask(&get("/kept")).await.status, 200);
+    let mut first = send(&proxy, &get("/1")).await;
+    origin.has_come(2).await;
+    refused(&proxy.ask(&get("/2")).await, 503, "throttle_queue_full");
+    let hit = proxy.ask(&get("/kept")).await;
+    assert_eq!((hit.status, hit.text()), (200, "/kept"));
+    origin.may.add_permits(1);
+    assert_eq!(first.response().await.status, 200);
 }

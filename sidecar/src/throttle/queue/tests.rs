@@ -13,9 +13,9 @@ fn fair(length: usize) -> Queue<u64> {
     Queue::new(Settings::of(&serde_json::from_str(&json).unwrap()))
 }
 
-fn waits<T>(pushed: Pushed<T>) -> Place {
+fn waits<T>(pushed: &Pushed<T>) -> Place {
     match pushed {
-        Pushed::Waits(place) => place,
+        Pushed::Waits(place) => *place,
         Pushed::InsteadOf(..) | Pushed::Full(_) => panic!("there is room"),
     }
 }
@@ -29,7 +29,7 @@ fn drained<T>(queue: &mut Queue<T>, now: Instant) -> Vec<T> {
 fn higher_priorities_go_first_and_within_one_the_oldest() {
     let (mut queue, now) = (queue("{}"), Instant::now());
     for (level, what) in [(2, "c1"), (0, "a1"), (1, "b1"), (0, "a2"), (2, "c2")] {
-        waits(queue.push(level, 0, now, now + SECOND, what));
+        waits(&queue.push(level, 0, now, now + SECOND, what));
     }
     assert_eq!(queue.lengths().collect::<Vec<_>>(), [2, 1, 2]);
     assert_eq!(drained(&mut queue, now), ["a1", "a2", "b1", "c1", "c2"]);
@@ -39,7 +39,7 @@ fn higher_priorities_go_first_and_within_one_the_oldest() {
 fn full_queue_sheds_the_newest_of_the_lowest_priority_for_a_higher_one() {
     let (mut queue, now) = (queue(r#"{"maxLength": 3}"#), Instant::now());
     for (level, what) in [(1, "b1"), (2, "c1"), (2, "c2")] {
-        waits(queue.push(level, 0, now, now + SECOND, what));
+        waits(&queue.push(level, 0, now, now + SECOND, what));
     }
     assert!(matches!(queue.push(0, 0, now, now + SECOND, "a1"), Pushed::InsteadOf(_, "c2")));
     assert!(matches!(queue.push(1, 0, now, now + SECOND, "b2"), Pushed::InsteadOf(_, "c1")));
@@ -58,15 +58,15 @@ fn nothing_waits_where_there_is_no_queue() {
 fn newest_go_first_once_requests_have_waited_for_half_of_the_longest_wait() {
     let (mut queue, now) = (queue(r#"{"maxWait": "1s", "order": "AdaptiveLIFO", "maxLength": 4}"#), Instant::now());
     for what in ["1", "2", "3", "4"] {
-        waits(queue.push(0, 0, now, now + SECOND, what));
+        waits(&queue.push(0, 0, now, now + SECOND, what));
     }
     assert_eq!(queue.pop(now), Some("1"), "not yet");
     let later = now + SECOND / 2;
-    waits(queue.push(0, 0, later, later + SECOND, "5"));
+    waits(&queue.push(0, 0, later, later + SECOND, "5"));
     assert!(matches!(queue.push(0, 0, later, later + SECOND, "6"), Pushed::InsteadOf(_, "2")), "the oldest makes room");
     assert_eq!(drained(&mut queue, later), ["6", "5", "4", "3"]);
     for what in ["7", "8"] {
-        waits(queue.push(0, 0, later, later + SECOND, what));
+        waits(&queue.push(0, 0, later, later + SECOND, what));
     }
     assert_eq!(queue.pop(later), Some("7"), "it was empty meanwhile");
 }
@@ -74,9 +74,9 @@ fn newest_go_first_once_requests_have_waited_for_half_of_the_longest_wait() {
 #[test]
 fn what_has_expired_or_left_is_not_given_a_turn() {
     let (mut queue, now) = (queue("{}"), Instant::now());
-    waits(queue.push(0, 0, now, now + SECOND, "expires"));
-    let leaves = waits(queue.push(0, 0, now, now + 5 * SECOND, "leaves"));
-    waits(queue.push(0, 0, now, now + 5 * SECOND, "stays"));
+    waits(&queue.push(0, 0, now, now + SECOND, "expires"));
+    let leaves = waits(&queue.push(0, 0, now, now + 5 * SECOND, "leaves"));
+    waits(&queue.push(0, 0, now, now + 5 * SECOND, "stays"));
     assert!(queue.remove(leaves) && !queue.remove(leaves));
     assert_eq!(drained(&mut queue, now + SECOND), ["stays"]);
     assert_eq!(queue.len(), 0);
@@ -86,7 +86,7 @@ fn what_has_expired_or_left_is_not_given_a_turn() {
 fn client_that_sends_much_neither_fills_the_queue_nor_delays_others() {
     let (mut queue, now) = (fair(80), Instant::now());
     for _ in 0..80 {
-        waits(queue.push(0, 1, now, now + SECOND, 1));
+        waits(&queue.push(0, 1, now, now + SECOND, 1));
     }
     assert!(matches!(queue.push(0, 1, now, now + SECOND, 1), Pushed::Full(1)), "all of its queues are as long");
     for other in 2..12 {
