@@ -297,6 +297,7 @@ fn no_request_reaches_the_server_after_its_deadline() {
             outcome.sent.iter().sum::<u32>()
         );
         assert!(outcome.too_late == 0 && outcome.shed > 1000, "{} {}", outcome.too_late, outcome.shed);
+        assert_eq!(goodput > 900.0, order == "AdaptiveLIFO", "{goodput}");
     }
 }
 
