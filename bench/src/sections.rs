@@ -28,7 +28,7 @@ pub(crate) struct Options {
 const PORTS: Ports = Ports(18040);
 
 /// What is measured: its name, and the fields of a rule.
-const ROWS: [(&str, &str); 17] = [
+const ROWS: [(&str, &str); 18] = [
     ("headers", "headers: {response: {set: [{name: x-bench, value: fetchr}]}}"),
     (
         "headers, five changes",
@@ -36,6 +36,7 @@ const ROWS: [(&str, &str); 17] = [
     ),
     ("rateLimits, one for all", "rateLimits: [{name: all, limit: {requests: 1000000, per: 1s}}]"),
     ("rateLimits by client", "rateLimits: [{name: each, limit: {requests: 1000000, per: 1s}, key: [{source: ClientIP}]}]"),
+    ("throttle with room", "throttle: {concurrency: {type: Adaptive, initial: 1000}}"),
     ("cache, of what isn't kept", "cache: {}"),
     ("cache, a hit", "cache: {ttl: {default: 1h}}"),
     ("timeouts", "timeouts: {request: 10s, idle: 10s}"),
@@ -45,7 +46,7 @@ const ROWS: [(&str, &str); 17] = [
     ("failover", "failover: {upstream: \"http://127.0.0.1:1\"}"),
     (
         "all of these",
-        "headers: {response: {set: [{name: x-bench, value: fetchr}]}}\n    rateLimits: [{name: each, limit: {requests: 1000000, per: 1s}, key: [{source: ClientIP}]}]\n    cache: {}\n    timeouts: {request: 10s, idle: 10s}\n    retry: {}\n    loadBalancing: {}\n    circuitBreaker: {consecutiveFailures: 10}\n    failover: {upstream: \"http://127.0.0.1:1\"}",
+        "headers: {response: {set: [{name: x-bench, value: fetchr}]}}\n    rateLimits: [{name: each, limit: {requests: 1000000, per: 1s}, key: [{source: ClientIP}]}]\n    throttle: {concurrency: {type: Adaptive, initial: 1000}}\n    cache: {}\n    timeouts: {request: 10s, idle: 10s}\n    retry: {}\n    loadBalancing: {}\n    circuitBreaker: {consecutiveFailures: 10}\n    failover: {upstream: \"http://127.0.0.1:1\"}",
     ),
     (
         "headers, matched by prefix",

@@ -8,6 +8,7 @@ pub(crate) mod inject;
 pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod throttle;
 pub(crate) mod upgrade;
 pub(crate) mod validate;
 pub(crate) mod version;
@@ -32,6 +33,7 @@ pub(crate) fn execute(cli: Cli, name: ProgramName) -> Result<Exit, Failure> {
         Command::Status(args) => block_on(status::execute(args, color)),
         Command::Version(args) => block_on(version::execute(args)),
         Command::Cache(args) => cache::execute(&args, color),
+        Command::Throttle(args) => throttle::execute(&args, color),
         Command::Completion(args) => completion::execute(&args, name),
         Command::Man(args) => man::execute(&args, name),
     }

@@ -59,7 +59,7 @@ pub(crate) async fn order<T: DeserializeOwned>(
     call(client, Request::post(path).header("content-type", "application/json"), body).await
 }
 
-/// Asks the sidecar of a pod about its cache; `target` is the path of the admin port with a query.
+/// Asks the sidecar of a pod; `target` is the path of the admin port with a query.
 pub(crate) async fn look_up<T: DeserializeOwned>(client: &Client, namespace: &str, pod: &str, target: &str) -> kube::Result<T> {
     call(client, Request::get(format!("{BASE}/namespaces/{namespace}/sidecars/{pod}{target}")), Vec::new()).await
 }

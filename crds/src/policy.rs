@@ -8,6 +8,7 @@ pub mod load_balancing;
 pub mod matches;
 pub mod rate_limits;
 pub mod retry;
+pub mod throttle;
 pub mod timeouts;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -23,6 +24,7 @@ pub use load_balancing::LoadBalancing;
 pub use matches::{CEL_VARIABLES, Match};
 pub use rate_limits::{RateLimit, RateLimits};
 pub use retry::Retry;
+pub use throttle::Throttle;
 pub use timeouts::Timeouts;
 
 use crate::{
@@ -39,8 +41,8 @@ const OUTWARD: Rule = Rule::new(
 )
 .at(".direction");
 const HAS_SECTION: Rule = Rule::new(
-    "has(self.headers) || has(self.rateLimits) || has(self.cache) || has(self.timeouts) || has(self.retry) || has(self.loadBalancing) || \
-     has(self.circuitBreaker) || has(self.failover)",
+    "has(self.headers) || has(self.rateLimits) || has(self.throttle) || has(self.cache) || has(self.timeouts) || has(self.retry) || \
+     has(self.loadBalancing) || has(self.circuitBreaker) || has(self.failover)",
     "the rule does nothing: write a section such as headers, rateLimits or timeouts",
 );
 
@@ -91,6 +93,7 @@ macro_rules! kinds {
 kinds! {
     headers: Headers,
     rate_limits: RateLimits,
+    throttle: Throttle,
     cache: Cache,
     timeouts: Timeouts,
     retry: Retry,
@@ -156,7 +159,7 @@ pub struct FetchrPolicySpec {
     /// Requests that come to the application (Inbound) or that it sends (Outbound).
     #[serde(default)]
     pub direction: Direction,
-    /// Rules. Of the sections that protect (`rateLimits`), those of every rule that matches hold; of the sections that shape
+    /// Rules. Of the sections that protect (`rateLimits`, `throttle`), those of every rule that matches hold; of the sections that shape
     /// (`headers`, `cache`, `timeouts`, `retry`, `loadBalancing`, `circuitBreaker`, `failover`), that of the best match.
     #[schemars(length(min = 1, max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub rules: Vec<PolicyRule>,
@@ -203,6 +206,9 @@ pub struct PolicyRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub rate_limits: RateLimits,
+    /// How much goes to the upstream at a time. Protects: all that match hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<Throttle>,
     /// A cache before the upstream. Shapes: the best match wins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,

@@ -305,6 +305,7 @@ fn people_have_the_rights_of_their_roles(cluster: &Cluster) {
         ("view", "create fetchr.sh/fetchrpolicies", false),
         ("view", "list api.fetchr.sh/sidecars", true),
         ("view", "get api.fetchr.sh/sidecars/config", false),
+        ("view", "get api.fetchr.sh/sidecars/throttles", true),
         ("view", "get api.fetchr.sh/sidecars/cache", false),
         ("edit", "create fetchr.sh/fetchrpolicies", true),
         ("edit", "patch fetchr.sh/fetchrproxies", false),

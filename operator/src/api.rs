@@ -90,6 +90,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/namespaces/{namespace}/sidecars", get(list))
         .route("/namespaces/{namespace}/sidecars/{pod}", get(read))
         .route("/namespaces/{namespace}/sidecars/{pod}/config", get(config))
+        .route("/namespaces/{namespace}/sidecars/{pod}/throttles", get(throttles))
         .route("/namespaces/{namespace}/sidecars/{pod}/cache/{question}", get(cache))
         .route("/namespaces/{namespace}/sidecars/{pod}/explain", post(explain))
         .route("/namespaces/{namespace}/sidecars/{pod}/purge", post(purge))
@@ -137,14 +138,27 @@ async fn read(Path((namespace, pod)): Path<(String, String)>, (State(api), Exten
     api.answer("sidecars", read.await)
 }
 
-async fn config(Path((namespace, pod)): Path<(String, String)>, (State(api), Extension(peer), headers): Asked) -> Response {
-    let action =
-        Action { verb: "get", resource: "sidecars", subresource: "config", namespace: Some(&namespace), name: Some(&pod) };
-    let config = async {
+async fn config(Path(pod): Path<(String, String)>, asked: Asked) -> Response {
+    tell(pod, asked, "config", "sidecars/config").await
+}
+
+async fn throttles(Path(pod): Path<(String, String)>, asked: Asked) -> Response {
+    tell(pod, asked, "throttles", "sidecars/throttles").await
+}
+
+/// What a sidecar says to a question of one word, which is the subresource too.
+async fn tell(
+    (namespace, pod): (String, String),
+    (State(api), Extension(peer), headers): Asked,
+    verb: &'static str,
+    resource: &'static str,
+) -> Response {
+    let action = Action { verb: "get", resource: "sidecars", subresource: verb, namespace: Some(&namespace), name: Some(&pod) };
+    let answer = async {
         api.admit(&peer, &headers, action).await?;
-        api.command((&namespace, &pod), "config", Bytes::new(), COMMAND_DEADLINE).await
+        api.command((&namespace, &pod), verb, Bytes::new(), COMMAND_DEADLINE).await
     };
-    api.answer("sidecars/config", config.await)
+    api.answer(resource, answer.await)
 }
 
 async fn cache(

@@ -25,16 +25,18 @@ use crate::{
     facts::Facts,
     fields,
     route::{Explanation, Routes},
+    throttle::PodThrottles,
 };
 
 /// Sections and verbs that [`answer`] knows, by verb.
-pub const VERBS: [&str; 4] = ["config", "explain", "cache", "purge"];
+pub const VERBS: [&str; 5] = ["config", "explain", "throttles", "cache", "purge"];
 
 /// Answers a command of the stream as JSON; all but `cache` and `purge`, which take time.
-pub fn answer(shared: &Shared, verb: &str, body: &[u8]) -> Result<Vec<u8>, Refused> {
+pub fn answer(shared: &Shared, throttles: &PodThrottles, verb: &str, body: &[u8]) -> Result<Vec<u8>, Refused> {
     let config = shared.load();
     let answer = match verb {
         "config" => describe(shared),
+        "throttles" => json!(throttles.figures()),
         "explain" => {
             let request: ExplainRequest =
                 serde_json::from_slice(body).map_err(|error| Refused::wrong(format!("not a request to explain: {error}")))?;
@@ -189,7 +191,7 @@ mod tests {
 
     #[test]
     fn configuration_shows_no_credentials() {
-        let shown = text(answer(&config(), "config", b""));
+        let shown = text(answer(&config(), &PodThrottles::default(), "config", b""));
         assert!(shown.contains("\"digest\":\"d1\"") && shown.contains("\"x-a\"") && shown.contains(redact::REDACTED));
         assert!(!shown.contains("s3cret"), "{shown}");
     }
@@ -197,7 +199,8 @@ mod tests {
     #[test]
     fn request_is_explained_from_its_description() {
         let body = br#"{"url": "http://Shop.Example:8080/a/b?x=1", "headers": {"x-api-key": "s3cret"}}"#;
-        let explained: Explanation = serde_json::from_slice(&answer(&config(), "explain", body).unwrap()).unwrap();
+        let explained: Explanation =
+            serde_json::from_slice(&answer(&config(), &PodThrottles::default(), "explain", body).unwrap()).unwrap();
         assert_eq!((explained.host.as_str(), explained.path.as_str()), ("shop.example", "/a/b"));
         assert_eq!(explained.rules[0].matched.as_deref(), Some("matches[0]"));
     }
@@ -206,21 +209,29 @@ mod tests {
     fn explained_host_is_spelled_as_the_data_path_compares_it() {
         for url in ["http://Shop.Example./a", "http://shop.example.:8080/a", "http://shop.example/a"] {
             let body = json!({"url": url}).to_string();
-            let explained: Explanation = serde_json::from_slice(&answer(&config(), "explain", body.as_bytes()).unwrap()).unwrap();
+            let explained: Explanation =
+                serde_json::from_slice(&answer(&config(), &PodThrottles::default(), "explain", body.as_bytes()).unwrap())
+                    .unwrap();
             assert_eq!(explained.host, "shop.example", "{url}");
         }
         let body = br#"{"url": "http://[::1]:8080/a"}"#;
-        let explained: Explanation = serde_json::from_slice(&answer(&config(), "explain", body).unwrap()).unwrap();
+        let explained: Explanation =
+            serde_json::from_slice(&answer(&config(), &PodThrottles::default(), "explain", body).unwrap()).unwrap();
         assert_eq!(explained.host, "[::1]");
     }
 
     #[test]
+    fn throttles_are_told_as_the_admin_port_tells_them() {
+        assert_eq!(text(answer(&config(), &PodThrottles::default(), "throttles", b"")), "[]");
+    }
+
+    #[test]
     fn wrong_questions_say_what_is_wrong() {
-        let wrong = |body: &str| answer(&config(), "explain", body.as_bytes()).unwrap_err().why;
+        let wrong = |body: &str| answer(&config(), &PodThrottles::default(), "explain", body.as_bytes()).unwrap_err().why;
         assert!(wrong(r#"{"url": "/a"}"#).starts_with("url:"));
         assert!(wrong(r#"{"url": "http://a/", "method": "G T"}"#).starts_with("method:"));
         assert!(wrong(r#"{"url": "http://a/", "headers": {"a b": ""}}"#).starts_with("headers:"));
         assert!(wrong(r#"{"url": "http://a/", "verb": 1}"#).contains("unknown field"));
-        assert!(answer(&config(), "reboot", b"").unwrap_err().why.contains("config, explain"));
+        assert!(answer(&config(), &PodThrottles::default(), "reboot", b"").unwrap_err().why.contains("config, explain"));
     }
 }

@@ -1,10 +1,10 @@
 //! Why a request could not be forwarded.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use crate::{flow::FlowError, route::BadPath, tls, upstream::UpstreamError};
+use crate::{flow::FlowError, route::BadPath, throttle::Outcome, tls, upstream::UpstreamError};
 
 /// Why a request got no answer from its upstream, with the name that RFC 9209 gives it.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +125,19 @@ pub(crate) enum ForwardError {
     /// A limit that could not be decided, and whose policy allows nothing then.
     #[error("limit {0} can't be decided: its store does not answer")]
     LimitUndecided(String),
+    /// A throttle let it not through.
+    #[error("throttle {rule} has no room: {}", .outcome.words())]
+    Throttled {
+        /// `namespace/policy/rule`.
+        rule: Arc<str>,
+        /// What became of it there.
+        outcome: Outcome,
+        /// When another request may fare better.
+        retry_after: Duration,
+    },
+    /// Its client does not wait any longer, before it was sent.
+    #[error("the deadline of {0:?} passed before the request could be sent")]
+    DeadlineExceeded(Duration),
     /// No response head in time.
     #[error("no response within {0:?}")]
     ResponseTimeout(Duration),
@@ -167,8 +180,11 @@ impl ForwardError {
             | Self::CircuitOpen { .. }
             | Self::NoConfig
             | Self::LimitUndecided(_)
+            | Self::Throttled { .. }
             | Self::NoMemory => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::DeadlineExceeded(_) | Self::ResponseTimeout(_) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -200,6 +216,8 @@ impl ForwardError {
             Self::Switched | Self::NotSwitched => "http_upgrade_failed",
             Self::NoConfig | Self::NoTls(_) => "proxy_configuration_error",
             Self::LimitUndecided(_) => "rate_limit_undecided",
+            Self::Throttled { outcome, .. } => outcome.reason(),
+            Self::DeadlineExceeded(_) => Outcome::Deadline.reason(),
             Self::ResponseTimeout(_) => "http_response_timeout",
             Self::Panic => "proxy_internal_error",
         }
@@ -238,7 +256,9 @@ impl ForwardError {
     /// After how many seconds another request may fare better.
     pub(crate) fn retry_after(&self) -> u64 {
         match self {
-            Self::CircuitOpen { retry_after, .. } => retry_after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1),
+            Self::CircuitOpen { retry_after, .. } | Self::Throttled { retry_after, .. } => {
+                retry_after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
+            }
             _ => 1,
         }
     }

@@ -28,6 +28,7 @@ use crate::{
     limit,
     metrics::RequestLabels,
     route::{Route, is_plain},
+    throttle::{Deadline, Turn},
 };
 
 /// A client that leaves within this time never wanted the answer.
@@ -55,6 +56,8 @@ pub(crate) struct Exchange {
     pub(crate) grpc: bool,
     /// What the limits say to its client.
     pub(crate) limits: limit::Outcome,
+    /// What throttles have to know of it, until they have let it through.
+    pub(crate) turn: Option<Box<Turn>>,
     guards: Box<Guards>,
 }
 
@@ -83,6 +86,7 @@ impl Exchange {
             head_only: parts.method == Method::HEAD,
             grpc: present.any(Present::CONTENT_TYPE) && fields::is_grpc(&parts.headers),
             limits: limit::Outcome::default(),
+            turn: None,
             guards,
             authority,
             connection,
@@ -134,6 +138,16 @@ impl Exchange {
             let status = response.status();
             self.connection.worker.limiter.answered(settlement, status, response.headers_mut());
         }
+    }
+
+    /// Notes what throttles have to know of it.
+    pub(crate) fn queue_up(&mut self, parts: &Parts) {
+        if !self.route.has_throttles() {
+            return;
+        }
+        let host = fields::host(&self.authority);
+        let facts = facts(&self.connection, parts, &host, self.client);
+        self.turn = Turn::of(&self.connection.worker.throttles, &self.route, &facts, self.grpc, self.started);
     }
 
     /// The client's body, once it is on its way.
@@ -278,6 +292,14 @@ impl Timeouts {
             idle: policy.idle.map_or(settings.idle_timeout.0, |limit| limit.0),
             per_try: policy.per_try.map(|limit| limit.0),
         }
+    }
+}
+
+impl Timeouts {
+    /// With the time after which the client does not wait any longer.
+    pub(crate) fn within(self, deadline: Option<Deadline>) -> Self {
+        let limits = [self.request, deadline.map(|deadline| deadline.limit)];
+        Self { request: limits.into_iter().flatten().min(), ..self }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     h1::{BadBody, server::RequestBody},
     io::Silence,
     shadow::Shadow,
+    throttle::{Paced, Permit},
     upstream::{self, UpstreamError},
 };
 
@@ -147,6 +148,19 @@ pub(crate) struct Flow {
     /// It broke off.
     failed: bool,
     guards: Option<Box<Guards>>,
+    /// What its throttles have let through with it, until it ends.
+    held: Option<Box<Held>>,
+}
+
+/// What a body gives when it is asked.
+type Piece = Poll<Option<Result<Frame<Bytes>, FlowError>>>;
+
+/// What throttles know of a body.
+struct Held {
+    _permits: SmallVec<[Permit; 1]>,
+    paced: Option<Box<Paced>>,
+    /// What is left of a piece that was too large to pass at once.
+    rest: Bytes,
 }
 
 enum Source {
@@ -206,6 +220,7 @@ impl Flow {
             closes: false,
             failed: false,
             guards: None,
+            held: None,
         }
     }
 
@@ -241,7 +256,7 @@ impl Flow {
 
     /// The next piece for somebody who is no client, and so has no pace to keep to.
     pub(crate) fn poll_unpaced(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
-        match self.poll_source(cx) {
+        match ready!(self.poll_piece(cx)) {
             Poll::Ready(frame) => {
                 self.silence.broken();
                 Poll::Ready(frame)
@@ -266,6 +281,11 @@ impl Flow {
     /// Hands over what ends with the body.
     pub(crate) fn guard(&mut self, guards: Box<Guards>) {
         self.guards = Some(guards);
+    }
+
+    /// Counts for throttles until it ends, and keeps to what they allow.
+    pub(crate) fn hold(&mut self, permits: SmallVec<[Permit; 1]>, paced: Option<Box<Paced>>) {
+        self.held = Some(Box::new(Held { _permits: permits, paced, rest: Bytes::new() }));
     }
 
     /// Sends on what the client still sends of its request, while it does not read this response.
@@ -314,6 +334,41 @@ impl Flow {
         if matches!(self.source, Source::Joined(..)) { Poll::Pending } else { self.silence.poll(cx) }
     }
 
+    /// The next piece, as much of it as may pass at once. Pending only while what has passed is not paid for: nobody is silent then.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+        if self.held.is_none() {
+            return Poll::Ready(self.poll_source(cx));
+        }
+        if let Some(paced) = self.held.as_mut().and_then(|held| held.paced.as_mut())
+            && paced.poll(cx).is_pending()
+        {
+            self.poll_upload(cx); // it has an account of its own
+            return Poll::Pending;
+        }
+        let rest = self.held.as_mut().map(|held| std::mem::take(&mut held.rest)).unwrap_or_default();
+        let polled = if rest.is_empty() { self.poll_source(cx) } else { Poll::Ready(Some(Ok(Frame::data(rest)))) };
+        Poll::Ready(match polled {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(self.paid(frame)))),
+            Poll::Ready(None) => {
+                self.held = None;
+                Poll::Ready(None)
+            }
+            other => other,
+        })
+    }
+
+    fn paid(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let Some(Held { paced: Some(paced), rest, .. }) = self.held.as_deref_mut() else { return frame };
+        let (part, left) = paced.part(frame);
+        *rest = left;
+        part
+    }
+
+    /// Bytes that are here and have not been handed out.
+    fn left(&self) -> usize {
+        self.rest.len() + self.held.as_ref().map_or(0, |held| held.rest.len())
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, FlowError>>> {
         match &mut self.source {
             Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
@@ -350,7 +405,7 @@ impl Body for Flow {
             let part = std::mem::take(&mut this.rest);
             return Poll::Ready(Some(Ok(this.hand_out(part))));
         }
-        match this.poll_source(cx) {
+        match ready!(this.poll_piece(cx)) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.silence.broken();
                 this.trailed |= frame.is_trailers();
@@ -376,7 +431,7 @@ impl Body for Flow {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
+        self.left() == 0
             && match &self.source {
                 Source::Bytes(bytes) => bytes.is_empty(),
                 Source::Stream { body, .. } => body.is_end_stream(),
@@ -394,7 +449,7 @@ impl Body for Flow {
             Source::Pieces(_, left) => SizeHint::with_exact(*left),
             Source::Joined(_, left) => left.map_or_else(SizeHint::default, SizeHint::with_exact),
         };
-        with(source, self.rest.len() as u64)
+        with(source, self.left() as u64)
     }
 }
 

@@ -45,6 +45,7 @@ mod shadow;
 pub mod sockets;
 pub mod source;
 pub mod supervisor;
+pub mod throttle;
 mod timer;
 mod tls;
 mod tries;

@@ -34,6 +34,7 @@ use crate::{
     metrics::RequestLabels,
     pace::Rate,
     reply::{self, Stop},
+    throttle::{Admitted, Turn},
     tries,
     tunnel::{self, Switch},
     upstream::{Endpoint, Key, Protocol},
@@ -118,6 +119,7 @@ async fn admit_and_forward(
         Some(Stops::Denied) => return Err(Stop::Limited),
         Some(Stops::Undecided(limit)) => return Err(ForwardError::LimitUndecided(limit.to_owned()).into()),
     }
+    ex.queue_up(&parts);
     let mut target = target(ex, &parts)?;
     if speaks_h2c(ex, &target, &parts, present) {
         target.protocol = Protocol::Http2;
@@ -179,9 +181,10 @@ async fn past_the_cache(
 }
 
 /// Asks the origin for a newer answer than the one that the client has got, in a task of its own.
-fn refresh(ex: &Exchange, fetch: Box<Fetch>, mut call: Call) {
+fn refresh(ex: &mut Exchange, fetch: Box<Fetch>, mut call: Call) {
     fetch.prepare(&mut call.head.headers);
     call.timer = Rc::default();
+    let turn = ex.turn.take();
     let (connection, config, route) = (Rc::clone(&ex.connection), Arc::clone(&ex.config), ex.route.clone());
     let (authority, client) = (Rc::clone(&ex.authority), ex.client);
     tokio::task::spawn_local(async move {
@@ -190,12 +193,17 @@ fn refresh(ex: &Exchange, fetch: Box<Fetch>, mut call: Call) {
         let labels = RequestLabels::new(connection.direction, &call.head.method, Version::HTTP_11, route.label());
         let asked = call.head.uri.path_and_query().cloned();
         let path_and_query = asked.as_ref().map_or("/", PathAndQuery::as_str);
-        let answered = if route.has_tries() {
-            tries::send(asking, labels, call).await
-        } else {
-            attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call).await
+        let sent = async {
+            let admitted = throttled(turn).await?;
+            let upload = call.upload.clone();
+            let answered = if route.has_tries() {
+                tries::send(asking, labels, call).await
+            } else {
+                attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call).await
+            };
+            settled(admitted, &upload, answered)
         };
-        let answered = match answered {
+        let answered = match sent.await {
             Ok(Answered::Response(response)) => Ok(response),
             Ok(Answered::Switched(..)) => Err(ForwardError::Switched),
             Err(error) => Err(error),
@@ -211,12 +219,18 @@ async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwar
     let labels = RequestLabels::new(ex.connection.direction, &call.head.method, Version::HTTP_11, ex.route.label());
     let streamed = ex.version == Version::HTTP_2 && websocket::is_asked(&call.head.headers);
     let key = if streamed { websocket::key_of(&call.head.headers).cloned() } else { None };
+    let admitted = throttled(ex.turn.take()).await?;
+    let upload = if admitted.is_some() { Some(call.upload.clone()) } else { None };
     let ex = &*ex;
     let answered = if ex.route.has_tries() {
-        passing_interims(ex, &client, Box::pin(tries::send(ex.asking(), labels, call))).await?
+        passing_interims(ex, &client, Box::pin(tries::send(ex.asking(), labels, call))).await
     } else {
         let sent = pin!(attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call));
-        passing_interims(ex, &client, sent).await?
+        passing_interims(ex, &client, sent).await
+    };
+    let answered = match upload {
+        Some(upload) => settled(admitted, &upload, answered)?,
+        None => answered?,
     };
     match answered {
         // To a CONNECT that would be a tunnel, which there is none of.
@@ -242,6 +256,32 @@ async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwar
     }
 }
 
+/// Waits for the throttles that hold.
+async fn throttled(turn: Option<Box<Turn>>) -> Result<Option<Admitted>, ForwardError> {
+    match turn {
+        // On the heap: most requests have none.
+        Some(turn) => Box::pin(async move { turn.admit().await }).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Tells throttles what came of a request. What they have let through ends with the body of its answer; at once if it has none, and where both
+/// sides speak another protocol from now on.
+fn settled(
+    admitted: Option<Admitted>,
+    upload: &Upload,
+    mut answered: Result<Answered, ForwardError>,
+) -> Result<Answered, ForwardError> {
+    match (admitted, &mut answered) {
+        (Some(admitted), Ok(Answered::Response(response))) => {
+            admitted.answered(response, upload.is_done().then(|| upload.moved().into_std()));
+        }
+        (Some(admitted), Err(error)) => admitted.failed(error),
+        (Some(_), Ok(Answered::Switched(..))) | (None, _) => {}
+    }
+    answered
+}
+
 /// Waits for an answer; what the upstream says before it goes to the client meanwhile.
 async fn passing_interims<T>(ex: &Exchange, client: &Client, mut answer: Pin<impl DerefMut<Target: Future<Output = T>>>) -> T {
     poll_fn(|cx| {
@@ -256,9 +296,10 @@ async fn passing_interims<T>(ex: &Exchange, client: &Client, mut answer: Pin<imp
     .await
 }
 
-async fn connect_tunnel(ex: &Exchange, target: Key, client: Option<Switch>) -> Result<Forwarded, Stop> {
+async fn connect_tunnel(ex: &mut Exchange, target: Key, client: Option<Switch>) -> Result<Forwarded, Stop> {
     let client = client.ok_or(ForwardError::BadRequest("this connection can't become a tunnel"))?;
     let limit = Timeouts::of(&ex.config, &ex.route).connect;
+    let _admitted = throttled(ex.turn.take()).await?; // until there is a tunnel
     let stream = ex.connection.worker.connector.connect(&target.endpoint, limit).await?;
     let upstream = Side::Connected(stream);
     Ok(Forwarded::Tunnel(Box::new(Tunnel { head: Box::new(reply::connected()), client, upstream })))
@@ -359,7 +400,8 @@ fn forward_target(connection: &Connection, parts: &Parts, tls: &UpstreamTls) -> 
 
 /// What holds for the body of a request. An error if it can't be taken, by its announced size or for want of memory.
 fn bounds(ex: &Exchange, body: &ClientBody, idle: Duration) -> Result<Bounds, ForwardError> {
-    let mut bounds = Bounds::of(&ex.config.settings().http.limits, idle, &ex.connection.worker);
+    let paced = ex.turn.as_ref().and_then(|turn| turn.upload());
+    let mut bounds = Bounds::of(&ex.config.settings().http.limits, idle, &ex.connection.worker, paced);
     if ex.grpc {
         bounds.rate = Rate::ANY; // its messages come when they come
     }
@@ -381,7 +423,7 @@ fn call(
     switches: bool,
 ) -> Result<Call, ForwardError> {
     let headers = &mut head.headers;
-    let timeouts = Timeouts::of(&ex.config, &ex.route);
+    let timeouts = Timeouts::of(&ex.config, &ex.route).within(ex.turn.as_ref().and_then(|turn| turn.deadline()));
     let connection = &ex.connection;
     let bounds = bounds(ex, &body, timeouts.idle)?;
     // Over HTTP/2 only WebSocket has a form. A client's stream has been made an upgrade; from it, no other comes.

@@ -6,6 +6,7 @@
 mod cel;
 mod condition;
 mod explain;
+mod meets;
 mod path;
 mod shaping;
 mod spelling;
@@ -27,6 +28,7 @@ use smallvec::{SmallVec, smallvec};
 pub(crate) use self::{
     cel::{Condition, Expression, Request as Evaluated},
     condition::decode,
+    meets::OneOf,
     spelling::is_plain,
 };
 use self::{
@@ -44,6 +46,7 @@ use crate::{
     facts::Facts,
     limit::{self, Limit},
     shadow::Shadow,
+    throttle::Throttle,
     upstream::{balance::Balancing, breaker::Breaking, failover::Standby, retry::Retrying},
 };
 
@@ -117,6 +120,7 @@ struct Rule {
     kinds: Kinds,
     headers: Option<HeaderEdits>,
     limits: Vec<Arc<Limit>>,
+    throttle: Option<Arc<Throttle>>,
     cache: Option<Arc<Caching>>,
     timeouts: Option<Timeouts>,
     retry: Option<Retrying>,
@@ -218,6 +222,11 @@ impl Routes {
         self.table.caches
     }
 
+    /// The throttles of all rules.
+    pub(crate) fn throttles(&self) -> impl Iterator<Item = &Arc<Throttle>> {
+        self.table.rules.iter().filter_map(|rule| rule.throttle.as_ref())
+    }
+
     /// What rules say of the cache.
     pub(crate) fn caches(&self) -> impl Iterator<Item = &Caching> {
         self.table.rules.iter().filter_map(|rule| rule.cache.as_deref())
@@ -241,12 +250,16 @@ impl Entry {
         if self.host.as_ref().is_some_and(|host| !host.matches(facts.host)) {
             return Err(Miss::Host);
         }
-        let checked = self.conditions.as_ref().map_or(Ok(()), |conditions| conditions.check(facts, request));
-        if matches!(checked, Err(Miss::CelError(_))) {
-            CEL_ERRORS.inc();
-        }
-        checked
+        met(self.conditions.as_ref().map_or(Ok(()), |conditions| conditions.check(facts, request)))
     }
+}
+
+/// Counts a condition that ended in an error.
+fn met(checked: Result<(), Miss>) -> Result<(), Miss> {
+    if matches!(checked, Err(Miss::CelError(_))) {
+        CEL_ERRORS.inc();
+    }
+    checked
 }
 
 /// Indices of the bits that are set, in order.
@@ -284,7 +297,7 @@ impl Build {
             None => {
                 let first = number(self.rules.len());
                 for rule in &*attached.rules {
-                    self.rules.push(Rule::build(&self.proxy, attached, rule)?);
+                    self.rules.push(Rule::build(&self.proxy, attached, rule, &self.spelling)?);
                 }
                 self.policies.insert(attached.policy.clone(), (first, host.is_none()));
                 first
@@ -298,7 +311,7 @@ impl Build {
 }
 
 impl Rule {
-    fn build(proxy: &ObjectRef, attached: &AttachedPolicy, rule: &PolicyRule) -> Result<Self, ConfigError> {
+    fn build(proxy: &ObjectRef, attached: &AttachedPolicy, rule: &PolicyRule, spelling: &Spelling) -> Result<Self, ConfigError> {
         let policy = &attached.policy;
         let wrong = |message| ConfigError { policy: Some(policy.clone()), rule: Some(rule.name.clone()), message };
         let (policy_label, rule_label): (Arc<str>, Arc<str>) = (policy.to_string().into(), rule.name.as_str().into());
@@ -313,6 +326,7 @@ impl Rule {
             direction: attached.direction,
         };
         let limit = |limit| Limit::build(&at, limit).map(Arc::new);
+        let throttle = |section| Throttle::build(&policy_label, &rule_label, section, spelling).map(Arc::new);
         Ok(Self {
             policy: policy.clone(),
             name: rule.name.clone(),
@@ -327,6 +341,7 @@ impl Rule {
             breaking: rule.circuit_breaker.as_ref().map(|section| Breaking::build(&label, section)),
             standby: rule.failover.as_ref().map(|section| Standby::build(&label, section)).transpose().map_err(wrong)?,
             headers: rule.headers.as_ref().map(headers).transpose().map_err(wrong)?,
+            throttle: rule.throttle.as_ref().map(throttle).transpose().map_err(wrong)?,
             limits: rule.rate_limits.iter().map(limit).collect::<Result<_, _>>().map_err(wrong)?,
             cache: rule.cache.as_ref().map(|section| Caching::build(&label, section).map(Arc::new)).transpose().map_err(wrong)?,
             timeouts: rule.timeouts,
@@ -375,26 +390,38 @@ pub struct Route {
     won: Won,
     /// Rules with limits that match, and by which of their matches.
     limits: SmallVec<[(u32, Option<u8>); 4]>,
+    /// Rules with a throttle that match, in the order in which they are asked: the same for all requests, so that none holds what another
+    /// waits for.
+    throttles: SmallVec<[u32; 4]>,
 }
 
 impl Route {
     fn none(table: &Arc<Table>) -> Self {
-        Self { table: Arc::clone(table), best: None, won: Won::default(), limits: SmallVec::new() }
+        Self { table: Arc::clone(table), best: None, won: Won::default(), limits: SmallVec::new(), throttles: SmallVec::new() }
     }
 
     /// Whether another match of this rule could still change something.
     fn needs(&self, rule: u32) -> bool {
-        let Rule { kinds, limits, .. } = &self.table.rules[rule as usize];
+        let Rule { kinds, limits, throttle, .. } = &self.table.rules[rule as usize];
         let limited = || self.limits.iter().any(|(counted, _)| *counted == rule);
-        self.best.is_none() || self.won.lacks(*kinds) || (!limits.is_empty() && !limited())
+        let throttled = || self.throttles.contains(&rule);
+        self.best.is_none()
+            || self.won.lacks(*kinds)
+            || (!limits.is_empty() && !limited())
+            || (throttle.is_some() && !throttled())
     }
 
     fn take(&mut self, entry: &Entry) {
-        let Rule { kinds, limits, .. } = &self.table.rules[entry.rule as usize];
+        let Rule { kinds, limits, throttle, .. } = &self.table.rules[entry.rule as usize];
         self.best = self.best.or(Some(entry.rule));
         self.won.take(*kinds, entry.rule);
         if !limits.is_empty() && !self.limits.iter().any(|(counted, _)| *counted == entry.rule) {
             self.limits.push((entry.rule, entry.matched));
+        }
+        if throttle.is_some()
+            && let Err(at) = self.throttles.binary_search(&entry.rule)
+        {
+            self.throttles.insert(at, entry.rule);
         }
     }
 
@@ -455,6 +482,16 @@ impl Route {
     /// The second upstream, unless disabled.
     pub(crate) fn standby(&self) -> Option<&Standby> {
         self.winner(Kind::Failover)?.standby.as_ref().filter(|section| section.mode != Mode::Disabled)
+    }
+
+    /// Whether any throttle holds.
+    pub(crate) fn has_throttles(&self) -> bool {
+        !self.throttles.is_empty()
+    }
+
+    /// The throttles that hold, in the order in which they are asked.
+    pub(crate) fn throttles(&self) -> impl Iterator<Item = &Arc<Throttle>> {
+        self.throttles.iter().filter_map(|&rule| self.table.rules[rule as usize].throttle.as_ref())
     }
 
     /// Whether any limit holds.

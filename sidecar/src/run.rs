@@ -37,6 +37,7 @@ use crate::{
         stream::{self, Streams},
     },
     supervisor::{Link, Wish},
+    throttle::PodThrottles,
 };
 
 pub(crate) mod footprint;
@@ -169,12 +170,12 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     if before.beside {
         purges.wait();
     }
-    let cache = PodCache::spooling_in(state.path());
+    let (cache, throttles) = (PodCache::spooling_in(state.path()), PodThrottles::default());
     // Before anything is accepted: without a plan, those who waited for this process would be refused.
     let streams = match &options.configuration {
         Configuration::Files(_) => None,
         Configuration::Pod(pod) => {
-            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone()));
+            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone(), throttles.clone()));
             Some(Streams::begin(settings, shared.clone(), health.clone(), source_metrics.clone()).await)
         }
     };
@@ -187,10 +188,11 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         token,
         purges: purges.clone(),
         cache: cache.clone(),
+        throttles: throttles.clone(),
         stop: stop.clone(),
     };
     let addresses = own.serve(&options, &shared, &drain)?;
-    let setup = setup(&options, &shared, addresses, descriptors, sockets, (purges.clone(), cache.clone()));
+    let setup = setup(&options, &shared, addresses, descriptors, sockets, (purges.clone(), cache.clone(), throttles));
     let interception = setup.interception;
     let server = Server::start(shared.clone(), metrics, limiter, drain.clone(), &setup)?;
     health.listening();
@@ -245,7 +247,7 @@ fn setup(
     own: Vec<SocketAddr>,
     descriptors: u64,
     sockets: Sockets,
-    (purges, cache): (PodPurges, PodCache),
+    (purges, cache, throttles): (PodPurges, PodCache, PodThrottles),
 ) -> Setup {
     let settings = shared.load();
     let workers = settings.settings().workers.and_then(|workers| usize::try_from(workers).ok());
@@ -272,6 +274,7 @@ fn setup(
         memory: Group::own(),
         purges,
         cache,
+        throttles,
         strict: matches!(options.configuration, Configuration::Files(_)),
     }
 }
@@ -285,7 +288,11 @@ fn rough_time() -> u128 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
 
-fn stream_settings(pod: &Pod, state: &StateDir, (purges, cache): (PodPurges, PodCache)) -> stream::Settings {
+fn stream_settings(
+    pod: &Pod,
+    state: &StateDir,
+    (purges, cache, throttles): (PodPurges, PodCache, PodThrottles),
+) -> stream::Settings {
     let (workload_kind, workload_name) = pod.workload.clone().unwrap_or_default();
     let cold_start = ColdStart {
         plan_dir: pod.plan_dir.clone(),
@@ -304,6 +311,7 @@ fn stream_settings(pod: &Pod, state: &StateDir, (purges, cache): (PodPurges, Pod
         cold_start,
         purges,
         cache,
+        throttles,
     }
 }
 
@@ -315,6 +323,7 @@ struct Own {
     token: String,
     purges: PodPurges,
     cache: PodCache,
+    throttles: PodThrottles,
     stop: CancellationToken,
 }
 
@@ -334,8 +343,8 @@ impl Own {
         let (metrics, admin) = (open.address()?, admin_open.address()?);
         let public = Public { health: self.health, metrics: self.metrics, probes: Arc::new(probes) };
         tokio::spawn(admin::serve(open.into_listener()?, admin::public(public), self.stop.clone()));
-        let (set_level, purges, cache) = (Arc::clone(&options.set_level), self.purges, self.cache);
-        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges, cache };
+        let (set_level, purges, cache, throttles) = (Arc::clone(&options.set_level), self.purges, self.cache, self.throttles);
+        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges, cache, throttles };
         tokio::spawn(admin::serve(admin_open.into_listener()?, admin::admin(orders, &self.token), self.stop));
         tracing::info!(%metrics, %admin, "Admin and metrics are open.");
         Ok(vec![metrics, admin])

@@ -31,6 +31,7 @@ use crate::{
     pressure::{self, Group, Pressure, Relief, Step},
     redis::{self, Redis},
     sockets::Sockets,
+    throttle::PodThrottles,
     tls::{self, Originations, Secrets},
     upstream::{connect::Connector, pool::Caps, resolve::Resolver, standing::Standing},
     watch::{Watch, quiet},
@@ -86,6 +87,8 @@ pub struct Setup {
     pub purges: PodPurges,
     /// Where the cache is found, which the admin port shows.
     pub cache: PodCache,
+    /// Who waits for upstreams, which the admin port shows.
+    pub throttles: PodThrottles,
     /// Whether a listener that can't be opened is an error; else it is tried again.
     pub strict: bool,
 }
@@ -109,6 +112,7 @@ impl Server {
         let pod = assemble(&config, metrics, limiter, drain, setup);
         pod.metrics.register(|registry| pod.pressure.register(registry));
         pod.metrics.register(|registry| pod.cache.register(registry));
+        pod.metrics.register(|registry| setup.throttles.0.register(registry));
         if let Some(group) = setup.memory.clone() {
             watch_memory(&pod, group).context("could not watch the memory")?;
         }
@@ -135,6 +139,7 @@ impl Server {
             cache,
             purges: setup.purges.clone(),
             limiter,
+            throttles: setup.throttles.clone(),
             secrets,
             disk: setup.disk.clone(),
             redis: Mutex::default(),
@@ -142,6 +147,7 @@ impl Server {
         };
         // Before anybody is served: limits that pods share would be counted by this one alone.
         following.share();
+        following.throttle();
         if let Some(ports) = setup.interception {
             intercept(&acceptor, &setup.sockets, ports)?;
         }
@@ -188,6 +194,7 @@ fn assemble(config: &Shared, metrics: Arc<Metrics>, limiter: Arc<Limiter>, drain
         via: Arc::new(Vias::new(&setup.unique)),
         pressure: Arc::default(),
         cache: Cache::new(&config.load().settings().cache.memory, setup.purges.clone()),
+        throttles: setup.throttles.clone(),
     }
 }
 
@@ -272,6 +279,7 @@ struct Following {
     cache: Arc<Cache>,
     purges: PodPurges,
     limiter: Arc<Limiter>,
+    throttles: PodThrottles,
     secrets: Secrets,
     disk: DiskPlace,
     /// What the pods share.
@@ -295,10 +303,15 @@ impl Following {
             }
             self.resize_cache();
             self.share();
+            self.throttle();
             let failed = self.listen().await;
             refused = failed.iter().any(ListenError::may_pass);
             told = tell(&failed, &told);
         }
+    }
+
+    fn throttle(&self) {
+        self.throttles.0.apply(&self.config.load());
     }
 
     fn resize_cache(&self) {

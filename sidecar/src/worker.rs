@@ -27,6 +27,7 @@ use crate::{
     metrics::{ByteLabels, ConnectionLabels, Meter, Metrics, Raised},
     own::Own,
     pressure::Pressure,
+    throttle::{PodThrottles, Throttles},
     tls, tunnel,
     upstream::{
         balance::Balancer,
@@ -56,6 +57,7 @@ pub(crate) struct Pod {
     pub(crate) via: Arc<Vias>,
     pub(crate) pressure: Arc<Pressure>,
     pub(crate) cache: Arc<Cache>,
+    pub(crate) throttles: PodThrottles,
 }
 
 /// How the sidecar names itself in `Via`, by direction: a request that leaves one pod and enters it again is no loop.
@@ -90,6 +92,8 @@ pub(crate) struct Worker {
     pub(crate) pressure: Arc<Pressure>,
     /// The answers that are kept.
     pub(crate) cache: Arc<Cache>,
+    /// Who waits for upstreams.
+    pub(crate) throttles: Arc<Throttles>,
     pub(crate) pool: Rc<Pool>,
     /// How its upstreams stand, for all workers.
     pub(crate) seen: Seen,
@@ -202,7 +206,22 @@ async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(Socket, Arrival, 
     let pool = Pool::new(pod.caps, Arc::clone(&pod.connector), open, Arc::clone(&pod.pressure));
     tokio::task::spawn_local(Rc::clone(&pool).keep());
     pod.metrics.tasks.watch(Handle::current());
-    let Pod { config, metrics, limiter, drain, connector, standing, tls, originations, speakers, via, pressure, cache, .. } = pod;
+    let Pod {
+        config,
+        metrics,
+        limiter,
+        drain,
+        connector,
+        standing,
+        tls,
+        originations,
+        speakers,
+        via,
+        pressure,
+        cache,
+        throttles,
+        ..
+    } = pod;
     let (seen, balancer) = (Seen::new(standing), Balancer::default());
     let (meter, date) = (Rc::new(Meter::new(Arc::clone(&metrics))), Date::default());
     let worker = Rc::new(Worker {
@@ -218,6 +237,7 @@ async fn work(pod: Pod, mut incoming: mpsc::UnboundedReceiver<(Socket, Arrival, 
         via,
         pressure,
         cache,
+        throttles: throttles.0,
         pool,
         seen,
         balancer,

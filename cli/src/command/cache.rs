@@ -1,6 +1,6 @@
 //! `fetchr cache`: the cache of a proxy on this machine, or those of pods. One file for each subcommand.
 
-mod admin;
+pub(super) mod admin;
 mod explain;
 mod export;
 mod filter;
@@ -8,8 +8,8 @@ mod get;
 mod import;
 mod ls;
 mod merged;
-mod place;
-mod pods;
+pub(super) mod place;
+pub(super) mod pods;
 mod progress;
 mod purge;
 mod remote;

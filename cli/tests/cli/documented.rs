@@ -1,5 +1,5 @@
 //! The examples of `docs/caching.md`, as a reader would copy them: the documents are applied, the commands are run by a shell one after the other,
-//! and what they print is what the page says, but for numbers.
+//! and what they print is what the page says, but for numbers. Of `docs/throttling.md` the documents are checked.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -16,6 +16,7 @@ use crate::{
 };
 
 const PAGE: &str = include_str!("../../../docs/caching.md");
+const THROTTLING: &str = include_str!("../../../docs/throttling.md");
 
 /// How long a command may take to print what the page says; what happens in the background is over by then.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,13 +39,15 @@ struct Step {
 }
 
 #[test]
-fn documents_of_the_page_are_valid() {
-    let blocks = blocks(PAGE);
-    let documents: Vec<_> = blocks.iter().filter(|block| block.language == "yaml").collect();
-    assert!(documents.len() >= 3, "the page has documents");
-    for block in documents {
-        let said = run_with(&mut support::command(&["validate", "-f", "-"]), &block.text);
-        assert_eq!(said.code, 0, "docs/caching.md:{}: {said:?}", block.line);
+fn documents_of_the_pages_are_valid() {
+    for (name, page, least) in [("caching", PAGE, 3), ("throttling", THROTTLING, 1)] {
+        let blocks = blocks(page);
+        let documents: Vec<_> = blocks.iter().filter(|block| block.language == "yaml").collect();
+        assert!(documents.len() >= least, "the page has documents");
+        for block in documents {
+            let said = run_with(&mut support::command(&["validate", "-f", "-"]), &block.text);
+            assert_eq!(said.code, 0, "docs/{name}.md:{}: {said:?}", block.line);
+        }
     }
 }
 

@@ -16,4 +16,5 @@ mod pods;
 mod run;
 mod supervised;
 mod support;
+mod throttle;
 mod validate;

@@ -509,6 +509,7 @@ proptest! {
 
 #[test]
 fn features_are_the_names_of_the_sections() {
-    let names = ["headers", "rateLimits", "cache", "timeouts", "retry", "loadBalancing", "circuitBreaker", "failover"];
+    let names =
+        ["headers", "rateLimits", "throttle", "cache", "timeouts", "retry", "loadBalancing", "circuitBreaker", "failover"];
     assert_eq!(FEATURES, names);
 }

@@ -31,6 +31,7 @@ fn resources() -> Value {
         {"name": "sidecars", "singularName": "sidecar", "namespaced": true, "kind": "Sidecar", "verbs": ["get", "list"],
             "categories": ["fetchr"]},
         {"name": "sidecars/config", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
+        {"name": "sidecars/throttles", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
         {"name": "sidecars/cache", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
         {"name": "sidecars/explain", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
         {"name": "sidecars/purge", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},

@@ -223,6 +223,8 @@ async fn commands_travel_down_the_stream_and_failures_come_back_as_status() {
     let fixture = Fixture::start().await;
     let (status, config) = fixture.get_as("alice", "/namespaces/shop/sidecars/web-1/config").await;
     assert_eq!((status, config["verb"].as_str()), (200, Some("config")));
+    let (status, throttles) = fixture.get_as("alice", "/namespaces/shop/sidecars/web-1/throttles").await;
+    assert_eq!((status, throttles["verb"].as_str()), (200, Some("throttles")));
     for (pod, code) in [("slow", 504), ("picky", 400), ("empty", 404), ("busy", 503), ("garbled", 500), ("nope", 404)] {
         let (status, body) = fixture.get_as("alice", &format!("/namespaces/shop/sidecars/{pod}/config")).await;
         assert_eq!((status, body["code"].as_u64(), body["kind"].as_str()), (code, Some(code.into()), Some("Status")), "{pod}");

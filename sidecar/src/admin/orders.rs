@@ -21,6 +21,7 @@ use crate::{
     config::Shared,
     drain,
     route::Explanation,
+    throttle::{PodThrottles, ThrottleFigures},
 };
 
 /// Sets what is logged, by a level or a filter such as `info,sidecar::limit=debug`. The error says what is wrong with it.
@@ -39,6 +40,8 @@ pub struct Admin {
     pub purges: PodPurges,
     /// What the cache holds.
     pub cache: PodCache,
+    /// Who waits for upstreams.
+    pub throttles: PodThrottles,
 }
 
 impl fmt::Debug for Admin {
@@ -53,6 +56,7 @@ pub fn admin(admin: Admin, token: &str) -> Router {
     Router::new()
         .route("/config", get(config))
         .route("/explain", get(explain))
+        .route("/throttles", get(throttles))
         .route("/drain", post(drain))
         .route("/loglevel", post(log_level))
         .route("/cache/purge", post(purge))
@@ -65,6 +69,11 @@ pub fn admin(admin: Admin, token: &str) -> Router {
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {
     Json(ask::describe(&admin.shared))
+}
+
+/// How the throttles stand: see [`ThrottleFigures`].
+async fn throttles(State(admin): State<Admin>) -> Json<Vec<ThrottleFigures>> {
+    Json(admin.throttles.figures())
 }
 
 async fn explain(State(admin): State<Admin>, Query(parts): Query<Vec<(String, String)>>) -> Result<Json<Explanation>, Refused> {

@@ -21,6 +21,7 @@ use crate::{
     PodCache, PodPurges,
     config::{Config, PlanSource, Planned, Shared},
     drain,
+    throttle::PodThrottles,
 };
 
 /// A router on a socket of its own.
@@ -120,7 +121,14 @@ impl Orders {
             }
         });
         let (purges, cache) = (PodPurges::new("pod"), PodCache::default());
-        let state = Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level, purges, cache };
+        let state = Admin {
+            shared: Shared::new(planned()),
+            drain: drain.clone(),
+            set_level,
+            purges,
+            cache,
+            throttles: PodThrottles::default(),
+        };
         Self { served: Served::start(admin(state, TOKEN)).await, drain, levels }
     }
 

@@ -27,6 +27,7 @@ use crate::{
     pace::{Pace, Rate},
     pressure::Step,
     shadow::Shadow,
+    throttle::Paced,
     worker::Worker,
 };
 
@@ -60,6 +61,8 @@ struct Shared {
     moved: Cell<Instant>,
     /// What the upstream said before its answer.
     interims: RefCell<Vec<ResponseHead>>,
+    /// What is left of a part that was too large to go on at once.
+    rest: RefCell<Bytes>,
 }
 
 /// What holds for an upload.
@@ -70,15 +73,17 @@ pub(crate) struct Bounds {
     pub(crate) rate: Rate,
     /// Its size, at most.
     pub(crate) size: u64,
+    /// What all requests of its rules share.
+    paced: RefCell<Option<Box<Paced>>>,
     /// Knows how short memory is.
     worker: Rc<Worker>,
 }
 
 impl Bounds {
     /// As the FetchrProxy says, save for the pause.
-    pub(crate) fn of(limits: &HttpLimits, idle: Duration, worker: &Rc<Worker>) -> Self {
+    pub(crate) fn of(limits: &HttpLimits, idle: Duration, worker: &Rc<Worker>, paced: Option<Box<Paced>>) -> Self {
         let size = limits.max_body.map_or(u64::MAX, |Size(size)| size);
-        Self { idle, rate: Rate::of(limits), size, worker: Rc::clone(worker) }
+        Self { idle, rate: Rate::of(limits), size, paced: RefCell::new(paced), worker: Rc::clone(worker) }
     }
 
     /// Whether memory is too short for a body to begin.
@@ -132,6 +137,7 @@ impl Upload {
             sent: Cell::new(0),
             moved: Cell::new(now),
             interims: RefCell::default(),
+            rest: RefCell::default(),
         });
         Self { shared, turn: 0 }
     }
@@ -166,7 +172,7 @@ impl Upload {
     /// The upload for a further try, from its start. Must be [whole](Self::is_whole).
     pub(crate) fn again(&self) -> Self {
         let shared = &self.shared;
-        let mut left = !shared.body.borrow().is_end_stream();
+        let mut left = !shared.body.borrow().is_end_stream() || !shared.rest.borrow().is_empty();
         if let Some(kept) = &mut *shared.kept.borrow_mut() {
             kept.rewind();
             left |= !kept.has_ended();
@@ -250,6 +256,23 @@ impl Upload {
     }
 }
 
+impl Shared {
+    /// As much of a frame as may go on at once; it is paid for by the pause before the next one.
+    fn part(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let Some(paced) = &mut *self.bounds.paced.borrow_mut() else { return frame };
+        let (part, rest) = paced.part(frame);
+        self.rest.replace(rest);
+        part
+    }
+
+    /// A frame that was kept goes on, whole.
+    fn paid(&self, frame: &Frame<Bytes>) {
+        if let (Some(paced), Some(data)) = (&mut *self.bounds.paced.borrow_mut(), frame.data_ref()) {
+            paced.passed(data.len());
+        }
+    }
+}
+
 impl Body for Upload {
     type Data = Bytes;
     type Error = FlowError;
@@ -262,18 +285,24 @@ impl Body for Upload {
         if let Some(gate) = &shared.gate {
             ready!(gate.poll(cx));
         }
+        if let Some(paced) = &mut *shared.bounds.paced.borrow_mut() {
+            ready!(paced.poll(cx));
+        }
         let kept = shared.kept.borrow_mut().as_mut().and_then(Kept::next);
         if let Some(frame) = kept {
+            shared.paid(&frame);
             shared.touched.set(true);
             shared.moved.set(Instant::now());
-            shared.done.set(frame.is_trailers() || !self.has_kept() && shared.body.borrow().is_end_stream());
+            shared.done.set(frame.is_trailers() || self.is_end_stream());
             return Poll::Ready(Some(Ok(frame)));
         }
         let mut body = shared.body.borrow_mut();
         if shared.bounds.end(&body) {
             return Poll::Ready(Some(Err(self.fail(Failure::Shed))));
         }
-        let Poll::Ready(polled) = body.poll_frame(cx) else {
+        let rest = std::mem::take(&mut *shared.rest.borrow_mut());
+        let polled = if rest.is_empty() { body.poll_frame(cx) } else { Poll::Ready(Some(Ok(Frame::data(rest)))) };
+        let Poll::Ready(polled) = polled else {
             let pace = &mut *shared.pace.borrow_mut();
             if !pace.is_waiting() && !pace.wait(shared.bounds.rate, Instant::now()) {
                 return Poll::Ready(Some(Err(self.fail(Failure::Slow))));
@@ -287,13 +316,14 @@ impl Body for Upload {
         shared.moved.set(now);
         match polled {
             Some(Ok(frame)) => {
+                let frame = shared.part(frame);
                 let len = frame.data_ref().map_or(0, |data| data.len() as u64);
                 shared.pace.borrow_mut().moved(len, now);
                 shared.sent.set(shared.sent.get() + len);
                 if shared.sent.get() > shared.bounds.size {
                     return Poll::Ready(Some(Err(self.fail(Failure::TooLarge(shared.bounds.size)))));
                 }
-                shared.done.set(frame.is_trailers() || body.is_end_stream());
+                shared.done.set(frame.is_trailers() || body.is_end_stream() && shared.rest.borrow().is_empty());
                 if let Some(kept) = &mut *shared.kept.borrow_mut() {
                     kept.add(&frame, &shared.bounds.worker.pressure);
                 }
@@ -311,11 +341,11 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.shared.body.borrow().is_end_stream() && !self.has_kept()
+        self.shared.body.borrow().is_end_stream() && self.shared.rest.borrow().is_empty() && !self.has_kept()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let hint = self.shared.body.borrow().size_hint();
+        let hint = with(self.shared.body.borrow().size_hint(), self.shared.rest.borrow().len() as u64);
         match &*self.shared.kept.borrow() {
             // Trailers need a framing without a length.
             Some(kept) if kept.has_trailers() => SizeHint::default(),

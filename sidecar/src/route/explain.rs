@@ -191,8 +191,16 @@ fn sections(table: &Table, rule: &Rule, won: &Won) -> Vec<SectionVerdict> {
         limits: limits(),
         lost_to: None,
     });
+    let throttled = rule.throttle.as_ref().map(|throttle| SectionVerdict {
+        section: "throttle".to_owned(),
+        applies: true,
+        mode: Some(throttle.mode()),
+        limits: Vec::new(),
+        lost_to: None,
+    });
     let mut sections: Vec<_> = Kind::ALL.into_iter().filter_map(shaping).collect();
     sections.extend(limited);
+    sections.extend(throttled);
     sections.sort_by(|a, b| a.section.cmp(&b.section));
     sections
 }

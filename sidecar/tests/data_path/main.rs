@@ -45,6 +45,7 @@ mod redis_tls;
 mod services;
 mod strict;
 mod support;
+mod throttle;
 mod tls;
 mod tls_faults;
 mod tls_upstream;

@@ -25,6 +25,7 @@ use sidecar::{
     metrics::Metrics,
     pressure::Group,
     server::{NameServers, Server, Setup},
+    throttle::PodThrottles,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -46,6 +47,7 @@ pub(crate) struct Proxy {
     pub(crate) server: Server,
     pub(crate) purges: PodPurges,
     pub(crate) cache: PodCache,
+    pub(crate) throttles: PodThrottles,
 }
 
 impl Proxy {
@@ -114,6 +116,7 @@ impl Proxy {
         let config = Shared::new(config(&settings, Vec::new()));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
         let (purges, cache) = (PodPurges::new("pod"), PodCache::default());
+        let throttles = PodThrottles::default();
         let setup = Setup {
             workers,
             interception: None,
@@ -128,13 +131,14 @@ impl Proxy {
             memory,
             purges: purges.clone(),
             cache: cache.clone(),
+            throttles: throttles.clone(),
             strict: true,
         };
         let limiter = Arc::new(Limiter::default());
         metrics.register(|registry| limiter.register(registry));
         let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
-        Self { address, config, metrics, drain, settings, server, purges, cache }
+        Self { address, config, metrics, drain, settings, server, purges, cache, throttles }
     }
 
     /// Puts rules in force for the requests of the listener.

@@ -23,11 +23,11 @@ const LONGEST_STORED: u64 = 2 << 20;
 
 /// A path with a query.
 #[derive(Debug)]
-pub(super) struct Target(String);
+pub(in crate::command) struct Target(String);
 
 impl Target {
     /// A path that needs no escapes.
-    pub(super) fn new(path: &str) -> Self {
+    pub(in crate::command) fn new(path: &str) -> Self {
         Self(path.to_owned())
     }
 
@@ -42,6 +42,11 @@ impl Target {
     /// As it is sent.
     pub(super) fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// What a question to a pod needs.
+    pub(super) fn right(&self) -> &'static str {
+        if self.0.starts_with("/cache/") { "get sidecars/cache" } else { "get sidecars/throttles" }
     }
 
     /// With a parameter, if it has a value.

@@ -19,13 +19,13 @@ use crate::{
 
 /// The flags. Without one of a pod or a workload it is the proxy on this machine.
 #[derive(clap::Args)]
-pub(super) struct Place {
+pub(in crate::command) struct Place {
     #[command(flatten)]
     here: StateArgs,
-    /// The cache of this pod, through the operator
+    /// The sidecar of this pod, through the operator
     #[arg(long, env = "FETCHR_POD", value_name = "NAME", conflicts_with = "workload", help_heading = "Cluster")]
     pod: Option<String>,
-    /// The caches of all pods of this workload, such as deployment/web
+    /// The sidecars of all pods of this workload, such as deployment/web
     #[arg(long, env = "FETCHR_WORKLOAD", value_name = "KIND/NAME", value_parser = workload, help_heading = "Cluster")]
     workload: Option<(String, String)>,
     /// The workload of this name in all namespaces
@@ -37,7 +37,7 @@ pub(super) struct Place {
 
 impl Place {
     /// The workload whose pods are all meant, if one is. The error says that flags of a cluster name nobody in it.
-    pub(super) fn workload(&self) -> Result<Option<Workload<'_>>, Failure> {
+    pub(in crate::command) fn workload(&self) -> Result<Option<Workload<'_>>, Failure> {
         let lonely = [
             (self.all_namespaces, "-A"),
             (self.cluster.namespace.is_some(), "-n"),
@@ -69,7 +69,7 @@ impl Place {
     }
 
     /// Asks the one proxy that is meant: that of this machine, or of a pod.
-    pub(super) fn one<T>(&self, ask: impl AsyncFnOnce(&Asked<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(in crate::command) fn one<T>(&self, ask: impl AsyncFnOnce(&Asked<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
         block_on(async {
             let Some(pod) = &self.pod else { return ask(&Asked::Here(&self.here)).await };
             let cluster = Cluster::new(&self.cluster).await?;
@@ -79,7 +79,7 @@ impl Place {
     }
 
     /// Asks all pods of a workload side by side, and hands over each answer as it comes. Who gave none, and how many were asked.
-    pub(super) fn each<T>(
+    pub(in crate::command) fn each<T>(
         &self,
         workload: &Workload<'_>,
         ask: &impl AsyncFn(&Asked<'_>) -> Result<T, Failure>,
@@ -108,7 +108,7 @@ impl Place {
 }
 
 /// Who is asked.
-pub(super) enum Asked<'a> {
+pub(in crate::command) enum Asked<'a> {
     /// The proxy on this machine.
     Here(&'a StateArgs),
     /// The sidecar of a pod.
@@ -124,7 +124,7 @@ pub(super) enum Asked<'a> {
 
 impl Asked<'_> {
     /// What it says to a question.
-    pub(super) async fn look_up<T: DeserializeOwned>(&self, target: &Target) -> Result<T, Failure> {
+    pub(in crate::command) async fn look_up<T: DeserializeOwned>(&self, target: &Target) -> Result<T, Failure> {
         self.find(target).await?.map_err(Failure::new)
     }
 
@@ -140,7 +140,7 @@ impl Asked<'_> {
             Ok(answer) => Ok(Ok(answer)),
             Err(error) => match sidecars::said(&error) {
                 Some((404, why)) => Ok(Err(why.to_owned())),
-                _ => Err(sidecars::failure(cluster, &what, "get sidecars/cache", &error)),
+                _ => Err(sidecars::failure(cluster, &what, target.right(), &error)),
             },
         }
     }

@@ -29,9 +29,9 @@ const NAMED: usize = 10;
 
 /// A pod.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-pub(super) struct PodName {
-    pub(super) namespace: String,
-    pub(super) pod: String,
+pub(in crate::command) struct PodName {
+    pub(in crate::command) namespace: String,
+    pub(in crate::command) pod: String,
 }
 
 impl fmt::Display for PodName {
@@ -42,16 +42,16 @@ impl fmt::Display for PodName {
 
 /// What is of a pod.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Of<T> {
+pub(in crate::command) struct Of<T> {
     #[serde(flatten)]
-    pub(super) pod: PodName,
+    pub(in crate::command) pod: PodName,
     #[serde(flatten)]
-    pub(super) what: T,
+    pub(in crate::command) what: T,
 }
 
 /// All pods of a name.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Workload<'a> {
+pub(in crate::command) struct Workload<'a> {
     pub(super) kind: &'a str,
     pub(super) name: &'a str,
     pub(super) all_namespaces: bool,
@@ -110,9 +110,9 @@ fn chosen(pods: &[PartialObjectMeta<Pod>], live: Vec<Sidecar>, workload: &Worklo
 
 /// Why a pod gave no answer.
 #[derive(Debug, Serialize)]
-pub(super) struct Failed {
+pub(in crate::command) struct Failed {
     #[serde(flatten)]
-    pub(super) pod: PodName,
+    pub(in crate::command) pod: PodName,
     pub(super) error: String,
     #[serde(skip)]
     pub(super) failure: Failure,
@@ -153,8 +153,8 @@ pub(super) async fn ask<T>(
 
 /// The pods that gave no answer, of all that were asked.
 #[derive(Debug)]
-pub(super) struct Unanswered {
-    pub(super) failed: Vec<Failed>,
+pub(in crate::command) struct Unanswered {
+    pub(in crate::command) failed: Vec<Failed>,
     asked: usize,
     color: Color,
 }
@@ -170,7 +170,7 @@ impl Unanswered {
     }
 
     /// Tells of them on standard error. How the command ends.
-    pub(super) fn tell(&self) -> Exit {
+    pub(in crate::command) fn tell(&self) -> Exit {
         if self.failed.is_empty() {
             return Exit::Ok;
         }

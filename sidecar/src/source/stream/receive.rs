@@ -297,7 +297,7 @@ impl Receiver {
                 });
             }
             verb => {
-                let answer = ask::answer(&self.shared, verb, &command.body);
+                let answer = ask::answer(&self.shared, &self.settings.throttles, verb, &command.body);
                 self.send(stream, answer_to(command.id, answer));
             }
         }
