@@ -244,7 +244,7 @@ impl Guards {
     fn count(&mut self, received: u64) {
         let sent = self.upload.as_ref().map_or(0, Upload::sent);
         if let Some(settlement) = self.settlement.take() {
-            self.connection.worker.limiter.settle(*settlement, sent, received);
+            self.connection.worker.limiter.settle(&settlement, sent, received);
         }
         let (meter, direction, now) = (&self.connection.worker.meter, self.connection.direction, Instant::now());
         self.connection.ended.set(now);

@@ -301,7 +301,7 @@ impl Limiter {
     }
 
     /// A request has ended, after bodies of so many bytes.
-    pub(crate) fn settle(&self, settlement: Settlement, sent: u64, received: u64) {
+    pub(crate) fn settle(&self, settlement: &Settlement, sent: u64, received: u64) {
         let now = self.at(Instant::now());
         settlement.slots.iter().for_each(|slot| self.store.refund(slot, now));
         for debit in &settlement.debits {

@@ -319,7 +319,7 @@ fn slot_is_free_again_when_its_request_has_ended() {
     let routes = Limits::of(vec![RateLimit::new("one", five(Algorithm::Concurrency))]).routes();
     let mut under_way: Vec<_> = (0..5).map(|_| Client::default().ask(&limiter, &routes, now)).collect();
     assert!(!Client::default().passes(&limiter, &routes, now));
-    limiter.settle(*under_way[0].settlement().unwrap(), 0, 0);
+    limiter.settle(&under_way[0].settlement().unwrap(), 0, 0);
     assert!(Client::default().passes(&limiter, &routes, now));
     assert!(!Client::default().passes(&limiter, &routes, now), "the one that was let in has not ended");
 }
@@ -383,7 +383,7 @@ fn what_a_response_costs_is_charged_when_it_has_ended() {
         );
         limiter.answered(&mut settlement, StatusCode::OK, &mut headers);
         assert!(headers.is_empty(), "it is not for the client");
-        limiter.settle(settlement, 300, 700);
+        limiter.settle(&settlement, 300, 700);
         let left = fields(&Client::default().ask(&limiter, &routes, now))[0].1.clone();
         assert!(left.starts_with(&format!("\"one\";r={};", 1000 - units)), "{cost:?}: {left}");
     }
