@@ -228,7 +228,7 @@ impl RateLimit {
         SLOTS_COST_ONE.check(self.cost.is_none() || algorithm != Algorithm::Concurrency, at, problems);
         let is_priced = self.cost.as_ref().is_none_or(|cost| !cost.source.is_afterwards());
         LEASES_HAVE_A_PRICE.check(self.accuracy == Accuracy::Exact || is_priced, at, problems);
-        self.limit.check(&at.field("limit"), problems);
+        self.limit.check(self.max_delay, &at.field("limit"), problems);
         if let Some(cost) = &self.cost {
             cost.check(&at.field("cost"), problems);
         }
@@ -238,7 +238,7 @@ impl RateLimit {
         }
         key::check(&self.key, &at.field("key"), problems);
         for (index, one) in self.overrides.iter().enumerate() {
-            one.check(&self.key, &self.limit, &at.field("overrides").index(index), problems);
+            one.check(&self.key, (&self.limit, self.max_delay), &at.field("overrides").index(index), problems);
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     leases::Leases,
-    local::{self, Now},
+    local,
     outcome::Outcome,
     shared::{Store, Ticket},
     stage::Limiter,
@@ -16,7 +16,6 @@ use super::{
 /// What a request was charged. Dropped, as when its client leaves while it waits, counts have it back.
 pub(super) struct Charges<'a> {
     limiter: &'a Limiter,
-    now: Now,
     /// By counts of the pod, and the place of each in what is told, if it is.
     own: SmallVec<[(local::Charged, Option<usize>); 2]>,
     /// By counts that pods share.
@@ -26,8 +25,8 @@ pub(super) struct Charges<'a> {
 }
 
 impl<'a> Charges<'a> {
-    pub(super) fn new(limiter: &'a Limiter, now: Now) -> Self {
-        Self { limiter, now, own: SmallVec::new(), shared: None, leased: SmallVec::new() }
+    pub(super) fn new(limiter: &'a Limiter) -> Self {
+        Self { limiter, own: SmallVec::new(), shared: None, leased: SmallVec::new() }
     }
 
     /// A count of the pod was charged, which stands at this place in what is told.
@@ -50,10 +49,10 @@ impl<'a> Charges<'a> {
     /// Gives everything back, and tells what there is then.
     pub(super) fn give_back(&mut self, outcome: &mut Outcome) {
         let own = std::mem::take(&mut self.own);
-        own.iter().for_each(|(charged, _)| self.limiter.store.refund(charged, self.now));
+        own.iter().for_each(|(charged, _)| self.limiter.store.refund(charged, self.limiter.now()));
         for (charged, told) in own {
             if let Some(told) = told.and_then(|told| outcome.told.get_mut(told)) {
-                let verdict = self.limiter.store.look(&charged.free(), self.now);
+                let verdict = self.limiter.store.look(&charged.free(), self.limiter.now());
                 told.stands(&charged.rule, &verdict);
             }
         }
@@ -79,7 +78,7 @@ impl<'a> Charges<'a> {
 
 impl Drop for Charges<'_> {
     fn drop(&mut self) {
-        self.own.iter().for_each(|(charged, _)| self.limiter.store.refund(charged, self.now));
+        self.own.iter().for_each(|(charged, _)| self.limiter.store.refund(charged, self.limiter.now()));
         self.give_back_shared();
     }
 }

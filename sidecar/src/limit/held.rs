@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use futures::{StreamExt as _, stream};
 use tokio::{runtime::Handle, time::sleep};
 
 use super::{
@@ -17,6 +18,8 @@ use super::{
 const RENEWALS: u32 = 3;
 /// Slots that are renewed by one command, at most.
 const BATCH: usize = 1000;
+/// Counts that are renewed at once.
+const TOGETHER: usize = 32;
 
 /// The slots that requests of this pod have, and that are renewed until they end.
 #[derive(Debug)]
@@ -57,11 +60,28 @@ impl Renewals {
         Slot { renewals: Arc::clone(self), held: Some(held), count: count.to_owned(), id }
     }
 
-    /// All slots that are held; none ends the task that asks.
-    fn held(&self) -> Vec<(String, Slots, Vec<ChargeId>)> {
+    /// The counts of which slots are held; none ends the task that asks.
+    fn counts(&self) -> Vec<String> {
         let mut counts = self.lock();
         counts.is_renewed = !counts.of.is_empty();
-        counts.of.iter().map(|(count, (rule, ids))| (count.clone(), *rule, ids.clone())).collect()
+        counts.of.keys().cloned().collect()
+    }
+
+    /// Renews the slots of one count that are held now.
+    async fn renew(&self, count: &str) {
+        let Some((rule, ids)) = self.lock().of.get(count).cloned() else { return };
+        for ids in ids.chunks(BATCH) {
+            // What is lost meanwhile is there again as soon as the store answers, also beyond the limit: these requests are under way.
+            if let Err(failure) = self.store.renew(count, &rule, ids).await {
+                tracing::debug!(reason = failure.label(), "Slots of a shared limit could not be renewed.");
+            }
+            // Those of requests that have ended in the meantime are there again.
+            let left: Vec<ChargeId> = match self.lock().of.get(count) {
+                Some((_, held)) => ids.iter().filter(|id| !held.contains(id)).copied().collect(),
+                None => ids.to_vec(),
+            };
+            left.into_iter().for_each(|id| self.store.release(Held::new(count, id)));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -74,18 +94,16 @@ async fn renew(renewals: Weak<Renewals>) {
     loop {
         sleep(SLOT_TERM / RENEWALS).await;
         let Some(renewals) = renewals.upgrade() else { return };
-        let held = renewals.held();
-        if held.is_empty() {
+        let counts = renewals.counts();
+        if counts.is_empty() {
             return;
         }
-        for (count, rule, ids) in held {
-            for ids in ids.chunks(BATCH) {
-                // What is lost meanwhile is there again as soon as the store answers, also beyond the limit: these requests are under way.
-                if let Err(failure) = renewals.store.renew(&count, &rule, ids).await {
-                    tracing::debug!(reason = failure.label(), "Slots of a shared limit could not be renewed.");
-                }
-            }
-        }
+        stream::iter(counts)
+            .for_each_concurrent(TOGETHER, |count| {
+                let renewals = &renewals;
+                async move { renewals.renew(&count).await }
+            })
+            .await;
     }
 }
 

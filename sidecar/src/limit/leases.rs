@@ -16,7 +16,7 @@ use futures::FutureExt as _;
 use tokio::{
     runtime::Handle,
     sync::Notify,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -44,6 +44,8 @@ pub(super) struct Leases {
 /// What a pod has of one bucket.
 #[derive(Debug)]
 struct Pool {
+    /// What the policy says by now.
+    of: Of,
     lease: Option<Lease>,
     /// Tokens of it that are not spent.
     left: u64,
@@ -122,9 +124,9 @@ impl Demand {
 }
 
 impl Pool {
-    fn new(now: Instant) -> Self {
+    fn new(of: Of, now: Instant) -> Self {
         let demand = Demand { since: now, now: 0, before: 0 };
-        Self { lease: None, left: 0, rest: 0, is_fresh: false, dry: None, demand, task: None }
+        Self { of, lease: None, left: 0, rest: 0, is_fresh: false, dry: None, demand, task: None }
     }
 
     fn take(&mut self, cost: u64, term: Duration, now: Instant) -> Said {
@@ -177,12 +179,13 @@ impl Leases {
                 return Said::Ask;
             }
         }
-        let pool = pools.entry(of.key).or_insert_with(|| Pool::new(now));
+        let pool = pools.entry(of.key).or_insert_with(|| Pool::new(*of, now));
+        pool.of = *of;
         let said = pool.take(cost, of.term, now);
         if pool.task.is_none() && pool.demand.expected() >= WORTH {
             let notify = Arc::new(Notify::new());
             pool.task = Some(Arc::clone(&notify));
-            self.runtime.spawn(follow(Arc::downgrade(self), *of, name(), notify));
+            self.runtime.spawn(follow(Arc::downgrade(self), of.key, name(), notify));
         }
         said
     }
@@ -206,9 +209,10 @@ impl Leases {
     }
 
     /// What is brought back, and how much is wanted for the next term: nothing ends the task.
-    fn exchange(&self, of: &Of, now: Instant) -> (Option<(Lease, u64)>, u64) {
-        let mut pools = self.lock(of.key);
-        let Some(pool) = pools.get_mut(&of.key) else { return (None, 0) };
+    fn exchange(&self, key: u64, now: Instant) -> Option<(Of, Option<(Lease, u64)>, u64)> {
+        let mut pools = self.lock(key);
+        let pool = pools.get_mut(&key)?;
+        let of = pool.of;
         pool.demand.turn(of.term, now);
         let expected = pool.demand.expected();
         let wanted = if expected < WORTH { 0 } else { (expected + expected / 4).min(of.bucket.burst() / 2) };
@@ -217,7 +221,7 @@ impl Leases {
         if wanted == 0 {
             pool.task = None;
         }
-        (lease, wanted)
+        Some((of, lease, wanted))
     }
 
     fn receive(&self, of: &Of, wanted: u64, leased: Leased, now: Instant) {
@@ -238,8 +242,8 @@ impl Leases {
         let pools = self.lock(of.key);
         let Some(pool) = pools.get(&of.key) else { return (now, false) };
         let near = pool.lease.as_ref().map_or(now + of.term / 2, |lease| lease.ends - of.term / 4);
-        match pool.dry {
-            Some(dry) => (near.min(dry.max(now)), false),
+        match pool.dry.filter(|dry| *dry > now) {
+            Some(dry) => (near.min(dry), false),
             None => (near, true),
         }
     }
@@ -250,10 +254,10 @@ impl Leases {
 }
 
 /// Takes leases of a key for as long as it is asked for often.
-async fn follow(leases: Weak<Leases>, of: Of, name: String, low: Arc<Notify>) {
+async fn follow(leases: Weak<Leases>, key: u64, name: String, low: Arc<Notify>) {
     loop {
         let Some(all) = leases.upgrade() else { return };
-        let (before, wanted) = all.exchange(&of, Instant::now());
+        let Some((of, before, wanted)) = all.exchange(key, Instant::now()) else { return };
         let mut answered = true;
         if before.is_some() || wanted > 0 {
             all.metrics.leased(0, before.as_ref().map_or(0, |(_, unused)| *unused));
@@ -270,7 +274,9 @@ async fn follow(leases: Weak<Leases>, of: Of, name: String, low: Arc<Notify>) {
         }
         let (due, may_be_sooner) = all.due(&of, Instant::now());
         drop(all);
-        if answered && may_be_sooner {
+        if !answered {
+            sleep(of.term.mul_f64(0.5 + fastrand::f64())).await;
+        } else if may_be_sooner {
             // What was low until now is not any more.
             let _before = low.notified().now_or_never();
             let _late = timeout_at(due, low.notified()).await;
@@ -303,7 +309,8 @@ mod tests {
     async fn tokens_are_spent_once_and_denied_while_there_are_none() {
         let term = Duration::from_millis(500);
         let mut now = Instant::now();
-        let mut pool = Pool::new(now);
+        let bucket = Bucket::new(500, Duration::from_secs(1), 500).unwrap();
+        let mut pool = Pool::new(Of::new(1, &bucket).unwrap(), now);
         assert_eq!(pool.take(1, term, now), Said::Ask, "nothing is known of it");
         pool.lease = Some(Lease::of(10, now + term));
         (pool.left, pool.rest, pool.is_fresh) = (10, 7, true);

@@ -33,6 +33,9 @@ struct Shard {
     entries: Vec<Entry>,
     /// Where the next sample for an eviction begins.
     hand: usize,
+    /// The latest time that it was asked at: requests come here in another order than they began, and a count would take that for a clock that
+    /// steps back.
+    latest: Micros,
 }
 
 #[derive(Clone, Debug)]
@@ -87,7 +90,7 @@ impl Now {
 impl Store {
     /// A store for `capacity` counts. `evicted` counts those that were forgotten while there was something in them.
     pub(super) fn new(capacity: usize, evicted: Counter) -> Self {
-        let shard = || Mutex::new(Shard { places: HashMap::default(), entries: Vec::new(), hand: 0 });
+        let shard = || Mutex::new(Shard { places: HashMap::default(), entries: Vec::new(), hand: 0, latest: 0 });
         Self { shards: (0..SHARDS).map(|_| shard()).collect(), capacity: capacity.div_ceil(SHARDS).into(), evicted }
     }
 
@@ -102,6 +105,7 @@ impl Store {
     /// Charges a count, if it allows it; what is charged under this id can be given back.
     pub(super) fn charge(&self, asked: &Asked, id: ChargeId, now: Now) -> (Verdict, Option<Charged>) {
         let mut shard = self.shard(asked.key);
+        let now = shard.at(now);
         let entry = shard.entry(asked.key, now.steady, self);
         let (verdict, mark) = asked.pass(&mut entry.count, id, now);
         entry.settle(&verdict, now);
@@ -112,23 +116,36 @@ impl Store {
 
     /// What a count would say, and how it would stand then. It is left as it is.
     pub(super) fn look(&self, asked: &Asked, now: Now) -> Verdict {
-        let mut count = self.shard(asked.key).find(asked.key).and_then(|entry| entry.count.clone());
+        let mut shard = self.shard(asked.key);
+        let now = shard.at(now);
+        let mut count = shard.find(asked.key).and_then(|entry| entry.count.clone());
+        drop(shard);
         asked.pass(&mut count, ChargeId::NONE, now).0
     }
 
     /// Gives back what was charged. It may be done once.
     pub(super) fn refund(&self, charged: &Charged, now: Now) {
         let mut shard = self.shard(charged.key);
+        let now = shard.at(now);
         if let Some(entry) = shard.find_mut(charged.key) {
             let Charged { rule, cost, mark, id, .. } = *charged;
             rule.refund(&mut entry.count, cost, mark, id, now.of(&rule));
+            if entry.over == Micros::MAX && entry.count.as_ref().is_none_or(Rule::is_idle) {
+                entry.over = now.steady;
+            }
         }
+    }
+
+    /// Charges a count for what a request has cost, whether it has it or not.
+    pub(super) fn debit(&self, key: u64, rule: Rule, cost: u64, now: Now) {
+        let _charged = self.charge(&Asked { key, rule, cost, treatment: Treatment::Debit }, ChargeId::NONE, now);
     }
 
     /// Takes over how a count stands elsewhere.
     pub(super) fn note(&self, rule: &Rule, key: u64, remaining: u64, now: Now) {
-        let Some(count) = rule.with_remaining(remaining, now.of(rule)) else { return };
         let mut shard = self.shard(key);
+        let now = shard.at(now);
+        let Some(count) = rule.with_remaining(remaining, now.of(rule)) else { return };
         let entry = shard.entry(key, now.steady, self);
         entry.count = Some(count);
         let (verdict, _) =
@@ -174,6 +191,11 @@ impl Entry {
 }
 
 impl Shard {
+    fn at(&mut self, now: Now) -> Now {
+        self.latest = self.latest.max(now.steady);
+        Now { steady: self.latest, ..now }
+    }
+
     fn find(&self, key: u64) -> Option<&Entry> {
         self.places.get(&key).map(|&place| &self.entries[place as usize])
     }

@@ -72,13 +72,19 @@ impl Meter {
     }
 
     /// What of a charge's remaining is there at once, and how long a charge has to wait until it is there: zero unless it may be delayed.
-    pub(super) fn delay(&self, remaining: u64, reset: Duration) -> (u64, Duration) {
+    pub(super) fn delay(&self, rule: &Rule, remaining: u64, reset: Duration) -> (u64, Duration) {
         match self {
-            Self::Bucket { bucket, patient: Some(patient) } => {
+            Self::Bucket { bucket, patient: Some(patient) } if *rule == Rule::Bucket(*patient) => {
                 (remaining.saturating_sub(patient.burst() - bucket.burst()), reset.saturating_sub(bucket.window()))
             }
             _ => (remaining, Duration::ZERO),
         }
+    }
+
+    /// What one of so many pods has of it for itself, by its own clock. There nothing is delayed: what a share has not is denied.
+    pub(super) fn share_of(&self, pods: u32, wall: Micros) -> Rule {
+        let whole = if let Self::Bucket { bucket, .. } = self { Rule::Bucket(*bucket) } else { self.rule(|| wall) };
+        whole.share_of(pods)
     }
 
     /// Requests that may come at once, in a window, or be under way.

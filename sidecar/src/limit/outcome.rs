@@ -90,7 +90,7 @@ impl Told {
 
     /// The limit stands so by now.
     pub(super) fn stands(&mut self, rule: &Rule, verdict: &Verdict) {
-        (self.remaining, _) = self.limit.meter(self.which).delay(verdict.remaining, verdict.reset);
+        (self.remaining, _) = self.limit.meter(self.which).delay(rule, verdict.remaining, verdict.reset);
         self.next = next(rule, verdict);
     }
 
@@ -148,8 +148,8 @@ impl Outcome {
     }
 
     /// The last of those that were told allows it, as soon as there is what it takes.
-    pub(super) fn allow(&mut self, meter: &Meter, verdict: &Verdict) {
-        self.wait = self.wait.max(meter.delay(verdict.remaining, verdict.reset).1);
+    pub(super) fn allow(&mut self, meter: &Meter, rule: &Rule, verdict: &Verdict) {
+        self.wait = self.wait.max(meter.delay(rule, verdict.remaining, verdict.reset).1);
     }
 
     /// What follows when the request ends. It is the caller's from now on.

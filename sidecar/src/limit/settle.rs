@@ -6,7 +6,7 @@ use http::HeaderMap;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use super::{Limit, cost, cost::Afterwards, held::Slot, local, shared::Rule};
+use super::{Limit, Which, cost, cost::Afterwards, held::Slot, local};
 
 /// What follows when a request ends.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ pub(crate) struct Settlement {
 #[derive(Debug)]
 pub(super) struct Debit {
     pub(super) limit: Arc<Limit>,
-    pub(super) rule: Rule,
+    pub(super) which: Which,
     /// By which the pod finds its own count.
     pub(super) key: u64,
     /// Name of the count that pods share, if they do.

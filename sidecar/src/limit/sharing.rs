@@ -26,6 +26,7 @@ use super::{
     local::{self, Now},
     meter::Meter,
     outcome::{Outcome, Told, retry_after},
+    settle::Debit,
     shared::{Charge, ChargeId, Decision, Failure, Micros, Pass, Rule, Store, Treatment, Verdict},
     stage::{Ask, Asking, Holds},
 };
@@ -89,8 +90,9 @@ impl Wanted {
     }
 
     /// What one of so many pods asks of its own count.
-    fn of_pod(&self, pods: u32) -> local::Asked {
-        local::Asked { key: self.key, rule: self.rule.share_of(pods), cost: self.cost, treatment: Treatment::Enforce }
+    fn of_pod(&self, pods: u32, now: Now) -> local::Asked {
+        let rule = self.meter().share_of(pods, now.wall);
+        local::Asked { key: self.key, rule, cost: self.cost, treatment: Treatment::Enforce }
     }
 
     fn told(&self, rule: &Rule, verdict: &Verdict) -> Told {
@@ -163,7 +165,10 @@ impl Sharing {
         let begun = Instant::now();
         let mut pass = self.pass(&wanted, Treatment::Enforce).await;
         if pass.decisions.contains(&Decision::Failed(Failure::Window)) {
-            // The server's time is known by now.
+            // The server's time is known by now. What other slots of a cluster were charged is charged again.
+            if let Some(open) = &self.open {
+                open.store.refund(pass.ticket);
+            }
             wanted.iter_mut().for_each(|wanted| wanted.rule = wanted.limit.meter(wanted.which).rule(|| self.now()));
             pass = self.pass(&wanted, Treatment::Enforce).await;
         }
@@ -174,7 +179,9 @@ impl Sharing {
     /// What of a limit may be taken ahead.
     fn lease_of(&self, ask: &Ask<'_>) -> Option<(Arc<Leases>, leases::Of)> {
         let open = self.open.as_ref().filter(|_| ask.limit.accuracy == Accuracy::Leased)?;
-        Some((Arc::clone(&open.leases), leases::Of::new(ask.key, ask.meter.bucket()?)?))
+        // What costs more than a lease may have would never be there.
+        let bucket = ask.meter.bucket().filter(|bucket| ask.cost <= bucket.burst() / 2)?;
+        Some((Arc::clone(&open.leases), leases::Of::new(ask.key, bucket)?))
     }
 
     /// Decides by what the pod has taken ahead; whether it could.
@@ -197,7 +204,7 @@ impl Sharing {
                 charges.lease(leases, ask.key, ask.cost);
                 limiter.follow(ask, Rule::Bucket(of.bucket), None, None, outcome);
                 if is_first {
-                    self.keep_share(limiter, ask.limit, ask.key, &Rule::Bucket(of.bucket), remaining, now);
+                    self.keep_share(limiter, ask.limit, ask.which, ask.key, remaining, now);
                 }
                 (remaining, None)
             }
@@ -255,16 +262,25 @@ impl Sharing {
         });
     }
 
-    /// Charges a count for what a request has cost. Nobody waits for it.
-    pub(super) fn debit(&self, metrics: &Metrics, name: &str, rule: Rule, cost: u64) {
-        let Some(Open { store, .. }) = self.open.clone() else { return metrics.failed(Failure::Away) };
-        let Some(room) = self.room(metrics) else { return };
-        let (name, metrics) = (name.to_owned(), metrics.clone());
+    /// Charges a count for what a request has cost. Nobody waits for it. What the store does not take is charged to the pod's share.
+    pub(super) fn debit(&self, limiter: &Limiter, debit: &Debit, name: &str, cost: u64, now: Now) {
+        let meter = debit.limit.meter(debit.which);
+        let (key, share) = (debit.key, meter.share_of(self.pods, now.wall));
+        let open = self.open.clone().and_then(|open| Some((open.store, self.room(&limiter.metrics)?)));
+        let Some((store, room)) = open else { return limiter.store.debit(key, share, cost, now) };
+        let mut rule = meter.rule(|| self.now());
+        let (name, limit, which, sharing) = (name.to_owned(), Arc::clone(&debit.limit), debit.which, self.clone());
+        let (metrics, own) = (limiter.metrics.clone(), Arc::clone(&limiter.store));
         self.runtime.spawn(async move {
-            let charge = Charge { key: &name, rule, treatment: Treatment::Debit, cost };
-            let pass = store.pass(&[charge], Instant::now() + DEBIT).await;
-            if let Some(Decision::Failed(failure)) = pass.decisions.first() {
-                metrics.failed(*failure);
+            let until = Instant::now() + DEBIT;
+            let mut decision = debited(&store, &name, rule, cost, until).await;
+            if decision == Some(Decision::Failed(Failure::Window)) {
+                rule = limit.meter(which).rule(|| sharing.now());
+                decision = debited(&store, &name, rule, cost, until).await;
+            }
+            if let Some(Decision::Failed(failure)) = decision {
+                metrics.failed(failure);
+                own.debit(key, share, cost, now);
             }
             drop(room);
         });
@@ -340,7 +356,7 @@ impl Sharing {
     ) {
         match denied {
             None => {
-                outcome.allow(wanted.meter(), verdict);
+                outcome.allow(wanted.meter(), &wanted.rule, verdict);
                 limiter.metrics.decided(&wanted.limit, Source::Store, true);
             }
             Some(first) if !verdict.allowed => {
@@ -377,7 +393,7 @@ impl Sharing {
                 false
             }
             OnStoreFailure::Local => {
-                let asked = wanted.of_pod(self.pods);
+                let asked = wanted.of_pod(self.pods, now);
                 let (verdict, charged) = limiter.store.charge(&asked, ChargeId::random(), now);
                 outcome.told.push(wanted.told(&asked.rule, &verdict));
                 if verdict.allowed {
@@ -385,7 +401,6 @@ impl Sharing {
                         outcome.settlement.get_or_insert_default().slots.push(slot);
                     }
                     charges.add(charged, outcome.told.len().checked_sub(1));
-                    outcome.allow(wanted.meter(), &verdict);
                 } else {
                     outcome.deny(retry_after(&asked.rule, &verdict));
                 }
@@ -397,20 +412,26 @@ impl Sharing {
 
     /// Keeps what the store says of a count.
     fn note(&self, limiter: &Limiter, wanted: &Wanted, verdict: &Verdict, now: Now) {
-        self.keep_share(limiter, &wanted.limit, wanted.key, &wanted.rule, verdict.remaining, now);
+        let (remaining, _) = wanted.meter().delay(&wanted.rule, verdict.remaining, verdict.reset);
+        self.keep_share(limiter, &wanted.limit, wanted.which, wanted.key, remaining, now);
         if let (Some(of), Some(open), false) = (&wanted.lease, &self.open, verdict.allowed) {
             open.leases.denied(of, verdict, Instant::now());
         }
     }
 
     /// Keeps the pod's share of what remains, for when the store fails.
-    fn keep_share(&self, limiter: &Limiter, limit: &Limit, key: u64, rule: &Rule, remaining: u64, now: Now) {
+    fn keep_share(&self, limiter: &Limiter, limit: &Limit, which: Which, key: u64, remaining: u64, now: Now) {
         if limit.on_store_failure == OnStoreFailure::Local {
             // What is not a whole token for each is one for each: who has any left is not denied by all of them.
             let remaining = remaining.div_ceil(u64::from(self.pods));
-            limiter.store.note(&rule.share_of(self.pods), key, remaining, now);
+            limiter.store.note(&limit.meter(which).share_of(self.pods, now.wall), key, remaining, now);
         }
     }
+}
+
+async fn debited(store: &Store, name: &str, rule: Rule, cost: u64, until: Instant) -> Option<Decision> {
+    let charge = Charge { key: name, rule, treatment: Treatment::Debit, cost };
+    store.pass(&[charge], until).await.decisions.first().copied()
 }
 
 impl fmt::Debug for Sharing {

@@ -34,7 +34,7 @@ pub const CAPACITY: usize = 100_000;
 /// The limits of a pod: one store for all policies and both directions. It outlives reloads.
 #[derive(Debug)]
 pub struct Limiter {
-    pub(super) store: local::Store,
+    pub(super) store: Arc<local::Store>,
     hasher: RandomState,
     epoch: Instant,
     pub(super) metrics: Metrics,
@@ -66,7 +66,7 @@ pub(super) struct Ask<'a> {
 
 impl Ask<'_> {
     fn of_pod(&self, now: Now) -> local::Asked {
-        let rule = self.meter.rule(|| now.wall);
+        let rule = self.meter.rule(|| now.wall).of_pod();
         local::Asked { key: self.key, rule, cost: self.cost, treatment: Treatment::Enforce }
     }
 }
@@ -82,7 +82,7 @@ impl Limiter {
     pub fn new(capacity: usize) -> Self {
         let metrics = Metrics::default();
         Self {
-            store: local::Store::new(capacity, metrics.evicted.clone()),
+            store: Arc::new(local::Store::new(capacity, metrics.evicted.clone())),
             hasher: RandomState::new(),
             epoch: Instant::now(),
             metrics,
@@ -127,7 +127,7 @@ impl Limiter {
     /// Charges all limits that hold for a request, or none, and waits for as long as they delay it.
     pub async fn charge(&self, route: &Route, facts: &Facts<'_>, now: Instant) -> Outcome {
         let asking = Asking { facts, now: self.at(now) };
-        let (mut outcome, mut charges) = (Outcome::default(), Charges::new(self, asking.now));
+        let (mut outcome, mut charges) = (Outcome::default(), Charges::new(self));
         let sharing = if route.has_shared_limits() { self.sharing.load_full() } else { None };
         match sharing {
             // On the heap: most requests have no such limit.
@@ -196,7 +196,7 @@ impl Limiter {
             outcome.told.push(Told::new(ask.limit, ask.which, &wanted.rule, &verdict));
             if verdict.allowed {
                 charges.add(charged, outcome.told.len().checked_sub(1));
-                outcome.allow(ask.meter, &verdict);
+                outcome.allow(ask.meter, &wanted.rule, &verdict);
                 self.follow(&ask, wanted.rule, charged, None, outcome);
             } else {
                 self.deny(&ask, Source::Pod, retry_after(&wanted.rule, &verdict), outcome, charges);
@@ -254,7 +254,7 @@ impl Limiter {
         settlement.slots.extend(slot);
         if ask.limit.cost.afterwards().is_some() {
             let (limit, name) = (Arc::clone(ask.limit), name.map(str::to_owned));
-            settlement.debits.push(Debit { limit, rule, key: ask.key, name, said: None });
+            settlement.debits.push(Debit { limit, which: ask.which, key: ask.key, name, said: None });
         }
         if ask.limit.pauses {
             settlement.pauses.push(ask.key);
@@ -308,11 +308,8 @@ impl Limiter {
             let cost = debit.units(sent, received);
             match (&debit.name, &*self.sharing.load()) {
                 _ if cost == 0 => {}
-                (Some(name), Some(sharing)) => sharing.debit(&self.metrics, name, debit.rule, cost),
-                _ => {
-                    let asked = local::Asked { key: debit.key, rule: debit.rule, cost, treatment: Treatment::Debit };
-                    let _charged = self.store.charge(&asked, ChargeId::NONE, now);
-                }
+                (Some(name), Some(sharing)) => sharing.debit(self, debit, name, cost, now),
+                _ => self.store.debit(debit.key, debit.limit.meter(debit.which).rule(|| now.wall), cost, now),
             }
         }
     }
@@ -323,6 +320,11 @@ impl Limiter {
         let key = self.hasher.hash_one((&limit.policy, &limit.rule, &limit.name, &apart));
         let which = limit.which(asking.facts, matched);
         Ask { limit, which, meter: limit.meter(which), apart, key, cost: limit.cost.before(asking.facts) }
+    }
+
+    /// What time it is.
+    pub(super) fn now(&self) -> Now {
+        self.at(Instant::now())
     }
 
     fn at(&self, now: Instant) -> Now {

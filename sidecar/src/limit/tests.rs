@@ -325,6 +325,14 @@ fn slot_is_free_again_when_its_request_has_ended() {
 }
 
 #[test]
+fn request_under_way_keeps_its_slot_however_long_it_takes() {
+    let (limiter, now) = (Limiter::default(), Instant::now());
+    let routes = Limits::of(vec![RateLimit::new("one", five(Algorithm::Concurrency))]).routes();
+    assert!((0..5).all(|_| Client::default().passes(&limiter, &routes, now)));
+    assert!(!Client::default().passes(&limiter, &routes, now + Duration::from_secs(86_400)));
+}
+
+#[test]
 fn slot_of_a_request_that_another_limit_denies_is_free_at_once() {
     let (limiter, now) = (Limiter::default(), Instant::now());
     let routes = Limits::of(vec![RateLimit::new("slots", five(Algorithm::Concurrency)), rate("narrow", 1, 1, &[])]).routes();

@@ -1,5 +1,6 @@
 //! What a limit counts apart.
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,7 @@ use crate::{
     policy::CEL_VARIABLES,
     problems::{FieldPath, Problems},
     rule::Rule,
+    scalar::Duration,
 };
 
 const NAMED: Rule = Rule::new(
@@ -104,7 +106,7 @@ impl Key {
 }
 
 impl Override {
-    pub(super) fn check(&self, key: &[Key], limit: &Limit, at: &FieldPath, problems: &mut Problems) {
+    pub(super) fn check(&self, key: &[Key], (limit, delay): (&Limit, Option<Duration>), at: &FieldPath, problems: &mut Problems) {
         if self.values.len() != key.len() {
             let message =
                 format!("{} values for a key of {} parts: write one for each, or * for any", self.values.len(), key.len());
@@ -114,16 +116,25 @@ impl Override {
             problems.add(&at.field("limit").field("algorithm"), format!("the limit's is {:?}: write the same", limit.algorithm));
         }
         for (index, (value, part)) in self.values.iter().zip(key).enumerate() {
-            if part.source == KeySource::ClientIP && value != "*" && parse_network(value).is_none() {
-                let message = format!("{value:?} is no address and no network: write one such as 10.0.0.7 or 10.0.0.0/8");
-                problems.add(&at.field("values").index(index), message);
+            if part.source != KeySource::ClientIP || value == "*" {
+                continue;
             }
+            let message = match parse_network(value) {
+                None => format!("{value:?} is no address and no network: write one such as 10.0.0.7 or 10.0.0.0/8"),
+                Some(IpNet::V6(network)) if network.prefix_len() > 64 => {
+                    format!(
+                        "{value:?} is less than what is counted apart: write a network of /64 or larger, such as 2001:db8::/64"
+                    )
+                }
+                Some(_) => continue,
+            };
+            problems.add(&at.field("values").index(index), message);
         }
-        self.limit.check(&at.field("limit"), problems);
+        self.limit.check(delay, &at.field("limit"), problems);
     }
 }
 
 /// Reads an address as the network of that address alone.
-pub fn parse_network(text: &str) -> Option<ipnet::IpNet> {
+pub fn parse_network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(Into::into))
 }

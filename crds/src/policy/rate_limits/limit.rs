@@ -107,7 +107,8 @@ impl Limit {
         (requests / divisor, micros / divisor)
     }
 
-    pub(super) fn check(&self, at: &FieldPath, problems: &mut Problems) {
+    /// Checks the numbers of a limit that may delay a request for so long.
+    pub(super) fn check(&self, delay: Option<Duration>, at: &FieldPath, problems: &mut Problems) {
         let is = |algorithm| self.algorithm == algorithm;
         let is_rate = is(Algorithm::TokenBucket) || is(Algorithm::SlidingWindow);
         RATES_HAVE_A_TIME.check(self.per.is_some() == is_rate, at, problems);
@@ -121,20 +122,22 @@ impl Limit {
         }
         if let Some(per) = self.per {
             check_not_zero(per, &at.field("per"), problems);
-            self.check_exact(per, at, problems);
+            self.check_exact(per, delay.unwrap_or_default(), at, problems);
         }
     }
 
     /// A full bucket is counted in the unit in which both a request and a microsecond are whole numbers: a request counts `rate().1`, a
     /// microsecond `rate().0`. It is kept at 2^53 or less, which a double holds exactly, as in Redis.
-    fn check_exact(&self, per: Duration, at: &FieldPath, problems: &mut Problems) {
+    /// What comes in while a request is delayed is counted with the burst.
+    fn check_exact(&self, per: Duration, delay: Duration, at: &FieldPath, problems: &mut Problems) {
         if self.algorithm == Algorithm::SlidingWindow {
             crate::check::check_at_most(per, LONGEST_WINDOW, &at.field("per"), problems);
             return;
         }
         let (rate, unit) = self.rate(per);
         let burst = self.burst();
-        if u128::from(burst) * u128::from(unit) > MAX_LEVEL || u128::from(rate) > MAX_LEVEL {
+        let room = delay.0.as_micros() * u128::from(rate) / u128::from(unit.max(1));
+        if (u128::from(burst) + room).saturating_mul(unit.into()) > MAX_LEVEL || u128::from(rate) > MAX_LEVEL {
             let message = format!(
                 "{} requests in {per} with a burst of {burst} can't be counted exactly: write a smaller burst or a shorter time, or \
                  rounder numbers",
@@ -158,7 +161,7 @@ mod tests {
 
     fn refused(limit: &Limit) -> bool {
         let mut problems = Problems::default();
-        limit.check(&FieldPath::default(), &mut problems);
+        limit.check(None, &FieldPath::default(), &mut problems);
         !problems.is_empty()
     }
 

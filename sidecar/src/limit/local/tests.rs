@@ -162,6 +162,33 @@ fn refund_gives_back_what_was_charged_and_never_more_than_would_be_there() {
 }
 
 #[test]
+fn requests_that_come_in_another_order_than_they_began_gain_nothing() {
+    let (store, limit) = (Store::sized(100), per_second(1, 5));
+    assert!((0..5).all(|_| store.takes(limit, 1, 100 * SECOND)));
+    for _ in 0..10 {
+        assert!(!store.takes(limit, 1, 40 * SECOND), "it began a minute before");
+    }
+    assert_eq!(store.remaining(limit, 1, 100 * SECOND), 0);
+    assert_eq!(store.remaining(limit, 1, 101 * SECOND), 1);
+}
+
+#[test]
+fn count_without_requests_under_way_makes_room_for_others() {
+    let store = Store::sized(320);
+    let slots = Rule::Slots(Slots::new(1, Duration::from_secs(15)).unwrap()).of_pod();
+    for key in 0..320 {
+        let (_, held) = store.charge(&one(slots, spread(key)), ChargeId::random(), at(SECOND));
+        held.iter().for_each(|held| store.refund(held, at(SECOND)));
+    }
+    let busy = bucket(1, Duration::from_secs(86_400), 1);
+    for key in 1000..1100 {
+        assert!(store.takes(busy, spread(key), SECOND));
+    }
+    let kept = (1000..1100).filter(|key| !store.takes(busy, spread(*key), SECOND)).count();
+    assert!(kept >= 90, "{kept} of 100 are remembered");
+}
+
+#[test]
 fn shares_add_up_to_the_limit() {
     let hour = 3600 * SECOND;
     let store = Store::sized(1000);

@@ -23,6 +23,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// The slot of a count that a charge with this id has.
+    pub(crate) fn new(key: &str, id: ChargeId) -> Self {
+        Self { name: format!("{key}:s"), id }
+    }
+
     /// Whether it is of a count.
     pub(crate) fn is_of(&self, key: &str) -> bool {
         self.name.strip_prefix(key).is_some_and(|kind| kind == ":s")
