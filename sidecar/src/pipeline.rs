@@ -147,6 +147,9 @@ async fn past_the_cache(
     let fetch = match cache::look(ex, &parts, content).await {
         Looked::Answered(response) => return Ok(Forwarded::Response(response)),
         Looked::Stale(response, fetch) => {
+            if let Some(turn) = &mut ex.turn {
+                turn.is_for_nobody();
+            }
             let call = call(ex, target, (parts, present), ClientBody::Empty, false)?;
             refresh(ex, fetch, call);
             return Ok(Forwarded::Response(response));
@@ -288,10 +291,12 @@ async fn passing_interims<T>(ex: &Exchange, client: &Client, mut answer: Pin<imp
 async fn connect_tunnel(ex: &mut Exchange, target: Key, client: Option<Switch>) -> Result<Forwarded, Stop> {
     let client = client.ok_or(ForwardError::BadRequest("this connection can't become a tunnel"))?;
     let limit = Timeouts::of(&ex.config, &ex.route).connect;
+    let deadline = ex.turn.as_ref().and_then(|turn| turn.deadline());
     let _admitted = match ex.turn.take() {
         Some(turn) => Some(Box::pin(async move { turn.admit().await }).await?), // until there is a tunnel
         None => None,
     };
+    let limit = deadline.map_or(limit, |deadline| limit.min(deadline.left()));
     let stream = ex.connection.worker.connector.connect(&target.endpoint, limit).await?;
     let upstream = Side::Connected(stream);
     Ok(Forwarded::Tunnel(Box::new(Tunnel { head: Box::new(reply::connected()), client, upstream })))

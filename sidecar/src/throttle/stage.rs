@@ -25,6 +25,8 @@ use crate::{
     route::Route,
 };
 
+const LATE: Refusal = (Outcome::Deadline, Duration::ZERO);
+
 /// A request that throttles hold for, with what they have to know of it.
 #[derive(Debug)]
 pub(crate) struct Turn {
@@ -90,6 +92,12 @@ impl Turn {
         (!turn.holds.is_empty()).then(|| Box::new(turn))
     }
 
+    /// Its client has an answer already, and waits for none.
+    pub(crate) fn is_for_nobody(&mut self) {
+        (self.deadline, self.until) = (None, None);
+        self.holds.iter_mut().for_each(|held| held.deadline = None);
+    }
+
     /// When its client does not wait any longer.
     pub(crate) fn deadline(&self) -> Option<Deadline> {
         self.deadline
@@ -104,33 +112,35 @@ impl Turn {
         self.holds.iter().filter(|held| held.throttle.mode == Mode::Enforce)
     }
 
-    /// Waits until all throttles have let it through.
+    /// Waits until all throttles have let it through: for the times that all rates give, and then for room, so that it takes none while it
+    /// waits for a time.
     ///
     /// # Errors
     /// That one has turned it away, or that its deadline has passed.
     pub(crate) async fn admit(&self) -> Result<Admitted, ForwardError> {
-        let mut permits = SmallVec::new();
+        let mut delayed: SmallVec<[bool; 4]> = SmallVec::new();
         for held in &self.holds {
+            let shaped = if held.throttle.mode == Mode::Shadow { Ok(false) } else { held.keep_pace(self.until).await };
+            delayed.push(shaped.map_err(|refusal| self.refused(held, refusal))?);
+        }
+        let mut permits = SmallVec::new();
+        for (held, delayed) in self.holds.iter().zip(delayed) {
             if held.throttle.mode == Mode::Shadow {
                 permits.push(held.watch());
                 continue;
             }
-            match held.enter(self.until).await {
-                Ok((permit, outcome)) => {
-                    held.gate.figures.count(Mode::Enforce, outcome);
-                    permits.push(permit);
-                }
-                Err((outcome, again)) => {
-                    held.gate.figures.count(Mode::Enforce, outcome);
-                    return Err(self.refused(held, outcome, again));
-                }
-            }
+            let (permit, queued) = held.enter(self.until).await.map_err(|refusal| self.refused(held, refusal))?;
+            let outcome = if delayed || queued { Outcome::Queued } else { Outcome::Admitted };
+            held.gate.figures.count(Mode::Enforce, outcome);
+            permits.push(permit);
         }
         let download = self.enforced().filter(|held| held.throttle.downloads).map(|held| Arc::clone(&held.gate.download));
         Ok(Admitted { permits, download: download.collect(), began: now(), upload: None })
     }
 
-    fn refused(&self, held: &Held, outcome: Outcome, again: Duration) -> ForwardError {
+    /// Counts a request that is turned away, and says why.
+    fn refused(&self, held: &Held, (outcome, again): Refusal) -> ForwardError {
+        held.gate.figures.count(Mode::Enforce, outcome);
         match self.until {
             Some(deadline) if outcome == Outcome::Deadline => ForwardError::DeadlineExceeded(deadline.limit),
             _ => ForwardError::Throttled { rule: Arc::clone(&held.throttle.label), outcome, retry_after: again },
@@ -139,36 +149,38 @@ impl Turn {
 }
 
 impl Held {
-    /// Waits for a time that the rate gives, and then for room.
-    async fn enter(&self, deadline: Option<Deadline>) -> Result<(Permit, Outcome), Refusal> {
+    /// Waits for a time that the rate gives. Whether it had to.
+    async fn keep_pace(&self, deadline: Option<Deadline>) -> Result<bool, Refusal> {
+        let until = deadline.map(|deadline| deadline.at);
+        if until.is_some_and(|until| now() >= until) {
+            return Err(LATE);
+        }
+        let Some(pacing) = self.throttle.pacing else { return Ok(false) };
+        let shaped = self.gate.shape(pacing, until)?;
+        let Some(at) = shaped.at() else { return Ok(false) };
+        let since = now();
+        sleep_until(at.into()).await;
+        self.gate.waited(self.level, now().saturating_duration_since(since));
+        Ok(true)
+    }
+
+    /// Waits for room. Whether it had to.
+    async fn enter(&self, deadline: Option<Deadline>) -> Result<(Permit, bool), Refusal> {
         let until = deadline.map(|deadline| deadline.at);
         let is_late = || until.is_some_and(|until| now() >= until);
-        let late = (Outcome::Deadline, Duration::ZERO);
-        if is_late() {
-            return Err(late);
-        }
-        let mut outcome = Outcome::Admitted;
-        if let Some(pacing) = self.throttle.pacing {
-            let shaped = self.gate.shape(pacing, until)?;
-            if let Some(at) = shaped.at() {
-                let since = now();
-                sleep_until(at.into()).await;
-                self.gate.waited(self.level, now().saturating_duration_since(since));
-                outcome = Outcome::Queued;
-            }
-        }
+        let mut queued = false;
         let longest = self.throttle.max_wait;
         let expires = until.map_or(now() + longest, |until| until.min(now() + longest));
         let permit = match self.gate.try_enter(Asks { level: self.level, hash: self.hash, expires }) {
             Ok(permit) => permit,
             Err(Err(full)) => return Err((full, longest)),
             Err(Ok(waiting)) => {
-                outcome = Outcome::Queued;
-                waiting.turn().await.map_err(|why| if is_late() { late } else { (why, longest) })?
+                queued = true;
+                waiting.turn().await.map_err(|why| if is_late() { LATE } else { (why, longest) })?
             }
         };
         // What has had to wait must not go too late; the permit goes back then.
-        if is_late() { Err(late) } else { Ok((permit, outcome)) }
+        if is_late() { Err(LATE) } else { Ok((permit, queued)) }
     }
 
     /// Counts what would have become of it.
