@@ -104,7 +104,7 @@ pub(crate) async fn send(
     let started = StdInstant::now();
     let limits = Limits { connect: call.timeouts.connect, idle: call.keep, connections: call.max_connections };
     let scope = Scope { limits, end: End::of(call), began: call.shadow.is_some().then(Instant::now) };
-    let outcome = match agreed(pool, &scope, key, call).await {
+    let mut outcome = match agreed(pool, &scope, key, call).await {
         Ok((key, scope)) => {
             if key.protocol == Protocol::Http2 {
                 labels = labels.over(Version::HTTP_2);
@@ -113,6 +113,12 @@ pub(crate) async fn send(
         }
         Err(error) => Err(error),
     };
+    if let (Err(error), Some(end)) = (&mut outcome, scope.end)
+        && error.is_timeout()
+        && end.is_client_late()
+    {
+        *error = ForwardError::TooLate(end.limit);
+    }
     if let Some(shadow) = &call.shadow {
         shadow.tried(started.elapsed());
         shadow.answered(call.started.elapsed());
@@ -182,7 +188,7 @@ impl Scope {
         let Some(end) = self.end else { return Ok(self.limits) };
         let left = end.at.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(ForwardError::ResponseTimeout(end.limit));
+            return Err(if end.of_try { ForwardError::ResponseTimeout(end.limit) } else { ForwardError::TooLate(end.limit) });
         }
         Ok(Limits { connect: self.limits.connect.min(left), ..self.limits })
     }
@@ -193,14 +199,24 @@ impl Scope {
 struct End {
     at: Instant,
     limit: Duration,
+    /// Whether that is the limit on one try.
+    of_try: bool,
+    /// Whether that is how long the client waits.
+    of_client: bool,
 }
 
 impl End {
     /// The limit on the whole request, or that on one try, whichever ends first.
     fn of(call: &Call) -> Option<Self> {
-        let total = call.timeouts.request.map(|limit| Self { at: call.started() + limit, limit });
-        let per_try = call.timeouts.per_try.map(|limit| Self { at: Instant::now() + limit, limit });
+        let Timeouts { request, per_try, of_client, .. } = call.timeouts;
+        let total = request.map(|limit| Self { at: call.started() + limit, limit, of_try: false, of_client });
+        let per_try = per_try.map(|limit| Self { at: Instant::now() + limit, limit, of_try: true, of_client: false });
         [total, per_try].into_iter().flatten().min_by_key(|end| end.at)
+    }
+
+    /// Whether its client, who may be in a hurry, does not wait any longer.
+    fn is_client_late(&self) -> bool {
+        self.of_client && Instant::now() >= self.at
     }
 }
 

@@ -141,6 +141,10 @@ pub(crate) enum ForwardError {
     /// No response head in time.
     #[error("no response within {0:?}")]
     ResponseTimeout(Duration),
+    /// The time of the whole request is over, and that says nothing about the upstream: its client does not wait any longer, or nothing was
+    /// left of it to send the request.
+    #[error("no response before the request's {0:?} were over")]
+    TooLate(Duration),
     /// A bug of ours.
     #[error("an internal error")]
     Panic,
@@ -182,9 +186,11 @@ impl ForwardError {
             | Self::LimitUndecided(_)
             | Self::Throttled { .. }
             | Self::NoMemory => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::DeadlineExceeded(_) | Self::ResponseTimeout(_) => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            Self::ResolveTimeout { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::DeadlineExceeded(_)
+            | Self::ResponseTimeout(_)
+            | Self::TooLate(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Panic => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -218,7 +224,7 @@ impl ForwardError {
             Self::LimitUndecided(_) => "rate_limit_undecided",
             Self::Throttled { outcome, .. } => outcome.reason(),
             Self::DeadlineExceeded(_) => Outcome::Deadline.reason(),
-            Self::ResponseTimeout(_) => "http_response_timeout",
+            Self::ResponseTimeout(_) | Self::TooLate(_) => "http_response_timeout",
             Self::Panic => "proxy_internal_error",
         }
     }
@@ -232,6 +238,14 @@ impl ForwardError {
                 | Self::Connect { .. }
                 | Self::ConnectTimeout { .. }
                 | Self::Tls { .. }
+        )
+    }
+
+    /// Whether the upstream, or the way to it, took longer than it might.
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(
+            self,
+            Self::ResolveTimeout { .. } | Self::ConnectTimeout { .. } | Self::ConnectionLimit { .. } | Self::ResponseTimeout(_)
         )
     }
 

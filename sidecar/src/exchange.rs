@@ -28,7 +28,7 @@ use crate::{
     limit,
     metrics::RequestLabels,
     route::{Route, is_plain},
-    throttle::{Deadline, Turn},
+    throttle::{Asked, Deadline, Turn},
 };
 
 /// A client that leaves within this time never wanted the answer.
@@ -147,7 +147,8 @@ impl Exchange {
         }
         let host = fields::host(&self.authority);
         let facts = facts(&self.connection, parts, &host, self.client);
-        self.turn = Turn::of(&self.connection.worker.throttles, &self.route, &facts, self.grpc, self.started);
+        let asked = Asked { grpc: self.grpc, started: self.started, limit: Timeouts::of(&self.config, &self.route).request };
+        self.turn = Turn::of(&self.connection.worker.throttles, &self.route, &facts, asked);
     }
 
     /// The client's body, once it is on its way.
@@ -275,6 +276,8 @@ pub(crate) struct Timeouts {
     pub(crate) head: Duration,
     /// From the start of the request to the head of the response.
     pub(crate) request: Option<Duration>,
+    /// Whether that is how long its client waits, and no limit on the upstream.
+    pub(crate) of_client: bool,
     /// A body's pause.
     pub(crate) idle: Duration,
     /// From the start of one try to the head of its response.
@@ -289,6 +292,7 @@ impl Timeouts {
             // A policy that allows the whole request longer means the head too.
             head: policy.request.map_or(settings.response_header_timeout.0, |limit| limit.0),
             request: policy.request.map(|limit| limit.0),
+            of_client: false,
             idle: policy.idle.map_or(settings.idle_timeout.0, |limit| limit.0),
             per_try: policy.per_try.map(|limit| limit.0),
         }
@@ -298,8 +302,12 @@ impl Timeouts {
 impl Timeouts {
     /// With the time after which the client does not wait any longer.
     pub(crate) fn within(self, deadline: Option<Deadline>) -> Self {
-        let limits = [self.request, deadline.map(|deadline| deadline.limit)];
-        Self { request: limits.into_iter().flatten().min(), ..self }
+        match deadline.map(|deadline| deadline.limit) {
+            Some(limit) if self.request.is_none_or(|request| limit < request) => {
+                Self { request: Some(limit), of_client: true, ..self }
+            }
+            _ => self,
+        }
     }
 }
 

@@ -147,6 +147,9 @@ async fn past_the_cache(
     let fetch = match cache::look(ex, &parts, content).await {
         Looked::Answered(response) => return Ok(Forwarded::Response(response)),
         Looked::Stale(response, fetch) => {
+            if let Some(turn) = &mut ex.turn {
+                turn.is_for_nobody();
+            }
             let call = call(ex, target, (parts, present), ClientBody::Empty, false)?;
             refresh(ex, fetch, call);
             return Ok(Forwarded::Response(response));
@@ -194,14 +197,13 @@ fn refresh(ex: &mut Exchange, fetch: Box<Fetch>, mut call: Call) {
         let asked = call.head.uri.path_and_query().cloned();
         let path_and_query = asked.as_ref().map_or("/", PathAndQuery::as_str);
         let sent = async {
-            let admitted = throttled(turn).await?;
-            let upload = call.upload.clone();
+            let admitted = throttled(turn, &call.upload).await?;
             let answered = if route.has_tries() {
                 tries::send(asking, labels, call).await
             } else {
                 attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call).await
             };
-            settled(admitted, &upload, answered)
+            settled(admitted, answered)
         };
         let answered = match sent.await {
             Ok(Answered::Response(response)) => Ok(response),
@@ -219,8 +221,7 @@ async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwar
     let labels = RequestLabels::new(ex.connection.direction, &call.head.method, Version::HTTP_11, ex.route.label());
     let streamed = ex.version == Version::HTTP_2 && websocket::is_asked(&call.head.headers);
     let key = if streamed { websocket::key_of(&call.head.headers).cloned() } else { None };
-    let admitted = throttled(ex.turn.take()).await?;
-    let upload = if admitted.is_some() { Some(call.upload.clone()) } else { None };
+    let admitted = throttled(ex.turn.take(), &call.upload).await?;
     let ex = &*ex;
     let answered = if ex.route.has_tries() {
         passing_interims(ex, &client, Box::pin(tries::send(ex.asking(), labels, call))).await
@@ -228,11 +229,7 @@ async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwar
         let sent = pin!(attempt::send(&worker.pool, &worker.metrics, &worker.meter, labels, &call.key, &call));
         passing_interims(ex, &client, sent).await
     };
-    let answered = match upload {
-        Some(upload) => settled(admitted, &upload, answered)?,
-        None => answered?,
-    };
-    match answered {
+    match settled(admitted, answered)? {
         // To a CONNECT that would be a tunnel, which there is none of.
         Answered::Response(response) if streamed && response.status().is_success() => Err(ForwardError::NotSwitched.into()),
         Answered::Response(mut response) => {
@@ -256,28 +253,23 @@ async fn forward(ex: &mut Exchange, call: Call, client: Client) -> Result<Forwar
     }
 }
 
-/// Waits for the throttles that hold.
-async fn throttled(turn: Option<Box<Turn>>) -> Result<Option<Admitted>, ForwardError> {
-    match turn {
-        // On the heap: most requests have none.
-        Some(turn) => Box::pin(async move { turn.admit().await }).await.map(Some),
-        None => Ok(None),
-    }
+/// Waits for the throttles that hold. What the upstream has time for begins after that.
+async fn throttled(turn: Option<Box<Turn>>, upload: &Upload) -> Result<Option<Admitted>, ForwardError> {
+    let Some(turn) = turn else { return Ok(None) };
+    // On the heap: most requests have none.
+    let admitted = Box::pin(async move { turn.admit().await }).await?;
+    upload.restart();
+    Ok(Some(admitted.sending(upload.clone())))
 }
 
 /// Tells throttles what came of a request. What they have let through ends with the body of its answer; at once if it has none, and where both
 /// sides speak another protocol from now on.
-fn settled(
-    admitted: Option<Admitted>,
-    upload: &Upload,
-    mut answered: Result<Answered, ForwardError>,
-) -> Result<Answered, ForwardError> {
+fn settled(admitted: Option<Admitted>, mut answered: Result<Answered, ForwardError>) -> Result<Answered, ForwardError> {
     match (admitted, &mut answered) {
-        (Some(admitted), Ok(Answered::Response(response))) => {
-            admitted.answered(response, upload.is_done().then(|| upload.moved().into_std()));
-        }
+        (Some(admitted), Ok(Answered::Response(response))) => admitted.answered(response),
         (Some(admitted), Err(error)) => admitted.failed(error),
-        (Some(_), Ok(Answered::Switched(..))) | (None, _) => {}
+        (Some(admitted), Ok(Answered::Switched(..))) => admitted.switched(),
+        (None, _) => {}
     }
     answered
 }
@@ -299,7 +291,12 @@ async fn passing_interims<T>(ex: &Exchange, client: &Client, mut answer: Pin<imp
 async fn connect_tunnel(ex: &mut Exchange, target: Key, client: Option<Switch>) -> Result<Forwarded, Stop> {
     let client = client.ok_or(ForwardError::BadRequest("this connection can't become a tunnel"))?;
     let limit = Timeouts::of(&ex.config, &ex.route).connect;
-    let _admitted = throttled(ex.turn.take()).await?; // until there is a tunnel
+    let deadline = ex.turn.as_ref().and_then(|turn| turn.deadline());
+    let _admitted = match ex.turn.take() {
+        Some(turn) => Some(Box::pin(async move { turn.admit().await }).await?), // until there is a tunnel
+        None => None,
+    };
+    let limit = deadline.map_or(limit, |deadline| limit.min(deadline.left()));
     let stream = ex.connection.worker.connector.connect(&target.endpoint, limit).await?;
     let upstream = Side::Connected(stream);
     Ok(Forwarded::Tunnel(Box::new(Tunnel { head: Box::new(reply::connected()), client, upstream })))

@@ -39,7 +39,7 @@ pub(crate) use self::{
     counted::Outcome,
     deadline::Deadline,
     gate::Permit,
-    stage::{Admitted, Turn},
+    stage::{Admitted, Asked, Turn},
 };
 use crate::{
     config::Config,

@@ -30,7 +30,7 @@ use super::{
     store::{Gone, Object, Store, Vary},
     tier::{Got, Lease},
 };
-use crate::{exchange::Exchange, facts::Facts, flow::Flow};
+use crate::{exchange::Exchange, facts::Facts, flow::Flow, throttle::Deadline};
 
 /// What the cache says of a request.
 pub(crate) enum Looked {
@@ -50,6 +50,8 @@ struct Look<'a> {
     parts: &'a Parts,
     cache: &'a Arc<Cache>,
     caching: &'a Arc<Caching>,
+    /// When its client does not wait any longer.
+    deadline: Option<Deadline>,
     asks: Asks,
     control: Control,
     /// Whether it is for one part, which may be stored as such.
@@ -105,6 +107,7 @@ pub(crate) async fn look(ex: &Exchange, parts: &Parts, content: bool) -> Looked 
         parts,
         cache,
         caching,
+        deadline: ex.turn.as_ref().and_then(|turn| turn.deadline()),
         asks,
         control,
         part: asks.is_for_part(&parts.headers),
@@ -329,6 +332,7 @@ impl Look<'_> {
     /// The answer that another request fetches. An error if it is none for this one.
     async fn join(&self, mut reader: Reader, status: Status) -> Result<Box<Response<Flow>>, Option<NoHead>> {
         let wait = self.caching.collapse.unwrap_or_default();
+        let wait = self.deadline.map_or(wait, |deadline| wait.min(deadline.left()));
         let head = reader.head(wait).await.map_err(Some)?;
         let meta = notes::read(&head).ok_or(None)?;
         let decision = decide(&meta, &self.control, self.cache.now(), Origin::Up);

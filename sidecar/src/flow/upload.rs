@@ -286,7 +286,11 @@ impl Body for Upload {
             ready!(gate.poll(cx));
         }
         if let Some(paced) = &mut *shared.bounds.paced.borrow_mut() {
-            ready!(paced.poll(cx));
+            let polled = paced.poll(cx);
+            if let Some(until) = paced.pauses_until().filter(|_| !shared.done.get()) {
+                shared.moved.set(until); // the pause is ours: nobody is idle
+            }
+            ready!(polled);
         }
         let kept = shared.kept.borrow_mut().as_mut().and_then(Kept::next);
         if let Some(frame) = kept {

@@ -42,6 +42,8 @@ const SAMPLES: (f64, f64) = (50.0, 400.0);
 const SLOW_WINDOW: Duration = Duration::from_secs(1);
 const SLOW_WINDOW_LATENCIES: u32 = 10;
 const LEAST_SAMPLES: u32 = 8;
+/// A client that leaves after so many latencies tells of overload; one that leaves before may be in a hurry.
+const LEFT_LATENCIES: u32 = 3;
 
 /// What became of a request, as far as it tells about its upstream.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +52,8 @@ pub(crate) enum Sample {
     Answered(Duration),
     /// There was no answer in time, or one that says that there is too much to do.
     Overloaded,
+    /// Its client waited for no longer than this.
+    Left(Duration),
 }
 
 /// What is found of one upstream.
@@ -173,26 +177,32 @@ impl Adaptive {
                     self.window.squares += log * log;
                 }
                 Sample::Overloaded => self.window.overloaded += 1,
+                Sample::Left(after) if self.baseline().is_some_and(|baseline| after > baseline * LEFT_LATENCIES) => {
+                    self.window.overloaded += 1;
+                }
+                Sample::Left(_) => {}
             }
         }
-        if self.is_over(now) {
+        if self.is_over(now.saturating_duration_since(admitted), now) {
             self.close(in_flight, now);
         }
     }
 
-    fn is_over(&self, now: Instant) -> bool {
+    /// Whether the window is over when a request of this age ends. One that is older than the window says nothing of it; a window without
+    /// answers waits for longer than answers take, or none would ever be part of one.
+    fn is_over(&self, age: Duration, now: Instant) -> bool {
         let (window, since) = (&self.window, now.saturating_duration_since(self.window.began));
         let came = window.answered + window.overloaded;
         let slow = SLOW_WINDOW.max(self.baseline().unwrap_or_default() * SLOW_WINDOW_LATENCIES);
         let enough = (2.0 * self.limit).clamp(SAMPLES.0, SAMPLES.1);
-        since >= WINDOW && (f64::from(came) >= enough || (since >= slow && came >= LEAST_SAMPLES)) || since >= 4 * slow
+        since >= WINDOW && (f64::from(came) >= enough || (since >= slow && came >= LEAST_SAMPLES)) || since >= 4 * slow.max(age)
     }
 
     fn close(&mut self, in_flight: u32, now: Instant) {
         let window = std::mem::replace(&mut self.window, Window::new(now, in_flight));
         let quiet = f64::from(window.in_flight) < PROBE * self.limit;
         let came = f64::from(window.answered + window.overloaded);
-        if f64::from(window.overloaded) > OVERLOADED * came {
+        if window.answered + window.overloaded >= LEAST_SAMPLES && f64::from(window.overloaded) > OVERLOADED * came {
             self.limit = (self.limit * FALL).max(self.least);
             (self.growing, self.probing) = (0, false);
             return;
@@ -204,10 +214,16 @@ impl Adaptive {
             self.probing = false;
             self.probe_at = now + self.probe_every();
         } else if let Some(mean) = window.mean() {
+            let was_least = self.limit <= self.least;
             self.follow(mean, &window);
             // An upstream that has become slower as such is not to be left with nothing to do.
-            let fallen = self.limit < FALLEN * self.measured_at;
-            self.probing = (fallen || now >= self.probe_at) && self.limit > self.least;
+            let (fallen, due) = (self.limit < FALLEN * self.measured_at, now >= self.probe_at);
+            self.probing = (fallen || due) && self.limit > self.least;
+            if was_least && due && !self.probing {
+                // Fewer than the least are never let through: what answers take with them is all there is to measure.
+                self.measured(mean);
+                self.probe_at = now + self.probe_every();
+            }
         }
     }
 
@@ -242,6 +258,79 @@ impl Adaptive {
         let well_used = f64::from(window.in_flight) > WELL_USED * self.limit;
         if moved < self.limit || well_used {
             self.limit = moved.clamp(self.least, self.most);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adaptive(json: &str, now: Instant) -> Adaptive {
+        Adaptive::new(&serde_json::from_str(json).unwrap(), now)
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    /// As many requests as may are under way for some seconds, each for as long as it takes.
+    fn load(adaptive: &mut Adaptive, now: &mut Instant, seconds: u64, took: Duration, sample: Sample) {
+        let end = *now + Duration::from_secs(seconds);
+        while *now < end {
+            let (admitted, limit) = (*now, adaptive.limit());
+            adaptive.began(limit);
+            *now += took;
+            for _ in 0..limit {
+                adaptive.note(admitted, sample, limit, *now);
+            }
+        }
+    }
+
+    #[test]
+    fn upstream_that_hangs_for_long_is_seen() {
+        for took in [5, 30] {
+            let mut now = Instant::now();
+            let mut adaptive = adaptive(r#"{"type": "Adaptive"}"#, now);
+            load(&mut adaptive, &mut now, 5, ms(10), Sample::Answered(ms(10)));
+            let before = adaptive.found();
+            load(&mut adaptive, &mut now, 10 * took, Duration::from_secs(took), Sample::Overloaded);
+            assert!(adaptive.found() < before / 2, "{before} -> {}", adaptive.found());
+        }
+    }
+
+    #[test]
+    fn limit_at_its_least_grows_again_where_the_upstream_is_slower_for_good() {
+        let mut now = Instant::now();
+        let mut adaptive = adaptive(r#"{"type": "Adaptive", "min": 4, "initial": 4}"#, now);
+        load(&mut adaptive, &mut now, 1, ms(10), Sample::Answered(ms(10)));
+        adaptive.limit = 4.0;
+        load(&mut adaptive, &mut now, 60, ms(100), Sample::Answered(ms(100)));
+        assert!(adaptive.found() > 20, "{}", adaptive.found());
+    }
+
+    #[test]
+    fn one_bad_answer_among_few_does_not_move_the_limit() {
+        let mut now = Instant::now();
+        let mut adaptive = adaptive(r#"{"type": "Adaptive"}"#, now);
+        for minute in 0..10 {
+            let sample = if minute % 2 == 0 { Sample::Overloaded } else { Sample::Answered(ms(10)) };
+            adaptive.began(1);
+            now += Duration::from_secs(60);
+            adaptive.note(now - ms(10), sample, 0, now);
+        }
+        assert_eq!(adaptive.found(), 20);
+    }
+
+    #[test]
+    fn client_that_leaves_late_tells_of_overload_and_one_in_a_hurry_of_nothing() {
+        for (after, falls) in [(5, false), (25, false), (500, true)] {
+            let mut now = Instant::now();
+            let mut adaptive = adaptive(r#"{"type": "Adaptive"}"#, now);
+            load(&mut adaptive, &mut now, 2, ms(10), Sample::Answered(ms(10)));
+            let before = adaptive.found();
+            load(&mut adaptive, &mut now, 10, ms(after), Sample::Left(ms(after)));
+            assert_eq!(adaptive.found() < before, falls, "{after}: {before} -> {}", adaptive.found());
         }
     }
 }

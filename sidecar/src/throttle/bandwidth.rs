@@ -1,11 +1,12 @@
 //! Bytes a second, which all bodies of a rule share. A piece goes on its way at once and is paid for by the pause before the next one, so
-//! nobody holds what waits. The account is pure; time is passed in.
+//! nobody holds what waits; before its first one, a body waits until what had passed when it came is paid for. The account is pure; time is
+//! passed in.
 
 use std::{
     future::Future as _,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -21,6 +22,8 @@ use tokio::time::{Instant as TokioInstant, Sleep, sleep_until};
 const BURST: Duration = Duration::from_millis(50);
 /// A piece takes so much of a second at most, so that bodies take turns.
 const PIECES_A_SECOND: u64 = 20;
+/// Nobody waits for longer than this before a piece, whatever others have left to be paid for.
+const MOST_AHEAD: Duration = Duration::from_secs(10);
 /// No piece is made smaller than this.
 const LEAST_PIECE: u64 = 512;
 
@@ -36,7 +39,7 @@ impl Account {
         let earliest = now.checked_sub(BURST).unwrap_or(now);
         let from = self.paid.map_or(earliest, |paid| paid.max(earliest));
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
-        let until = from + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX / 4));
+        let until = (from + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX / 4))).min(now + MOST_AHEAD);
         self.paid = Some(until);
         until
     }
@@ -52,13 +55,24 @@ pub(crate) struct Bandwidth {
 
 impl Bandwidth {
     pub(super) fn configure(&self, rate: Option<u64>) {
-        self.rate.store(rate.unwrap_or(0), Ordering::Relaxed);
+        let rate = rate.unwrap_or(0);
+        if self.rate.swap(rate, Ordering::Relaxed) != rate {
+            *self.account() = Account::default(); // what was to be paid at another rate
+        }
+    }
+
+    fn account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until when all that has passed is paid for.
+    fn paid(&self) -> Option<Instant> {
+        self.account().paid
     }
 
     fn charge(&self, bytes: u64, now: Instant) -> Option<Instant> {
         let rate = self.rate.load(Ordering::Relaxed);
-        let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
-        (rate > 0).then(|| account.charge(bytes, rate, now))
+        (rate > 0).then(|| self.account().charge(bytes, rate, now))
     }
 
     fn piece(&self) -> u64 {
@@ -74,12 +88,14 @@ impl Bandwidth {
 pub(crate) struct Paced {
     shared: SmallVec<[Arc<Bandwidth>; 1]>,
     pause: Option<Pin<Box<Sleep>>>,
+    /// Whether it has waited for those that were there before it.
+    begun: bool,
 }
 
 impl Paced {
     /// None where nothing is shared.
     pub(crate) fn by(shared: SmallVec<[Arc<Bandwidth>; 1]>) -> Option<Box<Self>> {
-        (!shared.is_empty()).then(|| Box::new(Self { shared, pause: None }))
+        (!shared.is_empty()).then(|| Box::new(Self { shared, pause: None, begun: false }))
     }
 
     /// Bytes of a piece, at most.
@@ -90,11 +106,26 @@ impl Paced {
 
     /// Ready when what has passed is paid for.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.begun {
+            self.begun = true;
+            self.wait_until(self.shared.iter().filter_map(|shared| shared.paid()).max());
+        }
         if let Some(pause) = &mut self.pause {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
         Poll::Ready(())
+    }
+
+    /// When what has passed is paid for, while that is waited for.
+    pub(crate) fn pauses_until(&self) -> Option<TokioInstant> {
+        self.pause.as_ref().map(|pause| pause.deadline())
+    }
+
+    fn wait_until(&mut self, until: Option<Instant>) {
+        if let Some(until) = until.filter(|until| *until > TokioInstant::now().into_std()) {
+            self.pause = Some(Box::pin(sleep_until(until.into())));
+        }
     }
 
     /// As much of a frame as may pass at once, which is charged, and the rest.
@@ -113,10 +144,8 @@ impl Paced {
     /// A piece of so many bytes passes.
     pub(crate) fn passed(&mut self, bytes: usize) {
         let now = TokioInstant::now().into_std();
-        let until = self.shared.iter().filter_map(|shared| shared.charge(bytes as u64, now)).max();
-        if let Some(until) = until.filter(|until| *until > now) {
-            self.pause = Some(Box::pin(sleep_until(until.into())));
-        }
+        self.begun = true;
+        self.wait_until(self.shared.iter().filter_map(|shared| shared.charge(bytes as u64, now)).max());
     }
 }
 
@@ -133,6 +162,28 @@ mod tests {
         assert_eq!(account.charge(1000, 1000, now), now + Duration::from_millis(1050));
         let later = now + Duration::from_secs(10);
         assert_eq!(account.charge(50, 1000, later), later, "a pause brings no more than a little");
+        assert_eq!(account.charge(1 << 30, 1000, later), later + MOST_AHEAD, "nobody waits for ever");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn first_pieces_are_paid_for_too_and_not_at_another_rate() {
+        let bandwidth = Arc::new(Bandwidth::default());
+        bandwidth.configure(Some(100_000));
+        let first_of_another = || async {
+            let mut paced = Paced::by([Arc::clone(&bandwidth)].into_iter().collect()).unwrap();
+            poll_fn(|cx| paced.poll(cx)).await;
+            paced.passed(paced.piece());
+        };
+        let began = TokioInstant::now();
+        for _ in 0..100 {
+            first_of_another().await;
+        }
+        let rate = 100.0 * 5000.0 / began.elapsed().as_secs_f64();
+        assert!((98_000.0..105_000.0).contains(&rate), "{rate}");
+        let changed = TokioInstant::now();
+        bandwidth.configure(Some(1_000_000));
+        first_of_another().await;
+        assert_eq!(changed.elapsed(), Duration::ZERO, "what was owed is forgotten");
     }
 
     #[tokio::test(start_paused = true)]

@@ -200,19 +200,23 @@ impl Figures {
         self.metrics.waits.get_or_create_owned(&Waited { policy, rule, priority: Arc::clone(priority) })
     }
 
+    /// Takes the series of a priority that there is no more off the page.
+    pub(super) fn forget_waits(&self, priority: &Arc<str>) {
+        let Named { policy, rule } = self.named.clone();
+        self.metrics.waits.remove(&Waited { policy, rule, priority: Arc::clone(priority) });
+    }
+
     /// Takes the series of what is not counted any more off the page.
     pub(super) fn forget(&self, priorities: &[Arc<str>]) {
         let Named { policy, rule } = &self.named;
-        let Metrics { requests, waits, in_flight, queued, limit, gradient } = &self.metrics;
+        let Metrics { requests, in_flight, queued, limit, gradient, .. } = &self.metrics;
         for mode in ["enforce", "shadow"] {
             for outcome in Outcome::ALL {
                 let (policy, rule) = (Arc::clone(policy), Arc::clone(rule));
                 requests.remove(&Decided { policy, rule, mode, outcome: outcome.label() });
             }
         }
-        for priority in priorities {
-            waits.remove(&Waited { policy: Arc::clone(policy), rule: Arc::clone(rule), priority: Arc::clone(priority) });
-        }
+        priorities.iter().for_each(|priority| self.forget_waits(priority));
         in_flight.remove(&self.named);
         queued.remove(&self.named);
         limit.remove(&self.named);

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use crds::policy::throttle::Deadline as Spec;
 use http::{HeaderMap, HeaderName};
 
+use super::gate::now;
+
 /// Longer than any client waits: what asks for more means this.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
@@ -15,6 +17,13 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub(crate) struct Deadline {
     pub(crate) at: Instant,
     pub(crate) limit: Duration,
+}
+
+impl Deadline {
+    /// What is left until it ends.
+    pub(crate) fn left(self) -> Duration {
+        self.at.saturating_duration_since(now())
+    }
 }
 
 /// What a policy says of deadlines, compiled.

@@ -2,6 +2,7 @@
 //! that outlives neither: a permit that nobody takes goes back by being dropped.
 
 use std::{
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -79,7 +80,8 @@ impl Gate {
         self.download.configure(bandwidth.download.map(|size| size.0));
         self.upload.configure(bandwidth.upload.map(|size| size.0));
         let named = |name: &Arc<str>| Level { name: Arc::clone(name), waits: self.figures.waits(name) };
-        *lock(&self.levels) = (spec.mode, levels.iter().map(named).collect());
+        let before = mem::replace(&mut *lock(&self.levels), (spec.mode, levels.iter().map(named).collect()));
+        before.1.iter().filter(|level| !levels.contains(&level.name)).for_each(|level| self.figures.forget_waits(&level.name));
         let queue = Settings::of(&spec.queue.clone().unwrap_or_default());
         self.lock().configure(spec.concurrency.as_ref(), queue, now());
         self.go_on(false);

@@ -50,8 +50,11 @@ pub(super) struct Shaper {
 impl Shaper {
     /// Takes the next time. Where that is later than `now`, it must be told when the wait [is over](Self::went).
     pub(super) fn take(&mut self, pacing: &Pacing, now: Instant, deadline: Option<Instant>) -> Result<Slot, Refused> {
-        let from = self.until.map_or(now, |until| until.max(now));
         let early = pacing.interval.saturating_mul(pacing.burst - 1);
+        // No further than this rate lets anybody take: what was taken by a slower one is not waited for.
+        let furthest = now + early + pacing.max_delay + pacing.interval;
+        let from = self.until.map_or(now, |until| until.clamp(now, furthest));
+        self.until = self.until.map(|until| until.min(furthest));
         let delay = from.saturating_duration_since(now).saturating_sub(early);
         if delay > pacing.max_delay {
             return Err(Refused::TooLong(delay - pacing.max_delay));
@@ -134,6 +137,16 @@ mod tests {
         let last = shaper.take(&pacing, now, None).unwrap();
         shaper.went(&pacing, last, now);
         assert_eq!(shaper.take(&pacing, now, None).unwrap().at, last.at);
+    }
+
+    #[test]
+    fn times_that_a_slower_rate_has_given_are_not_waited_for_by_a_faster_one() {
+        let slow = pacing(r#"{"requests": 1, "per": "60s", "maxDelay": "600s"}"#);
+        let fast = pacing(r#"{"requests": 100, "per": "1s", "maxDelay": "1s"}"#);
+        let (mut shaper, now) = (Shaper::default(), Instant::now());
+        (0..10).for_each(|_| _ = shaper.take(&slow, now, None).unwrap());
+        assert_eq!(shaper.take(&fast, now, None), Err(Refused::TooLong(ms(10))));
+        assert_eq!(shaper.take(&fast, now + ms(10), None).unwrap().at, now + ms(1010));
     }
 
     proptest! {

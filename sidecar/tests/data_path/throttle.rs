@@ -195,6 +195,58 @@ async fn request_whose_deadline_has_passed_never_reaches_the_upstream() {
 }
 
 #[tokio::test]
+async fn time_in_the_queue_is_not_the_upstreams() {
+    let origin = Held::answering(0).await;
+    let proxy = Proxy::before(origin.origin.address);
+    proxy.apply(
+        r#"[{"name": "rule", "timeouts": {"request": "300ms"}, "circuitBreaker": {"consecutiveFailures": 1},
+             "throttle": {"concurrency": {"type": "Fixed", "limit": 1}, "queue": {"maxWait": "10s"}, "deadline": {"header": "x-timeout"}}}]"#,
+    );
+    let mut first = send(&proxy, &get_with("/1", "x-timeout: 250ms\r\n")).await;
+    origin.has_come(1).await;
+    refused(&proxy.ask(&get_with("/2", "x-timeout: 10ms\r\n")).await, 504, "throttle_deadline");
+    refused(&first.response().await, 504, "http_response_timeout");
+    origin.may.add_permits(10);
+    assert_eq!(proxy.ask(&get("/3")).await.status, 200, "no circuit is open");
+}
+
+#[tokio::test]
+async fn time_limit_of_a_policy_ends_the_wait_for_room() {
+    let origin = Held::answering(0).await;
+    let proxy = Proxy::before(origin.origin.address);
+    proxy.apply(
+        r#"[{"name": "rule", "throttle": {"concurrency": {"type": "Fixed", "limit": 1}, "queue": {"maxWait": "1m"}}},
+            {"name": "short", "matches": [{"path": {"type": "Exact", "value": "/2"}}], "timeouts": {"request": "100ms"}}]"#,
+    );
+    let mut first = send(&proxy, &get("/1")).await;
+    origin.has_come(1).await;
+    refused(&proxy.ask(&get("/2")).await, 504, "throttle_deadline");
+    origin.may.add_permits(1);
+    assert_eq!(first.response().await.status, 200);
+    assert_eq!(origin.came(), ["/1"]);
+}
+
+#[tokio::test]
+async fn wait_for_room_is_no_pause_of_the_body() {
+    let origin = Held::answering(0).await;
+    let proxy = Proxy::before(origin.origin.address);
+    proxy.apply(
+        r#"[{"name": "rule", "timeouts": {"idle": "500ms"},
+             "throttle": {"concurrency": {"type": "Fixed", "limit": 1}, "queue": {"maxWait": "1m"}}}]"#,
+    );
+    let mut first = send(&proxy, &get("/1")).await;
+    origin.has_come(1).await;
+    let mut second = send(&proxy, "POST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n").await;
+    queued(&proxy, 1).await;
+    tokio::time::sleep(Duration::from_millis(700)).await; // longer than a body may pause
+    origin.may.add_permits(2);
+    assert_eq!(first.response().await.status, 200);
+    queued(&proxy, 0).await;
+    second.send("ab").await;
+    assert_eq!(second.response().await.status, 200);
+}
+
+#[tokio::test]
 async fn calls_of_grpc_get_the_statuses_of_grpc() {
     let origin = Held::answering(0).await;
     let proxy = origin.before(r#""concurrency": {"type": "Fixed", "limit": 1}, "queue": {"maxLength": 0}"#);
