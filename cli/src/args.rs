@@ -5,7 +5,7 @@ use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand, builder::FalseyValueParser};
 
 use crate::{
-    command::{cache, check, completion, explain, inject, man, run, status, upgrade, validate, version},
+    command::{cache, check, completion, explain, inject, limits, man, run, status, upgrade, validate, version},
     failure::Failure,
     output::{Color, Format},
 };
@@ -61,6 +61,9 @@ pub(crate) enum Command {
     /// Work on the cache of a proxy on this machine, of a pod or of a workload
     #[command(after_help = cache::EXAMPLES)]
     Cache(cache::Args),
+    /// Work on what the limits of a proxy on this machine, of a pod or of a workload count
+    #[command(after_help = limits::EXAMPLES)]
+    Limits(limits::Args),
     /// Print workloads with the sidecar injected
     #[command(after_help = inject::EXAMPLES)]
     Inject(inject::Args),

@@ -174,7 +174,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     let streams = match &options.configuration {
         Configuration::Files(_) => None,
         Configuration::Pod(pod) => {
-            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone()));
+            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone(), Arc::clone(&limiter)));
             Some(Streams::begin(settings, shared.clone(), health.clone(), source_metrics.clone()).await)
         }
     };
@@ -187,6 +187,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         token,
         purges: purges.clone(),
         cache: cache.clone(),
+        limiter: Arc::clone(&limiter),
         stop: stop.clone(),
     };
     let addresses = own.serve(&options, &shared, &drain)?;
@@ -285,7 +286,11 @@ fn rough_time() -> u128 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
 
-fn stream_settings(pod: &Pod, state: &StateDir, (purges, cache): (PodPurges, PodCache)) -> stream::Settings {
+fn stream_settings(
+    pod: &Pod,
+    state: &StateDir,
+    (purges, cache, limiter): (PodPurges, PodCache, Arc<Limiter>),
+) -> stream::Settings {
     let (workload_kind, workload_name) = pod.workload.clone().unwrap_or_default();
     let cold_start = ColdStart {
         plan_dir: pod.plan_dir.clone(),
@@ -304,6 +309,7 @@ fn stream_settings(pod: &Pod, state: &StateDir, (purges, cache): (PodPurges, Pod
         cold_start,
         purges,
         cache,
+        limiter,
     }
 }
 
@@ -315,6 +321,7 @@ struct Own {
     token: String,
     purges: PodPurges,
     cache: PodCache,
+    limiter: Arc<Limiter>,
     stop: CancellationToken,
 }
 
@@ -335,7 +342,8 @@ impl Own {
         let public = Public { health: self.health, metrics: self.metrics, probes: Arc::new(probes) };
         tokio::spawn(admin::serve(open.into_listener()?, admin::public(public), self.stop.clone()));
         let (set_level, purges, cache) = (Arc::clone(&options.set_level), self.purges, self.cache);
-        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges, cache };
+        let limiter = self.limiter;
+        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges, cache, limiter };
         tokio::spawn(admin::serve(admin_open.into_listener()?, admin::admin(orders, &self.token), self.stop));
         tracing::info!(%metrics, %admin, "Admin and metrics are open.");
         Ok(vec![metrics, admin])

@@ -32,8 +32,10 @@ fn resources() -> Value {
             "categories": ["fetchr"]},
         {"name": "sidecars/config", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
         {"name": "sidecars/cache", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
+        {"name": "sidecars/limits", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
         {"name": "sidecars/explain", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
         {"name": "sidecars/purge", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
+        {"name": "sidecars/reset", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
     ]})
 }
 

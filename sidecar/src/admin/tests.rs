@@ -120,7 +120,8 @@ impl Orders {
             }
         });
         let (purges, cache) = (PodPurges::new("pod"), PodCache::default());
-        let state = Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level, purges, cache };
+        let state =
+            Admin { shared: Shared::new(planned()), drain: drain.clone(), set_level, purges, cache, limiter: Arc::default() };
         Self { served: Served::start(admin(state, TOKEN)).await, drain, levels }
     }
 

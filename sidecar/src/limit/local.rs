@@ -136,6 +136,11 @@ impl Store {
         found
     }
 
+    /// Counts that it has room for.
+    pub(super) fn capacity(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).capacity).sum()
+    }
+
     /// Counts that are held.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).entries.len()).sum()

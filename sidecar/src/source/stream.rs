@@ -31,7 +31,7 @@ use wire::v1;
 
 use self::{connect::session, receive::Receiver};
 use super::{Metrics, coldstart::ColdStart, order::StreamId, state::StateDir};
-use crate::{PodCache, PodPurges, config::Shared, health::Health};
+use crate::{PodCache, PodPurges, config::Shared, health::Health, limit::Limiter};
 
 /// How often the operator's name is resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
@@ -64,6 +64,8 @@ pub struct Settings {
     pub purges: PodPurges,
     /// What the cache holds.
     pub cache: PodCache,
+    /// What the limits count.
+    pub limiter: Arc<Limiter>,
 }
 
 impl Settings {

@@ -26,6 +26,7 @@ mod http3;
 mod interim;
 mod limits;
 mod limits_shared;
+mod limits_show;
 mod memory;
 mod mixed;
 mod originations;

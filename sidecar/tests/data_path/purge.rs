@@ -76,6 +76,7 @@ impl Site {
             set_level: Arc::new(|_| Ok(())),
             purges: proxy.purges.clone(),
             cache: proxy.cache.clone(),
+            limiter: Arc::clone(&proxy.limiter),
         };
         tokio::spawn(admin::serve(listener, admin::admin(orders, "secret"), stop.clone()));
         Self { proxy, requests, admin, stop }

@@ -46,6 +46,7 @@ pub(crate) struct Proxy {
     pub(crate) server: Server,
     pub(crate) purges: PodPurges,
     pub(crate) cache: PodCache,
+    pub(crate) limiter: Arc<Limiter>,
 }
 
 impl Proxy {
@@ -132,9 +133,9 @@ impl Proxy {
         };
         let limiter = Arc::new(Limiter::default());
         metrics.register(|registry| limiter.register(registry));
-        let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
+        let server = Server::start(config.clone(), Arc::clone(&metrics), Arc::clone(&limiter), drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
-        Self { address, config, metrics, drain, settings, server, purges, cache }
+        Self { address, config, metrics, drain, settings, server, purges, cache, limiter }
     }
 
     /// Puts rules in force for the requests of the listener.

@@ -1,5 +1,6 @@
 //! Counts in Redis, asked over the connections that all requests share.
 
+mod admin;
 mod failure;
 mod ticket;
 

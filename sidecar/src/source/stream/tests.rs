@@ -184,6 +184,7 @@ impl Sidecar {
             cold_start,
             purges: PodPurges::new("web-1"),
             cache: PodCache::default(),
+            limiter: Arc::default(),
         };
         let shared = Shared::new(Config::waiting(FetchrProxySpec::default()));
         Self { folder, settings, shared, drain: drain::Handle::new(), stop: CancellationToken::new(), task: None }
