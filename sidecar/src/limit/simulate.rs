@@ -210,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    fn simulation(limits: Value, pods: usize, took: Duration) -> Simulation {
+    fn simulation(limits: &Value, pods: usize, took: Duration) -> Simulation {
         let rules: Vec<PolicyRule> = serde_json::from_value(json!([{"name": "all", "rateLimits": limits}])).unwrap();
         let (policy, direction) = (ObjectRef::new("shop", "api"), Direction::Inbound);
         let policy = AttachedPolicy { policy, attachment: Attachment::Proxy, direction, rules: rules.into() };
@@ -229,7 +229,7 @@ mod tests {
     fn pods_count_for_themselves_or_together() {
         for (scope, pods, expected) in [("Pod", 1, 20), ("Pod", 3, 60), ("Shared", 3, 20)] {
             let limit = json!([{"name": "rate", "scope": scope, "limit": {"requests": 1, "per": "1s", "burst": 11}}]);
-            let mut simulation = simulation(limit, pods, Duration::ZERO);
+            let mut simulation = simulation(&limit, pods, Duration::ZERO);
             // Ten seconds, without the one at its end: 11 at once, and one a second after.
             assert_eq!(passed(&mut simulation, 1000, 10), expected, "{scope} {pods}");
             let total = LimitTotal {
@@ -246,15 +246,15 @@ mod tests {
     fn slots_are_free_when_requests_have_ended() {
         let limit = json!([{"name": "slots", "limit": {"algorithm": "Concurrency", "requests": 2}}]);
         // Two of the ten that come in the 100 ms that one takes.
-        assert_eq!(passed(&mut simulation(limit.clone(), 1, Duration::from_millis(100)), 100, 10), 20);
-        assert_eq!(passed(&mut simulation(limit, 1, Duration::from_millis(20)), 100, 10), 100);
+        assert_eq!(passed(&mut simulation(&limit, 1, Duration::from_millis(100)), 100, 10), 20);
+        assert_eq!(passed(&mut simulation(&limit, 1, Duration::from_millis(20)), 100, 10), 100);
     }
 
     #[test]
     fn shadow_denies_nothing_and_says_what_it_would_have() {
         let limits = json!([{"name": "rate", "limit": {"requests": 50, "per": "1s", "burst": 1}},
             {"name": "shadow", "mode": "Shadow", "scope": "Shared", "limit": {"requests": 1, "per": "1h", "burst": 5}}]);
-        let mut simulation = simulation(limits, 1, Duration::ZERO);
+        let mut simulation = simulation(&limits, 1, Duration::ZERO);
         assert_eq!(passed(&mut simulation, 100, 10), 50);
         let totals = simulation.totals();
         assert_eq!((totals[0].allowed, totals[0].denied), (50, 50));

@@ -105,7 +105,7 @@ impl Top {
         let which = limit.which(facts, matched);
         let mut sketch = self.lock();
         let new = || {
-            let values = limit.key.iter().map(|part| shown(part, part.text(facts, matched))).collect();
+            let values = limit.key.iter().map(|part| shown(part, &part.text(facts, matched))).collect();
             DeniedKey { limit: Arc::clone(limit), which, apart, values }
         };
         let what = &mut sketch.add(key, new).what;
@@ -127,7 +127,7 @@ impl Top {
 }
 
 /// A value as it may be shown: short, on one line, and a digest in the place of what may be a secret.
-fn shown(part: &KeyPart, value: String) -> String {
+fn shown(part: &KeyPart, value: &str) -> String {
     if part.is_secret() && !value.is_empty() {
         let digest = Sha256::digest(value.as_bytes());
         return format!("sha256:{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3]);
@@ -192,7 +192,7 @@ mod tests {
             ("x-api-key", "abc", "sha256:ba7816bf".to_owned()),
             ("authorization", "", String::new()),
         ] {
-            assert_eq!(shown(&header(name), value.to_owned()), expected, "{name}: {value}");
+            assert_eq!(shown(&header(name), value), expected, "{name}: {value}");
         }
     }
 }

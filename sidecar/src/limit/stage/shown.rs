@@ -39,7 +39,7 @@ impl Limiter {
             quota: told.quota(),
             remaining: told.remaining(),
             next_seconds: is_known.then(|| told.next().as_secs_f64()),
-            full_seconds: is_known.then(|| verdict.reset.as_secs_f64()),
+            full_seconds: is_known.then_some(verdict.reset.as_secs_f64()),
             paused_seconds: paused.map(|left| left.as_secs_f64()),
         })
     }

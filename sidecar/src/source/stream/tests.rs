@@ -481,6 +481,13 @@ async fn commands_are_answered_on_the_stream() {
         let refused = link.until(answer).await;
         assert!(refused.status == status && refused.error.contains(words), "{question}: {refused:?}");
     }
+    link.send(command("6", "limits", "/limits?")).await;
+    let listed = link.until(answer).await;
+    let list: serde_json::Value = serde_json::from_slice(&listed.body).unwrap();
+    assert_eq!((&listed.id[..], &list["counts"], &list["limits"]), ("6", &0.into(), &serde_json::json!([])), "{listed:?}");
+    link.send(command("7", "reset", r#"{"limit": "shop/p/r/none"}"#)).await;
+    let refused = link.until(answer).await;
+    assert!(refused.id == "7" && refused.status == 404 && refused.error.contains("no limit shop/p/r/none"), "{refused:?}");
     sidecar.end().await;
 }
 
