@@ -5,7 +5,7 @@ use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand, builder::FalseyValueParser};
 
 use crate::{
-    command::{cache, check, completion, explain, inject, man, run, status, throttle, upgrade, validate, version},
+    command::{cache, check, completion, explain, inject, limits, man, run, status, throttle, upgrade, validate, version},
     failure::Failure,
     output::{Color, Format},
 };
@@ -64,6 +64,9 @@ pub(crate) enum Command {
     /// Show who waits for upstreams, at a proxy on this machine, a pod or a workload
     #[command(after_help = throttle::EXAMPLES)]
     Throttle(throttle::Args),
+    /// Work on what the limits of a proxy on this machine, of a pod or of a workload count
+    #[command(after_help = limits::EXAMPLES)]
+    Limits(limits::Args),
     /// Print workloads with the sidecar injected
     #[command(after_help = inject::EXAMPLES)]
     Inject(inject::Args),

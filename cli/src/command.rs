@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod completion;
 pub(crate) mod explain;
 pub(crate) mod inject;
+pub(crate) mod limits;
 pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod status;
@@ -34,6 +35,7 @@ pub(crate) fn execute(cli: Cli, name: ProgramName) -> Result<Exit, Failure> {
         Command::Version(args) => block_on(version::execute(args)),
         Command::Cache(args) => cache::execute(&args, color),
         Command::Throttle(args) => throttle::execute(&args, color),
+        Command::Limits(args) => limits::execute(&args, color),
         Command::Completion(args) => completion::execute(&args, name),
         Command::Man(args) => man::execute(&args, name),
     }

@@ -6,6 +6,7 @@ mod command;
 mod documents;
 mod failure;
 mod output;
+mod reach;
 mod request;
 mod sidecars;
 

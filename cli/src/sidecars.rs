@@ -47,7 +47,7 @@ pub(crate) async fn list(client: &Client, namespace: Option<&str>) -> kube::Resu
     Ok(call::<List>(client, Request::get(path), Vec::new()).await?.items)
 }
 
-/// Gives the sidecar of a pod an order: `explain` or `purge`, of what `body` describes.
+/// Gives the sidecar of a pod an order: `explain`, `purge` or `reset`, of what `body` describes.
 pub(crate) async fn order<T: DeserializeOwned>(
     client: &Client,
     namespace: &str,
@@ -97,7 +97,9 @@ pub(crate) fn failure(cluster: &Cluster, what: &str, right: &str, error: &kube::
 /// Which role of the chart has a right.
 fn granted_by(right: &str) -> &'static str {
     match right {
-        "get sidecars/cache" | "create sidecars/purge" => "the ClusterRole fetchr-edit has it",
+        "get sidecars/cache" | "get sidecars/limits" | "create sidecars/purge" | "create sidecars/reset" => {
+            "the ClusterRole fetchr-edit has it"
+        }
         _ => "the ClusterRole fetchr-view has it",
     }
 }

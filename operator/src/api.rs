@@ -41,6 +41,8 @@ pub const VERSION: &str = "v1alpha1";
 
 /// What may be asked of a cache: the last part of a path. Only what changes nothing.
 const QUESTIONS: [&str; 4] = ["stats", "objects", "object", "explain"];
+/// What may be asked of limits, likewise.
+const QUESTIONS_OF_LIMITS: [&str; 2] = ["count", "top"];
 /// Largest description of a request to explain, in bytes.
 const MAX_BODY: usize = 1 << 20;
 /// How long a sidecar may take for its answer.
@@ -93,7 +95,10 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/namespaces/{namespace}/sidecars/{pod}/throttles", get(throttles))
         .route("/namespaces/{namespace}/sidecars/{pod}/cache/{question}", get(cache))
         .route("/namespaces/{namespace}/sidecars/{pod}/explain", post(explain))
+        .route("/namespaces/{namespace}/sidecars/{pod}/limits", get(limits))
+        .route("/namespaces/{namespace}/sidecars/{pod}/limits/{question}", get(limits_question))
         .route("/namespaces/{namespace}/sidecars/{pod}/purge", post(purge))
+        .route("/namespaces/{namespace}/sidecars/{pod}/reset", post(reset))
         .route("/version", get(version));
     Router::new()
         .merge(discovery::router())
@@ -164,17 +169,57 @@ async fn tell(
 async fn cache(
     Path((namespace, pod, question)): Path<(String, String, String)>,
     RawQuery(query): RawQuery,
-    (State(api), Extension(peer), headers): Asked,
+    asked: Asked,
 ) -> Response {
-    let action =
-        Action { verb: "get", resource: "sidecars", subresource: "cache", namespace: Some(&namespace), name: Some(&pod) };
-    let answer = async {
-        api.admit(&peer, &headers, action).await?;
-        let question = QUESTIONS.into_iter().find(|known| *known == question).ok_or(Failure::NoSuchPath)?;
-        let target = format!("/cache/{question}?{}", query.as_deref().unwrap_or_default());
-        api.command((&namespace, &pod), "cache", target.into(), COMMAND_DEADLINE).await
-    };
-    api.answer("sidecars/cache", answer.await)
+    let path = QUESTIONS.into_iter().find(|known| *known == question).map(|question| format!("/cache/{question}"));
+    let relayed = Relayed { verb: "cache", resource: "sidecars/cache", path };
+    relayed.ask((&namespace, &pod), asked, query).await
+}
+
+async fn limits(Path((namespace, pod)): Path<(String, String)>, RawQuery(query): RawQuery, asked: Asked) -> Response {
+    Relayed::of_limits(Some("/limits".to_owned())).ask((&namespace, &pod), asked, query).await
+}
+
+async fn limits_question(
+    Path((namespace, pod, question)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+    asked: Asked,
+) -> Response {
+    let known = QUESTIONS_OF_LIMITS.into_iter().find(|known| *known == question);
+    let path = known.map(|question| format!("/limits/{question}"));
+    Relayed::of_limits(path).ask((&namespace, &pod), asked, query).await
+}
+
+/// A question that the sidecar answers as its admin port does.
+struct Relayed {
+    /// What the sidecar is told; also the subresource.
+    verb: &'static str,
+    /// As it is counted.
+    resource: &'static str,
+    /// The path of the admin port, if there is such a question.
+    path: Option<String>,
+}
+
+impl Relayed {
+    fn of_limits(path: Option<String>) -> Self {
+        Self { verb: "limits", resource: "sidecars/limits", path }
+    }
+
+    async fn ask(
+        self,
+        (namespace, pod): (&str, &str),
+        (State(api), Extension(peer), headers): Asked,
+        query: Option<String>,
+    ) -> Response {
+        let Self { verb, resource, path } = self;
+        let action = Action { verb: "get", resource: "sidecars", subresource: verb, namespace: Some(namespace), name: Some(pod) };
+        let answer = async {
+            api.admit(&peer, &headers, action).await?;
+            let target = format!("{}?{}", path.ok_or(Failure::NoSuchPath)?, query.unwrap_or_default());
+            api.command((namespace, pod), verb, target.into(), COMMAND_DEADLINE).await
+        };
+        api.answer(resource, answer.await)
+    }
 }
 
 async fn explain(Path((namespace, pod)): Path<(String, String)>, asked: Asked, request: Request) -> Response {
@@ -184,6 +229,11 @@ async fn explain(Path((namespace, pod)): Path<(String, String)>, asked: Asked, r
 
 async fn purge(Path((namespace, pod)): Path<(String, String)>, asked: Asked, request: Request) -> Response {
     let order = Order { verb: "purge", resource: "sidecars/purge", deadline: PURGE_DEADLINE };
+    order.send((&namespace, &pod), asked, request).await
+}
+
+async fn reset(Path((namespace, pod)): Path<(String, String)>, asked: Asked, request: Request) -> Response {
+    let order = Order { verb: "reset", resource: "sidecars/reset", deadline: COMMAND_DEADLINE };
     order.send((&namespace, &pod), asked, request).await
 }
 

@@ -2,6 +2,7 @@
 //! stream give the same answers.
 
 pub(crate) mod cache;
+pub(crate) mod limits;
 pub(crate) mod redact;
 mod refused;
 
@@ -24,14 +25,15 @@ use crate::{
     config::{Config, Shared},
     facts::Facts,
     fields,
+    limit::Limiter,
     route::{Explanation, Routes},
     throttle::PodThrottles,
 };
 
 /// Sections and verbs that [`answer`] knows, by verb.
-pub const VERBS: [&str; 5] = ["config", "explain", "throttles", "cache", "purge"];
+pub const VERBS: [&str; 7] = ["config", "explain", "throttles", "cache", "purge", "limits", "reset"];
 
-/// Answers a command of the stream as JSON; all but `cache` and `purge`, which take time.
+/// Answers a command of the stream as JSON; all but `cache`, `limits`, `purge` and `reset`, which take time.
 pub fn answer(shared: &Shared, throttles: &PodThrottles, verb: &str, body: &[u8]) -> Result<Vec<u8>, Refused> {
     let config = shared.load();
     let answer = match verb {
@@ -52,6 +54,11 @@ pub async fn purge(config: Arc<Config>, purges: &PodPurges, body: &[u8], at_most
     let request: PurgeRequest = serde_json::from_slice(body).map_err(|error| Refused::wrong(format!("not a purge: {error}")))?;
     let answer = purges.purge_forms(&request, |url| forms(&config, url), at_most).await?;
     Ok(json!(answer).to_string().into_bytes())
+}
+
+/// Answers the command `reset` of the stream as JSON.
+pub(crate) async fn reset(config: Arc<Config>, limiter: &Limiter, body: &[u8]) -> Result<Vec<u8>, Refused> {
+    Ok(json!(limits::reset(config, limiter, body).await?).to_string().into_bytes())
 }
 
 /// The configuration in force as JSON, without the values that policies compare with or write: any may be a credential.

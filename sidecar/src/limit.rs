@@ -14,7 +14,10 @@ mod pauses;
 mod settle;
 mod shared;
 mod sharing;
+pub mod show;
+pub mod simulate;
 mod stage;
+mod top;
 
 use std::sync::Arc;
 
@@ -162,6 +165,11 @@ impl Limit {
     /// Whether it acts, and pods count it together.
     pub(crate) fn is_shared(&self) -> bool {
         self.scope == Scope::Shared && self.mode != Mode::Disabled
+    }
+
+    /// `namespace/policy/rule/limit`: which one it is in a pod.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}/{}", self.policy, self.rule, self.name)
     }
 
     /// Name of the limit, as clients see it.

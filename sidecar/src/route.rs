@@ -217,6 +217,11 @@ impl Routes {
         self.table.shared_limits
     }
 
+    /// The limits of all rules.
+    pub(crate) fn every_limit(&self) -> impl Iterator<Item = &Arc<Limit>> {
+        self.table.rules.iter().flat_map(|rule| &rule.limits)
+    }
+
     /// Whether any rule has a cache.
     pub(crate) fn has_caches(&self) -> bool {
         self.table.caches

@@ -175,7 +175,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
     let streams = match &options.configuration {
         Configuration::Files(_) => None,
         Configuration::Pod(pod) => {
-            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone(), throttles.clone()));
+            let settings = stream_settings(pod, &state, (purges.clone(), cache.clone(), throttles.clone(), Arc::clone(&limiter)));
             Some(Streams::begin(settings, shared.clone(), health.clone(), source_metrics.clone()).await)
         }
     };
@@ -189,6 +189,7 @@ async fn serve(options: Options, link: Option<Link>, descriptors: u64) -> anyhow
         purges: purges.clone(),
         cache: cache.clone(),
         throttles: throttles.clone(),
+        limiter: Arc::clone(&limiter),
         stop: stop.clone(),
     };
     let addresses = own.serve(&options, &shared, &drain)?;
@@ -291,7 +292,7 @@ fn rough_time() -> u128 {
 fn stream_settings(
     pod: &Pod,
     state: &StateDir,
-    (purges, cache, throttles): (PodPurges, PodCache, PodThrottles),
+    (purges, cache, throttles, limiter): (PodPurges, PodCache, PodThrottles, Arc<Limiter>),
 ) -> stream::Settings {
     let (workload_kind, workload_name) = pod.workload.clone().unwrap_or_default();
     let cold_start = ColdStart {
@@ -312,6 +313,7 @@ fn stream_settings(
         purges,
         cache,
         throttles,
+        limiter,
     }
 }
 
@@ -324,6 +326,7 @@ struct Own {
     purges: PodPurges,
     cache: PodCache,
     throttles: PodThrottles,
+    limiter: Arc<Limiter>,
     stop: CancellationToken,
 }
 
@@ -344,7 +347,8 @@ impl Own {
         let public = Public { health: self.health, metrics: self.metrics, probes: Arc::new(probes) };
         tokio::spawn(admin::serve(open.into_listener()?, admin::public(public), self.stop.clone()));
         let (set_level, purges, cache, throttles) = (Arc::clone(&options.set_level), self.purges, self.cache, self.throttles);
-        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges, cache, throttles };
+        let limiter = self.limiter;
+        let orders = Admin { shared: shared.clone(), drain: drain.clone(), set_level, purges, cache, throttles, limiter };
         tokio::spawn(admin::serve(admin_open.into_listener()?, admin::admin(orders, &self.token), self.stop));
         tracing::info!(%metrics, %admin, "Admin and metrics are open.");
         Ok(vec![metrics, admin])

@@ -1,6 +1,5 @@
 //! `fetchr cache`: the cache of a proxy on this machine, or those of pods. One file for each subcommand.
 
-pub(super) mod admin;
 mod explain;
 mod export;
 mod filter;
@@ -8,8 +7,6 @@ mod get;
 mod import;
 mod ls;
 mod merged;
-pub(super) mod place;
-pub(super) mod pods;
 mod progress;
 mod purge;
 mod remote;
@@ -23,6 +20,7 @@ use clap::Subcommand;
 use crate::{
     failure::{Exit, Failure},
     output::Color,
+    reach::{admin, place, pods},
 };
 
 /// Shown below the help.

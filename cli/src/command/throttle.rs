@@ -10,15 +10,15 @@ use clap::Subcommand;
 use serde::Serialize;
 use sidecar::throttle::ThrottleFigures;
 
-use super::cache::{
-    admin::Target,
-    place::Place,
-    pods::{Failed, Of, PodName},
-};
 use crate::{
     args::{FormatArgs, duration},
     failure::{Exit, Failure},
     output::{self, Color, Paint, Table, or_dash},
+    reach::{
+        admin::Target,
+        place::Place,
+        pods::{Failed, Names, Of, PodName},
+    },
 };
 
 /// Shown below the help.
@@ -142,8 +142,9 @@ impl All<'_> {
 
 /// A line for each throttle of each pod.
 fn render(pods: &[(Option<&PodName>, impl AsRef<[ThrottleFigures]>)], wide: bool, paint: Paint) -> String {
-    let named = pods.iter().any(|(pod, _)| pod.is_some());
-    let mut header = if named { vec!["POD"] } else { Vec::new() };
+    let named: Vec<&PodName> = pods.iter().filter_map(|(pod, _)| *pod).collect();
+    let names = Names::of(named.iter().copied());
+    let mut header = if named.is_empty() { Vec::new() } else { vec!["POD"] };
     header.extend(["RULE", "MODE", "LIMIT", "IN FLIGHT", "QUEUED", "ADMITTED", "WAITED", "SHED"]);
     if wide {
         header.extend(SHED.map(|(column, _)| column));
@@ -152,7 +153,7 @@ fn render(pods: &[(Option<&PodName>, impl AsRef<[ThrottleFigures]>)], wide: bool
     let mut table = Table::new(&header);
     for (pod, throttles) in pods {
         for throttle in throttles.as_ref() {
-            let mut row: Vec<String> = pod.map(ToString::to_string).into_iter().collect();
+            let mut row: Vec<String> = pod.map(|pod| names.name(pod)).into_iter().collect();
             row.extend(cells(throttle, wide));
             table.row(row);
         }
@@ -210,7 +211,7 @@ mod tests {
         assert!(
             render(&[(Some(&pod), throttles())], false, Paint::off())
                 .lines()
-                .all(|line| line.starts_with("POD") || line.starts_with("shop/web-1"))
+                .all(|line| line.starts_with("POD") || line.starts_with("web-1 "))
         );
         assert_eq!(render(&[(None, Vec::new())], false, Paint::off()), "No rule has a section throttle.\n");
     }

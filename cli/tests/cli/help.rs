@@ -4,8 +4,8 @@ use std::{fs, os::unix::fs::symlink, process::Command};
 
 use crate::support::{FETCHR, command, fetchr, program, run};
 
-const COMMANDS: [&str; 11] =
-    ["run", "upgrade", "validate", "explain", "cache", "inject", "check", "status", "version", "completion", "man"];
+const COMMANDS: [&str; 12] =
+    ["run", "upgrade", "validate", "explain", "cache", "limits", "inject", "check", "status", "version", "completion", "man"];
 
 #[test]
 fn help_names_every_command_and_the_exit_codes() {

@@ -12,6 +12,7 @@ mod help;
 mod http3;
 mod inject;
 mod instructions;
+mod limits;
 mod pods;
 mod run;
 mod supervised;

@@ -1,4 +1,4 @@
-//! `fetchr cache` of pods, with a server that answers as the API server and the operator do.
+//! `fetchr cache` and `fetchr limits` of pods, with a server that answers as the API server and the operator do.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -45,7 +45,11 @@ impl Cluster {
     }
 
     fn run(&self, args: &[&str]) -> Said {
-        let mut command = command(&[&["cache"], args].concat());
+        self.run_of("cache", args)
+    }
+
+    fn run_of(&self, name: &str, args: &[&str]) -> Said {
+        let mut command = command(&[&[name], args].concat());
         run(command.env("KUBECONFIG", self.folder.path().join("kubeconfig")))
     }
 
@@ -296,5 +300,60 @@ fn what_is_wrong_is_said_once_with_what_would_be_right() {
         away.asked();
         away.run(&["stats", "--workload", &format!("{kind}/web")]);
         assert_eq!(away.asked().len(), 3, "{kind}");
+    }
+}
+
+#[test]
+fn limits_of_pods_are_added_and_counts_are_reset_in_each() {
+    const LIMIT: &str = "shop/api/all/rate";
+    let count = json!({"name": LIMIT, "counted": "Pod", "quota": 5, "remaining": 2, "nextSeconds": 0.5, "fullSeconds": 3.0});
+    let cluster = Cluster::start(move |method, target, body| match (method, target.strip_prefix(SIDECARS)) {
+        ("GET", Some(of)) if of.contains("/limits/count?") => (200, count.clone()),
+        ("GET", Some(of)) if of.contains("/limits/top?") => {
+            let key = json!({"name": LIMIT, "values": ["anna"], "denied": 4, "uncertain": 0, "quota": 5, "remaining": 2});
+            (200, json!({"keys": [key]}))
+        }
+        ("GET", Some("/web-1/limits")) => not_connected("web-1"),
+        ("GET", Some(of)) if of.ends_with("/limits") => {
+            let limit = json!({"name": LIMIT, "direction": "Inbound", "mode": "Enforce", "limit": {"requests": 5, "per": "1s"}, "overrides": 0,
+                "scope": "Pod", "accuracy": "Exact", "decisions": [{"source": "Pod", "allowed": 10, "denied": 1}]});
+            (200, json!({"counts": 1, "capacity": 100, "limits": [limit]}))
+        }
+        ("POST", Some(of)) if of.ends_with("/reset") => {
+            let named: Value = serde_json::from_str(body).unwrap();
+            assert_eq!(named, json!({"limit": LIMIT, "values": ["anna"]}));
+            (200, json!({"found": pod_of(target) == "web-2"}))
+        }
+        _ => refused(403, "User \"bob\" cannot do that", &json!({"kind": "sidecars", "causes": []})),
+    });
+    let run = |args: &[&str]| cluster.run_of("limits", args);
+    let workload = ["--workload", "deployment/web"];
+    let list = run(&[&["ls", "-o", "json"], &workload[..]].concat());
+    assert_eq!((list.code, list.stderr.contains("1 of 3 pods gave no answer")), (1, true), "{list:?}");
+    assert_eq!(list.json()["limits"][0]["decisions"][0]["allowed"], 20);
+    let top = run(&[&["top", "-o", "json"], &workload[..]].concat());
+    assert_eq!((top.code, &top.json()["keys"][0]["denied"]), (0, &json!(12)), "{top:?}");
+    let counts = run(&[&["get", LIMIT, "anna"], &workload[..]].concat());
+    assert_eq!((counts.code, counts.stdout.lines().count()), (0, 4), "{counts:?}");
+    cluster.asked();
+    let one = run(&["get", LIMIT, "anna b", "--pod", "web-0", "-o", "json"]);
+    assert_eq!((one.code, &one.json()["remaining"]), (0, &json!(2)), "{one:?}");
+    assert_eq!(cluster.asked(), ["GET web-0/limits/count?limit=shop%2Fapi%2Fall%2Frate&value=anna%20b"]);
+    let reset = run(&[&["reset", LIMIT, "anna"], &workload[..]].concat());
+    assert_eq!((reset.code, reset.stdout.as_str()), (0, "forgotten: shop/api/all/rate \"anna\"\n"), "{reset:?}");
+    assert_eq!(cluster.asked(), ["POST web-0/reset", "POST web-1/reset", "POST web-2/reset"]);
+}
+
+#[test]
+fn right_that_lacks_for_limits_is_named() {
+    let details = json!({"group": "api.fetchr.sh", "kind": "sidecars", "causes": []});
+    let cluster = Cluster::start(move |_, _, _| refused(403, "User \"bob\" cannot do that", &details));
+    for (args, right) in [
+        (&["ls", "--pod", "web-0"][..], "get sidecars/limits"),
+        (&["reset", "shop/api/all/rate", "--pod", "web-0"], "create sidecars/reset"),
+    ] {
+        let said = cluster.run_of("limits", args);
+        let hint = format!("ask for the right to {right} in the API group api.fetchr.sh: the ClusterRole fetchr-edit has it");
+        assert_eq!((said.code, said.stderr.contains(&hint)), (1, true), "{said:?}");
     }
 }

@@ -33,8 +33,10 @@ fn resources() -> Value {
         {"name": "sidecars/config", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
         {"name": "sidecars/throttles", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
         {"name": "sidecars/cache", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
+        {"name": "sidecars/limits", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["get"]},
         {"name": "sidecars/explain", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
         {"name": "sidecars/purge", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
+        {"name": "sidecars/reset", "singularName": "", "namespaced": true, "kind": "Sidecar", "verbs": ["create"]},
     ]})
 }
 

@@ -229,7 +229,7 @@ async fn commands_travel_down_the_stream_and_failures_come_back_as_status() {
         let (status, body) = fixture.get_as("alice", &format!("/namespaces/shop/sidecars/{pod}/config")).await;
         assert_eq!((status, body["code"].as_u64(), body["kind"].as_str()), (code, Some(code.into()), Some("Status")), "{pod}");
     }
-    for verb in ["explain", "purge"] {
+    for verb in ["explain", "purge", "reset"] {
         let order = |body: &'static str| {
             let request = Request::post(format!("{BASE}/namespaces/shop/sidecars/web-1/{verb}")).header("x-remote-user", "alice");
             request.body(Full::from(body)).unwrap()
@@ -264,6 +264,26 @@ async fn questions_about_the_cache_are_relayed_and_no_others() {
     assert_eq!(nothing["details"]["causes"][0]["message"], "nothing is stored for it");
     let (_, nobody) = asked("alice", "nope", "stats").await;
     assert_eq!(nobody["details"], json!({"name": "nope", "group": "api.fetchr.sh", "kind": "sidecars", "causes": []}));
+}
+
+#[tokio::test]
+async fn questions_about_limits_are_relayed_and_no_others() {
+    let fixture = Fixture::start().await;
+    let asked = async |user, question| fixture.get_as(user, &format!("/namespaces/shop/sidecars/web-1/limits{question}")).await;
+    for (question, relayed) in [
+        ("", "/limits?"),
+        ("/count?limit=a%2Fb&value=1", "/limits/count?limit=a%2Fb&value=1"),
+        ("/top?most=5", "/limits/top?most=5"),
+    ] {
+        let (status, answer) = asked("alice", question).await;
+        assert_eq!((status, &answer), (200, &json!({"verb": "limits", "body": relayed})), "{question}");
+    }
+    for question in ["/reset", "/..%2Fdrain", "/count/1"] {
+        assert_eq!(asked("alice", question).await.0, 404, "{question}");
+    }
+    let (status, body) = asked("mallory", "").await;
+    let expected = r#"User "mallory" cannot get resource "sidecars/limits" in API group "api.fetchr.sh" in the namespace "shop""#;
+    assert_eq!((status, body["message"].as_str()), (403, Some(expected)));
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use crate::{
     cache,
     config::Shared,
     drain,
+    limit::{Limiter, show::Forgotten},
     route::Explanation,
     throttle::{PodThrottles, ThrottleFigures},
 };
@@ -42,6 +43,8 @@ pub struct Admin {
     pub cache: PodCache,
     /// Who waits for upstreams.
     pub throttles: PodThrottles,
+    /// What the limits count.
+    pub limiter: Arc<Limiter>,
 }
 
 impl fmt::Debug for Admin {
@@ -52,7 +55,8 @@ impl fmt::Debug for Admin {
 
 /// The routes of the admin port; every one needs the token.
 pub fn admin(admin: Admin, token: &str) -> Router {
-    let shown = ask::cache::routes(admin.shared.clone(), admin.cache.clone());
+    let shown = ask::cache::routes(admin.shared.clone(), admin.cache.clone())
+        .merge(ask::limits::routes(admin.shared.clone(), Arc::clone(&admin.limiter)));
     Router::new()
         .route("/config", get(config))
         .route("/explain", get(explain))
@@ -62,6 +66,7 @@ pub fn admin(admin: Admin, token: &str) -> Router {
         .route("/cache/purge", post(purge))
         .route("/cache/export", get(files::export))
         .route("/cache/import", post(files::import))
+        .route("/limits/reset", post(reset))
         .with_state(admin)
         .merge(shown)
         .layer(from_fn_with_state(Token::new(token), guard))
@@ -100,4 +105,9 @@ async fn purge(State(admin): State<Admin>, request: String) -> Result<Json<Purge
     let request: PurgeRequest = serde_json::from_str(&request).map_err(|error| Refused::wrong(error.to_string()))?;
     let config = Arc::clone(&admin.shared.load());
     Ok(Json(admin.purges.purge_forms(&request, |url| cache::forms(&config, url), Duration::MAX).await?))
+}
+
+/// `{"limit": "shop/web/all/per-client", "values": ["10.0.0.1"]}`: forgets that count.
+async fn reset(State(admin): State<Admin>, request: String) -> Result<Json<Forgotten>, Refused> {
+    ask::limits::reset(Arc::clone(&admin.shared.load()), &admin.limiter, request.as_bytes()).await.map(Json)
 }

@@ -128,6 +128,7 @@ impl Orders {
             purges,
             cache,
             throttles: PodThrottles::default(),
+            limiter: Arc::default(),
         };
         Self { served: Served::start(admin(state, TOKEN)).await, drain, levels }
     }

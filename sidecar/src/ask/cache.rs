@@ -36,7 +36,7 @@ pub(crate) fn routes(shared: Shared, cache: PodCache) -> Router {
         .with_state(Shown { shared, cache })
 }
 
-/// Answers a path with a query, such as `/cache/objects?limit=5`, as JSON.
+/// Answers a path with a query, such as `/cache/objects?limit=5` or `/limits`, as JSON.
 pub(crate) async fn relay(routes: Router, target: &[u8]) -> Result<Vec<u8>, Refused> {
     let request = Request::get(target).body(Body::empty()).map_err(|error| Refused::wrong(format!("not a path: {error}")))?;
     let (head, body) = routes.oneshot(request).await.unwrap_or_else(|never: Infallible| match never {}).into_parts();

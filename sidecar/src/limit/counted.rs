@@ -15,6 +15,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{Limit, shared::Failure};
 use crate::metrics::OTHER;
@@ -26,8 +27,8 @@ const MAX_SERIES: usize = 2000;
 const USED: [f64; 6] = [0.25, 0.5, 0.75, 0.9, 0.99, 1.0];
 
 /// Who decided.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Source {
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Source {
     /// The count of the pod.
     Pod,
     /// The count that pods share.
@@ -36,6 +37,18 @@ pub(super) enum Source {
     Lease,
     /// What holds while that can't be asked.
     Fallback,
+}
+
+/// Decisions of one source on a limit.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Decided {
+    /// Who decided.
+    pub source: Source,
+    /// Requests that the limit allowed; in Shadow, would have.
+    pub allowed: u64,
+    /// Requests that it denied, likewise.
+    pub denied: u64,
 }
 
 /// The figures of one limit.
@@ -92,6 +105,27 @@ struct Use {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Reason {
     reason: &'static str,
+}
+
+impl Source {
+    const ALL: [Self; 4] = [Self::Pod, Self::Store, Self::Lease, Self::Fallback];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Store => "store",
+            Self::Lease => "lease",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
+impl Labels {
+    fn of(limit: &Limit, source: Source, decision: &'static str) -> Self {
+        let mode = if limit.mode == Mode::Shadow { "shadow" } else { "enforce" };
+        let (policy, rule, name) = (Arc::clone(&limit.policy), Arc::clone(&limit.rule), Arc::clone(&limit.name));
+        Self { policy, rule, limit: name, decision, mode, source: source.label() }
+    }
 }
 
 impl Default for Metrics {
@@ -173,6 +207,13 @@ impl Metrics {
         };
     }
 
+    /// What was decided of a limit by now, by who did. Nothing of one that is counted under `_OTHER`.
+    pub(super) fn decisions(&self, limit: &Limit) -> Vec<Decided> {
+        let count = |source, decision| self.decisions.get(&Labels::of(limit, source, decision)).map_or(0, |count| count.get());
+        let of = |source: Source| Decided { source, allowed: count(source, "allow"), denied: count(source, "deny") };
+        Source::ALL.map(of).into_iter().filter(|decided| decided.allowed + decided.denied > 0).collect()
+    }
+
     /// Counts that the store did not decide.
     pub(super) fn failed(&self, failure: Failure) {
         self.failed_for(failure.label());
@@ -188,15 +229,7 @@ impl Metrics {
     }
 
     fn series(&self, limit: &Limit, source: Source, decision: &'static str) -> Counter {
-        let mode = if limit.mode == Mode::Shadow { "shadow" } else { "enforce" };
-        let source = match source {
-            Source::Pod => "pod",
-            Source::Store => "store",
-            Source::Lease => "lease",
-            Source::Fallback => "fallback",
-        };
-        let (policy, rule, name) = (Arc::clone(&limit.policy), Arc::clone(&limit.rule), Arc::clone(&limit.name));
-        let mut labels = Labels { policy, rule, limit: name, decision, mode, source };
+        let mut labels = Labels::of(limit, source, decision);
         let known = self.decisions.get(&labels).is_some();
         if !known && self.series.fetch_add(1, Ordering::Relaxed) >= MAX_SERIES {
             (labels.policy, labels.rule, labels.limit) = (OTHER.into(), OTHER.into(), OTHER.into());

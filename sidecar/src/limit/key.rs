@@ -1,5 +1,7 @@
 //! What a limit counts apart.
 
+mod named;
+
 use std::net::IpAddr;
 
 use crds::{

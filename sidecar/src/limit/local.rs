@@ -153,6 +153,22 @@ impl Store {
         entry.settle(&verdict, now);
     }
 
+    /// Forgets a count, so that it begins anew; whether there was one.
+    pub(super) fn forget(&self, key: u64) -> bool {
+        let mut shard = self.shard(key);
+        let entry = shard.find_mut(key);
+        let found = entry.as_ref().is_some_and(|entry| entry.count.is_some());
+        if let Some(entry) = entry {
+            (entry.count, entry.over) = (None, 0);
+        }
+        found
+    }
+
+    /// Counts that it has room for.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity.load(Ordering::Relaxed).max(1) * SHARDS
+    }
+
     /// Counts that are held.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).entries.len()).sum()

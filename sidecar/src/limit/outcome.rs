@@ -94,13 +94,18 @@ impl Told {
         self.next = next(rule, verdict);
     }
 
+    /// Requests that may come at once.
+    pub(super) fn remaining(&self) -> u64 {
+        self.remaining
+    }
+
     /// Until there is one more.
     pub(super) fn next(&self) -> Duration {
         self.next
     }
 
     /// Requests that may come at once, in a window, or be under way.
-    fn quota(&self) -> u64 {
+    pub(super) fn quota(&self) -> u64 {
         self.limit.meter(self.which).quota()
     }
 

@@ -59,6 +59,14 @@ impl Pauses {
         self.some.store(all.len(), Ordering::Relaxed);
     }
 
+    /// A count is not paused any more; whether it was.
+    pub(super) fn end(&self, key: u64) -> bool {
+        let mut all = self.lock();
+        let was = all.remove(&key).is_some();
+        self.some.store(all.len(), Ordering::Relaxed);
+        was
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Micros>> {
         self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,5 +1,7 @@
 //! Limits that pods count together: what is asked of the store, and what holds when it does not answer.
 
+mod shown;
+
 use std::{
     fmt,
     sync::Arc,

@@ -1,7 +1,10 @@
 //! Charges the limits of a request: those that the pod counts first, which costs nothing, and then those that pods share.
 
+mod replay;
+mod shown;
+
 use std::{
-    hash::{BuildHasher as _, RandomState},
+    hash::RandomState,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -25,6 +28,7 @@ use super::{
     settle::{Debit, Settlement},
     shared::{ChargeId, Micros, Rule, Treatment},
     sharing::{Sharing, StoreSettings},
+    top::Top,
 };
 use crate::{facts::Facts, route::Route};
 
@@ -39,6 +43,7 @@ pub struct Limiter {
     epoch: Instant,
     pub(super) metrics: Metrics,
     pauses: Pauses,
+    top: Top,
     sharing: ArcSwapOption<Sharing>,
 }
 
@@ -87,6 +92,7 @@ impl Limiter {
             epoch: Instant::now(),
             metrics,
             pauses: Pauses::default(),
+            top: Top::default(),
             sharing: ArcSwapOption::empty(),
         }
     }
@@ -138,6 +144,7 @@ impl Limiter {
             }
         }
         if outcome.stops().is_some() {
+            self.note_denied(route, facts, &outcome);
             outcome.settlement = None;
             return outcome;
         }
@@ -317,7 +324,7 @@ impl Limiter {
     /// What a limit is asked for by a request.
     pub(super) fn ask<'a>(&self, (limit, matched): Holds<'a>, asking: Asking<'_>) -> Ask<'a> {
         let apart = limit.key_of(asking.facts, matched);
-        let key = self.hasher.hash_one((&limit.policy, &limit.rule, &limit.name, &apart));
+        let key = self.key(limit, &apart);
         let which = limit.which(asking.facts, matched);
         Ask { limit, which, meter: limit.meter(which), apart, key, cost: limit.cost.before(asking.facts) }
     }

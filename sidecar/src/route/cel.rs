@@ -77,6 +77,11 @@ impl Expression {
         Ok(Self { program: compile_value(source, CEL_VARIABLES)?, source: source.into() })
     }
 
+    /// As it is written.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Its text: a number or a truth is written out. None, which is counted, if it fails or gives what has no text.
     pub(crate) fn text(&self, request: &Request<'_>) -> Option<String> {
         counted(match self.program.execute(request.context()) {

@@ -31,7 +31,7 @@ use wire::v1;
 
 use self::{connect::session, receive::Receiver};
 use super::{Metrics, coldstart::ColdStart, order::StreamId, state::StateDir};
-use crate::{PodCache, PodPurges, config::Shared, health::Health, throttle::PodThrottles};
+use crate::{PodCache, PodPurges, config::Shared, health::Health, limit::Limiter, throttle::PodThrottles};
 
 /// How often the operator's name is resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
@@ -66,6 +66,8 @@ pub struct Settings {
     pub cache: PodCache,
     /// Who waits for upstreams.
     pub throttles: PodThrottles,
+    /// What the limits count.
+    pub limiter: Arc<Limiter>,
 }
 
 impl Settings {

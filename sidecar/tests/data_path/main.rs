@@ -27,6 +27,7 @@ mod interim;
 mod limits;
 mod limits_kinds;
 mod limits_shared;
+mod limits_show;
 mod memory;
 mod mixed;
 mod originations;

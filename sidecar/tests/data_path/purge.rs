@@ -77,6 +77,7 @@ impl Site {
             purges: proxy.purges.clone(),
             cache: proxy.cache.clone(),
             throttles: proxy.throttles.clone(),
+            limiter: Arc::clone(&proxy.limiter),
         };
         tokio::spawn(admin::serve(listener, admin::admin(orders, "secret"), stop.clone()));
         Self { proxy, requests, admin, stop }

@@ -48,6 +48,7 @@ pub(crate) struct Proxy {
     pub(crate) purges: PodPurges,
     pub(crate) cache: PodCache,
     pub(crate) throttles: PodThrottles,
+    pub(crate) limiter: Arc<Limiter>,
 }
 
 impl Proxy {
@@ -136,9 +137,9 @@ impl Proxy {
         };
         let limiter = Arc::new(Limiter::default());
         metrics.register(|registry| limiter.register(registry));
-        let server = Server::start(config.clone(), Arc::clone(&metrics), limiter, drain.clone(), &setup).unwrap();
+        let server = Server::start(config.clone(), Arc::clone(&metrics), Arc::clone(&limiter), drain.clone(), &setup).unwrap();
         let address = server.listeners()[0].1;
-        Self { address, config, metrics, drain, settings, server, purges, cache, throttles }
+        Self { address, config, metrics, drain, settings, server, purges, cache, throttles, limiter }
     }
 
     /// Puts rules in force for the requests of the listener.

@@ -1,5 +1,6 @@
 //! Counts in Redis, asked over connections that all requests share, and nothing but limits.
 
+mod admin;
 mod failure;
 mod ticket;
 

@@ -48,7 +48,7 @@ pub(super) struct Receiver {
     told: Option<v1::Status>,
     /// The mounted plan that was looked at last.
     mounted: Option<SystemTime>,
-    /// Questions about the cache, and places for those that are being answered.
+    /// Questions about the cache and the limits, and places for those that are being answered.
     questions: (Router, Arc<Semaphore>),
 }
 
@@ -57,7 +57,9 @@ impl Receiver {
         let identity = settings.cold_start.identity.clone();
         let services = Offers::new(settings.cold_start.namespace.clone());
         let (order, streams) = (Order::default(), BTreeMap::new());
-        let questions = (ask::cache::routes(shared.clone(), settings.cache.clone()), Arc::new(Semaphore::new(MAX_QUESTIONS)));
+        let routes = ask::cache::routes(shared.clone(), settings.cache.clone())
+            .merge(ask::limits::routes(shared.clone(), Arc::clone(&settings.limiter)));
+        let questions = (routes, Arc::new(Semaphore::new(MAX_QUESTIONS)));
         Self { settings, shared, health, metrics, order, services, identity, streams, told: None, mounted: None, questions }
     }
 
@@ -287,7 +289,12 @@ impl Receiver {
                 let body = command.body;
                 self.beside(stream, command.id, async move { ask::purge(config, &purges, &body, at_most).await });
             }
-            "cache" => {
+            "reset" => {
+                let (config, limiter) = (Arc::clone(&self.shared.load()), Arc::clone(&self.settings.limiter));
+                let body = command.body;
+                self.beside(stream, command.id, async move { ask::reset(config, &limiter, &body).await });
+            }
+            "cache" | "limits" => {
                 let (routes, places) = self.questions.clone();
                 let body = command.body;
                 self.beside(stream, command.id, async move {

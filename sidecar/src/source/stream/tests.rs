@@ -185,6 +185,7 @@ impl Sidecar {
             purges: PodPurges::new("web-1"),
             cache: PodCache::default(),
             throttles: Default::default(),
+            limiter: Arc::default(),
         };
         let shared = Shared::new(Config::waiting(FetchrProxySpec::default()));
         Self { folder, settings, shared, drain: drain::Handle::new(), stop: CancellationToken::new(), task: None }
@@ -481,6 +482,13 @@ async fn commands_are_answered_on_the_stream() {
         let refused = link.until(answer).await;
         assert!(refused.status == status && refused.error.contains(words), "{question}: {refused:?}");
     }
+    link.send(command("6", "limits", "/limits?")).await;
+    let listed = link.until(answer).await;
+    let list: serde_json::Value = serde_json::from_slice(&listed.body).unwrap();
+    assert_eq!((&listed.id[..], &list["counts"], &list["limits"]), ("6", &0.into(), &serde_json::json!([])), "{listed:?}");
+    link.send(command("7", "reset", r#"{"limit": "shop/p/r/none"}"#)).await;
+    let refused = link.until(answer).await;
+    assert!(refused.id == "7" && refused.status == 404 && refused.error.contains("no limit shop/p/r/none"), "{refused:?}");
     sidecar.end().await;
 }
 

@@ -29,9 +29,9 @@ const NAMED: usize = 10;
 
 /// A pod.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-pub(in crate::command) struct PodName {
-    pub(in crate::command) namespace: String,
-    pub(in crate::command) pod: String,
+pub(crate) struct PodName {
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
 }
 
 impl fmt::Display for PodName {
@@ -40,21 +40,43 @@ impl fmt::Display for PodName {
     }
 }
 
+/// The name of a pod among these: with its namespace only where there are several.
+pub(crate) struct Names {
+    with_namespace: bool,
+}
+
+impl Names {
+    pub(crate) fn of<'a>(pods: impl IntoIterator<Item = &'a PodName>) -> Self {
+        let mut pods = pods.into_iter();
+        let first = pods.next();
+        Self { with_namespace: first.is_some_and(|first| pods.any(|pod| pod.namespace != first.namespace)) }
+    }
+
+    pub(crate) fn name(&self, pod: &PodName) -> String {
+        if self.with_namespace { pod.to_string() } else { pod.pod.clone() }
+    }
+
+    /// `web-0, web-1`.
+    pub(crate) fn list<'a>(&self, pods: impl IntoIterator<Item = &'a PodName>) -> String {
+        pods.into_iter().map(|pod| self.name(pod)).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// What is of a pod.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(in crate::command) struct Of<T> {
+pub(crate) struct Of<T> {
     #[serde(flatten)]
-    pub(in crate::command) pod: PodName,
+    pub(crate) pod: PodName,
     #[serde(flatten)]
-    pub(in crate::command) what: T,
+    pub(crate) what: T,
 }
 
 /// All pods of a name.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::command) struct Workload<'a> {
-    pub(super) kind: &'a str,
-    pub(super) name: &'a str,
-    pub(super) all_namespaces: bool,
+pub(crate) struct Workload<'a> {
+    pub(crate) kind: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) all_namespaces: bool,
 }
 
 impl fmt::Display for Workload<'_> {
@@ -76,7 +98,7 @@ impl Workload<'_> {
 }
 
 /// The pods of a workload that have a sidecar: those that run, and those whose sidecar is connected.
-pub(super) async fn of_workload(cluster: &Cluster, workload: &Workload<'_>) -> Result<Vec<PodName>, Failure> {
+pub(crate) async fn of_workload(cluster: &Cluster, workload: &Workload<'_>) -> Result<Vec<PodName>, Failure> {
     let namespace = (!workload.all_namespaces).then_some(cluster.namespace.as_str());
     let pods: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
@@ -110,27 +132,27 @@ fn chosen(pods: &[PartialObjectMeta<Pod>], live: Vec<Sidecar>, workload: &Worklo
 
 /// Why a pod gave no answer.
 #[derive(Debug, Serialize)]
-pub(in crate::command) struct Failed {
+pub(crate) struct Failed {
     #[serde(flatten)]
-    pub(in crate::command) pod: PodName,
-    pub(super) error: String,
+    pub(crate) pod: PodName,
+    pub(crate) error: String,
     #[serde(skip)]
-    pub(super) failure: Failure,
+    pub(crate) failure: Failure,
 }
 
 impl Failed {
-    pub(super) fn new(pod: PodName, failure: Failure) -> Self {
+    pub(crate) fn new(pod: PodName, failure: Failure) -> Self {
         Self { pod, error: failure.what().to_owned(), failure }
     }
 
     /// Whether what was asked is wrong, whoever is asked.
-    pub(super) fn is_usage(&self) -> bool {
+    pub(crate) fn is_usage(&self) -> bool {
         self.failure.exit() == Exit::Usage
     }
 }
 
 /// Asks pods side by side, and hands over each answer as it comes. Who gave none.
-pub(super) async fn ask<T>(
+pub(crate) async fn ask<T>(
     pods: &[PodName],
     ask: impl AsyncFn(&PodName) -> Result<T, Failure>,
     mut take: impl FnMut(PodName, T),
@@ -153,15 +175,15 @@ pub(super) async fn ask<T>(
 
 /// The pods that gave no answer, of all that were asked.
 #[derive(Debug)]
-pub(in crate::command) struct Unanswered {
-    pub(in crate::command) failed: Vec<Failed>,
+pub(crate) struct Unanswered {
+    pub(crate) failed: Vec<Failed>,
     asked: usize,
     color: Color,
 }
 
 impl Unanswered {
     /// If nobody gave one there is nothing to show, but why.
-    pub(super) fn of(asked: usize, mut failed: Vec<Failed>, color: Color) -> Result<Self, Failure> {
+    pub(crate) fn of(asked: usize, mut failed: Vec<Failed>, color: Color) -> Result<Self, Failure> {
         if failed.len() < asked || failed.is_empty() {
             return Ok(Self { failed, asked, color });
         }
@@ -170,7 +192,7 @@ impl Unanswered {
     }
 
     /// Tells of them on standard error. How the command ends.
-    pub(in crate::command) fn tell(&self) -> Exit {
+    pub(crate) fn tell(&self) -> Exit {
         if self.failed.is_empty() {
             return Exit::Ok;
         }

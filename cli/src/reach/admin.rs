@@ -14,7 +14,7 @@ use sidecar::ask::ExplainRequest;
 use crate::{args::StateArgs, failure::Failure};
 
 /// How long a connection may take, and what is only looked up.
-pub(super) const CONNECTING: Duration = Duration::from_secs(30);
+pub(crate) const CONNECTING: Duration = Duration::from_secs(30);
 /// Bytes of an answer, and of its head.
 const LONGEST: u64 = 16 << 20;
 const LONGEST_HEAD: u64 = 16 << 10;
@@ -23,34 +23,38 @@ const LONGEST_STORED: u64 = 2 << 20;
 
 /// A path with a query.
 #[derive(Debug)]
-pub(in crate::command) struct Target(String);
+pub(crate) struct Target(String);
 
 impl Target {
     /// A path that needs no escapes.
-    pub(in crate::command) fn new(path: &str) -> Self {
+    pub(crate) fn new(path: &str) -> Self {
         Self(path.to_owned())
     }
 
     /// With a request as its query.
-    pub(super) fn about(self, request: &ExplainRequest) -> Self {
+    pub(crate) fn about(self, request: &ExplainRequest) -> Self {
         let ExplainRequest { direction, method, url, headers, client } = request;
         let asked = self.with("url", Some(url)).with("method", Some(method)).with("direction", Some(format!("{direction:?}")));
         let fields = headers.iter().map(|(name, value)| format!("{name}:{value}"));
         fields.fold(asked.with("client", Some(client)), |target, field| target.with("header", Some(field)))
     }
 
+    /// What a person needs to ask it of a pod.
+    pub(crate) fn right(&self) -> &'static str {
+        match self.0.get(1..).and_then(|path| path.split(['/', '?']).next()) {
+            Some("limits") => "get sidecars/limits",
+            Some("throttles") => "get sidecars/throttles",
+            _ => "get sidecars/cache",
+        }
+    }
+
     /// As it is sent.
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What a question to a pod needs.
-    pub(super) fn right(&self) -> &'static str {
-        if self.0.starts_with("/cache/") { "get sidecars/cache" } else { "get sidecars/throttles" }
-    }
-
     /// With a parameter, if it has a value.
-    pub(super) fn with(mut self, name: &str, value: Option<impl ToString>) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: Option<impl ToString>) -> Self {
         if let Some(value) = value {
             self.0.push(if self.0.contains('?') { '&' } else { '?' });
             self.0.push_str(name);
@@ -68,7 +72,7 @@ impl Target {
 }
 
 /// Sends an order, and returns what it was answered within some time.
-pub(super) fn ask(state: &StateArgs, method: &str, target: &Target, body: &str, patience: Duration) -> Result<String, Failure> {
+pub(crate) fn ask(state: &StateArgs, method: &str, target: &Target, body: &str, patience: Duration) -> Result<String, Failure> {
     let mut answer = Vec::new();
     let mut reader = Answer::to(state, method, target, body, patience)?;
     reader.read_to_end(&mut answer)?;
@@ -76,8 +80,13 @@ pub(super) fn ask(state: &StateArgs, method: &str, target: &Target, body: &str, 
 }
 
 /// What the proxy says to a question.
-pub(super) fn look_up<T: DeserializeOwned>(state: &StateArgs, target: &Target) -> Result<T, Failure> {
+pub(crate) fn look_up<T: DeserializeOwned>(state: &StateArgs, target: &Target) -> Result<T, Failure> {
     read(target, ask(state, "GET", target, "", CONNECTING)?.as_bytes())
+}
+
+/// What the proxy says to an order, of which the body is JSON.
+pub(crate) fn order<T: DeserializeOwned>(state: &StateArgs, target: &Target, body: &str) -> Result<T, Failure> {
+    read(target, ask(state, "POST", target, body, CONNECTING)?.as_bytes())
 }
 
 fn read<T: DeserializeOwned>(target: &Target, answer: &[u8]) -> Result<T, Failure> {
@@ -88,7 +97,7 @@ fn read<T: DeserializeOwned>(target: &Target, answer: &[u8]) -> Result<T, Failur
 }
 
 /// Sends a body of some length, and returns what the proxy says to it within some time after.
-pub(super) fn send<T: DeserializeOwned>(
+pub(crate) fn send<T: DeserializeOwned>(
     state: &StateArgs,
     target: &Target,
     body: &mut dyn Read,
@@ -101,14 +110,14 @@ pub(super) fn send<T: DeserializeOwned>(
 }
 
 /// An answer with status 200, whose body is to be read.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     body: Box<dyn BufRead>,
     address: SocketAddr,
 }
 
 impl Answer {
     /// Sends a request. Any other status is a failure.
-    pub(super) fn to(state: &StateArgs, method: &str, target: &Target, body: &str, patience: Duration) -> Result<Self, Failure> {
+    pub(crate) fn to(state: &StateArgs, method: &str, target: &Target, body: &str, patience: Duration) -> Result<Self, Failure> {
         Self::after(state, method, target, &mut body.as_bytes(), body.len() as u64, patience)
     }
 
@@ -160,7 +169,7 @@ impl Answer {
     }
 
     /// Reads the head of the message that it holds, which is left with its body. The head, and how long that is.
-    pub(super) fn message(&mut self) -> Result<(String, u64), Failure> {
+    pub(crate) fn message(&mut self) -> Result<(String, u64), Failure> {
         let head = head(&mut self.body, LONGEST_STORED, self.address)?;
         let length = length_after(&head).ok_or_else(|| nobody(self.address, "what is stored has no length".to_owned()))?;
         Ok((head, length))

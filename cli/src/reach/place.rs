@@ -1,4 +1,4 @@
-//! Whose cache: that of a proxy on this machine, of a pod, or of all pods of a workload.
+//! Which sidecar: that of a proxy on this machine, of a pod, or of all pods of a workload.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
 
 /// The flags. Without one of a pod or a workload it is the proxy on this machine.
 #[derive(clap::Args)]
-pub(in crate::command) struct Place {
+pub(crate) struct Place {
     #[command(flatten)]
     here: StateArgs,
     /// The sidecar of this pod, through the operator
@@ -37,7 +37,7 @@ pub(in crate::command) struct Place {
 
 impl Place {
     /// The workload whose pods are all meant, if one is. The error says that flags of a cluster name nobody in it.
-    pub(in crate::command) fn workload(&self) -> Result<Option<Workload<'_>>, Failure> {
+    pub(crate) fn workload(&self) -> Result<Option<Workload<'_>>, Failure> {
         let lonely = [
             (self.all_namespaces, "-A"),
             (self.cluster.namespace.is_some(), "-n"),
@@ -56,12 +56,12 @@ impl Place {
     }
 
     /// The proxy on this machine, if it is that one.
-    pub(super) fn here(&self) -> Option<&StateArgs> {
+    pub(crate) fn here(&self) -> Option<&StateArgs> {
         (self.pod.is_none() && self.workload.is_none()).then_some(&self.here)
     }
 
     /// These flags, for a hint.
-    pub(super) fn typed(&self) -> String {
+    pub(crate) fn typed(&self) -> String {
         let flag = |name: &str, value: Option<&str>| value.map(|value| format!(" {name} {value}")).unwrap_or_default();
         let workload = self.workload.as_ref().map(|(kind, name)| format!("{kind}/{name}"));
         let namespace = self.cluster.namespace.as_deref().filter(|_| self.here().is_none());
@@ -69,7 +69,7 @@ impl Place {
     }
 
     /// Asks the one proxy that is meant: that of this machine, or of a pod.
-    pub(in crate::command) fn one<T>(&self, ask: impl AsyncFnOnce(&Asked<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(crate) fn one<T>(&self, ask: impl AsyncFnOnce(&Asked<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
         block_on(async {
             let Some(pod) = &self.pod else { return ask(&Asked::Here(&self.here)).await };
             let cluster = Cluster::new(&self.cluster).await?;
@@ -79,7 +79,7 @@ impl Place {
     }
 
     /// Asks all pods of a workload side by side, and hands over each answer as it comes. Who gave none, and how many were asked.
-    pub(in crate::command) fn each<T>(
+    pub(crate) fn each<T>(
         &self,
         workload: &Workload<'_>,
         ask: &impl AsyncFn(&Asked<'_>) -> Result<T, Failure>,
@@ -96,19 +96,19 @@ impl Place {
     }
 
     /// A cluster whose calls may take as long as an order does that waits for other pods.
-    pub(super) async fn patient_cluster(&self, patience: Duration) -> Result<Cluster, Failure> {
+    pub(crate) async fn patient_cluster(&self, patience: Duration) -> Result<Cluster, Failure> {
         let args = ClusterArgs { request_timeout: self.cluster.request_timeout.max(patience), ..self.cluster.clone() };
         Cluster::new(&args).await
     }
 
     /// The pod that is named.
-    pub(super) fn pod(&self, cluster: &Cluster) -> Option<PodName> {
+    pub(crate) fn pod(&self, cluster: &Cluster) -> Option<PodName> {
         self.pod.as_ref().map(|pod| PodName { namespace: cluster.namespace.clone(), pod: pod.clone() })
     }
 }
 
 /// Who is asked.
-pub(in crate::command) enum Asked<'a> {
+pub(crate) enum Asked<'a> {
     /// The proxy on this machine.
     Here(&'a StateArgs),
     /// The sidecar of a pod.
@@ -123,13 +123,25 @@ pub(in crate::command) enum Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// Gives it an order as JSON: `verb` is that of the operator's API, and the target the path of the admin port.
+    pub(crate) async fn order<T: DeserializeOwned>(&self, verb: &str, target: &Target, body: &str) -> Result<T, Failure> {
+        let (cluster, pod, patience) = match *self {
+            Self::Here(state) => return admin::order(state, target, body),
+            Self::Pod { cluster, pod, patience } => (cluster, pod, patience),
+        };
+        let what = format!("sidecar of {pod}");
+        let answer = sidecars::order(&cluster.client, &pod.namespace, &pod.pod, verb, body.as_bytes().to_vec());
+        let answer = within(patience, &what, answer).await?;
+        answer.map_err(|error| sidecars::failure(cluster, &what, &format!("create sidecars/{verb}"), &error))
+    }
+
     /// What it says to a question.
-    pub(in crate::command) async fn look_up<T: DeserializeOwned>(&self, target: &Target) -> Result<T, Failure> {
+    pub(crate) async fn look_up<T: DeserializeOwned>(&self, target: &Target) -> Result<T, Failure> {
         self.find(target).await?.map_err(Failure::new)
     }
 
     /// The same; inside, why there is nothing of what is asked for, where a pod says so.
-    pub(super) async fn find<T: DeserializeOwned>(&self, target: &Target) -> Result<Result<T, String>, Failure> {
+    pub(crate) async fn find<T: DeserializeOwned>(&self, target: &Target) -> Result<Result<T, String>, Failure> {
         let (cluster, pod, patience) = match *self {
             Self::Here(state) => return admin::look_up(state, target).map(Ok),
             Self::Pod { cluster, pod, patience } => (cluster, pod, patience),
