@@ -344,3 +344,22 @@ impl Drop for Shaped {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::{encoding::text::encode, registry::Registry};
+
+    use super::{super::counted::Metrics, *};
+
+    #[test]
+    fn priority_that_is_renamed_leaves_no_series() {
+        let (mut registry, metrics) = (Registry::default(), Metrics::default());
+        metrics.register(&mut registry);
+        let spec: Spec = serde_json::from_str("{}").unwrap();
+        let gate = Gate::new("shop/web/rule".into(), &spec, &["old".into()], metrics.of(&"shop/web".into(), &"rule".into()));
+        gate.configure(&spec, &["new".into()]);
+        let mut page = String::new();
+        encode(&mut page, &registry).unwrap();
+        assert!(page.contains(r#"priority="new""#) && !page.contains(r#"priority="old""#), "{page}");
+    }
+}

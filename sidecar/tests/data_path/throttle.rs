@@ -438,6 +438,22 @@ async fn rate_spreads_requests_evenly_and_refuses_what_would_wait_too_long() {
 }
 
 #[tokio::test]
+async fn request_takes_no_room_while_the_rate_of_another_rule_delays_it() {
+    let origin = Held::answering(10).await;
+    let proxy = Proxy::before(origin.origin.address);
+    proxy.apply(
+        r#"[{"name": "all", "throttle": {"concurrency": {"type": "Fixed", "limit": 1}, "queue": {"maxLength": 0}}},
+            {"name": "slow", "matches": [{"path": {"type": "Exact", "value": "/slow"}}],
+             "throttle": {"rate": {"requests": 1, "per": "1h", "maxDelay": "1h"}}}]"#,
+    );
+    assert_eq!(proxy.ask(&get("/slow")).await.status, 200);
+    let _delayed = send(&proxy, &get("/slow")).await;
+    eventually("a delayed request", || proxy.throttles.figures().iter().any(|figures| figures.delayed == 1)).await;
+    assert_eq!(proxy.ask(&get("/quick")).await.status, 200);
+    assert_eq!(origin.came(), ["/slow", "/quick"]);
+}
+
+#[tokio::test]
 async fn request_that_leaves_while_it_is_delayed_is_not_sent() {
     let origin = Held::answering(10).await;
     let proxy = origin.before(r#""rate": {"requests": 2, "per": "1s", "maxDelay": "10s"}"#);
