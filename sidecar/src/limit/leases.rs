@@ -90,6 +90,9 @@ pub(super) struct Of {
     term: Duration,
 }
 
+/// A lease that is brought back, and its tokens that nobody wanted.
+type Unused = (Lease, u64);
+
 impl Of {
     /// None if the bucket is too small for its rate: it is served exactly.
     pub(super) fn new(key: u64, bucket: &Bucket) -> Option<Self> {
@@ -209,7 +212,7 @@ impl Leases {
     }
 
     /// What is brought back, and how much is wanted for the next term: nothing ends the task.
-    fn exchange(&self, key: u64, now: Instant) -> Option<(Of, Option<(Lease, u64)>, u64)> {
+    fn exchange(&self, key: u64, now: Instant) -> Option<(Of, Option<Unused>, u64)> {
         let mut pools = self.lock(key);
         let pool = pools.get_mut(&key)?;
         let of = pool.of;

@@ -26,7 +26,7 @@ impl Limiter {
     pub(in crate::limit) fn replay(&self, store: &Self, route: &Route, facts: &Facts<'_>, now: Now) -> Replayed {
         let (asking, of) = (Asking { facts, now }, |scope| route.limits().filter(move |(limit, _)| limit.scope == scope));
         let (mut own, mut shared) = (Outcome::default(), Outcome::default());
-        let (mut charges, mut shared_charges) = (Charges::new(self, now), Charges::new(store, now));
+        let (mut charges, mut shared_charges) = (Charges::new(self), Charges::new(store));
         self.enforce(of(Scope::Pod), asking, &mut own, &mut charges);
         if own.denied.is_none() {
             store.enforce(of(Scope::Shared), asking, &mut shared, &mut shared_charges);
