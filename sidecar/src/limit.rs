@@ -51,6 +51,8 @@ pub struct Limit {
     policy: Arc<str>,
     rule: Arc<str>,
     name: Arc<str>,
+    /// A digest of policy, rule and name: shorter to hash for each request.
+    identity: u128,
     mode: Mode,
     meter: Meter,
     overrides: Box<[Other]>,
@@ -122,6 +124,8 @@ impl Limit {
             policy: Arc::clone(policy),
             rule: Arc::clone(rule),
             name: limit.name.as_str().into(),
+            // No name has a slash in it.
+            identity: digest(format!("{policy}/{rule}/{}", limit.name).as_bytes()),
             mode: limit.mode,
             meter: Meter::build(&limit.limit, delay)?,
             overrides: limit.overrides.iter().map(other).collect::<Result<_, _>>()?,
@@ -158,9 +162,7 @@ impl Limit {
 
     /// The name of a request's count in the store: what is counted apart is in it as a digest, for it may be long, or a secret.
     fn shared_name(&self, namespace: &str, key: &key::Bytes) -> String {
-        let digest = Sha256::digest(key);
-        let digest = u128::from_be_bytes(std::array::from_fn(|at| digest[at]));
-        format!("fetchr:{namespace}:{}:{digest:032x}", self.shared_prefix)
+        format!("fetchr:{namespace}:{}:{:032x}", self.shared_prefix, digest(key))
     }
 
     /// Whether it acts, and pods count it together.
@@ -182,6 +184,12 @@ impl Limit {
     pub fn mode(&self) -> Mode {
         self.mode
     }
+}
+
+/// The first half of SHA-256.
+fn digest(bytes: &[u8]) -> u128 {
+    let digest = Sha256::digest(bytes);
+    u128::from_be_bytes(std::array::from_fn(|at| digest[at]))
 }
 
 /// Where a policy is attached for pods of a proxy: those at the same place count together.

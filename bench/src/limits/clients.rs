@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::pods::COUNT;
 use crate::idle::answer_len;
@@ -77,9 +77,8 @@ impl Load {
     }
 
     fn client(self, address: SocketAddr, pod: usize, client: usize, begun: Instant, time: Duration) -> Result<Vec<Answer>> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        // Not before there is something to send: the proxy closes connections on which no request begins.
+        let mut stream = None;
         // All clients out of step.
         let mut due = (client * COUNT + pod) as f64 / OFFERED / 4.0;
         let mut answers = Vec::new();
@@ -91,13 +90,30 @@ impl Load {
             }
             let at = Duration::from_secs_f64(due);
             thread::sleep(at.saturating_sub(begun.elapsed()));
-            stream.write_all(REQUEST)?;
-            let status = answer(&mut stream)?;
+            let status =
+                ask(&mut stream, address).with_context(|| format!("{self:?}, proxy {pod}, after {} answers", answers.len()))?;
             answers.push(Answer { due: at, latency: begun.elapsed() - at, status });
             due += 1.0 / rate;
         }
         Ok(answers)
     }
+}
+
+/// Sends a request; the status of its answer.
+fn ask(stream: &mut Option<TcpStream>, address: SocketAddr) -> Result<u16> {
+    let stream = match stream {
+        Some(stream) => stream,
+        None => stream.insert(connect(address)?),
+    };
+    stream.write_all(REQUEST)?;
+    answer(stream)
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 /// Reads an answer; its status.

@@ -12,7 +12,7 @@ use std::{
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::shared::{Answer, Charge, ChargeId, Count, Mark, Micros, Rule, Treatment, Verdict, decide};
+use super::shared::{Charge, ChargeId, Count, Mark, Micros, Rule, Treatment, Verdict, decide};
 
 const SHARDS: usize = 32;
 /// Counts that are looked at to find the one that is evicted.
@@ -183,10 +183,7 @@ impl Store {
 impl Asked {
     fn pass(&self, count: &mut Option<Count>, id: ChargeId, now: Now) -> (Verdict, Mark) {
         let charge = Charge { key: "", rule: self.rule, treatment: self.treatment, cost: self.cost };
-        let told = match decide(&[charge], std::slice::from_mut(count), id, now.of(&self.rule)) {
-            Answer::Decided { told, .. } => told.first().copied(),
-            Answer::Foreign => None,
-        };
+        let told = decide(&charge, count, id, now.of(&self.rule));
         // A window is of the time that it was computed from, which is this one.
         told.map_or((Verdict::NOTHING, Mark::default()), |told| (told.verdict, told.mark))
     }

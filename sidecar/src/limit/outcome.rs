@@ -1,6 +1,6 @@
 //! What the limits say to a request, and to its client.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use crds::policy::rate_limits::LimitFields;
 use http::{HeaderMap, HeaderName, HeaderValue, header::RETRY_AFTER};
@@ -18,6 +18,9 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// What most numbers of a limit take in a field, with their names.
+const NUMBERS: usize = 32;
 
 /// When a slot may be free again: nobody knows, so soon.
 const SOON: Duration = Duration::from_secs(1);
@@ -201,15 +204,20 @@ fn write_draft(told: &[&Told], headers: &mut HeaderMap) {
     if told.is_empty() {
         return;
     }
-    let (mut state, mut policy) = (String::new(), String::new());
+    let room = told.iter().map(|told| told.limit.name.len() + NUMBERS).sum();
+    let (mut state, mut policy) = (String::with_capacity(room), String::with_capacity(room));
     for (at, told) in told.iter().enumerate() {
         let Told { limit, window, remaining, next, .. } = told;
-        let comma = if at > 0 { ", " } else { "" };
-        // The name is of `[a-z0-9-]`, so it needs no escapes in a structured string. Writing to a String can't fail.
-        let _ = write!(state, "{comma}\"{}\";r={remaining};t={}", limit.name, seconds(*next));
-        let _ = write!(policy, "{comma}\"{}\";q={}", limit.name, told.quota());
+        for text in [&mut state, &mut policy] {
+            // The name is of `[a-z0-9-]`, so it needs no escapes in a structured string.
+            text.push_str(if at > 0 { ", \"" } else { "\"" });
+            text.push_str(&limit.name);
+        }
+        push(&mut state, "\";r=", *remaining);
+        push(&mut state, ";t=", seconds(*next));
+        push(&mut policy, "\";q=", told.quota());
         if let Some(window) = window {
-            let _ = write!(policy, ";w={}", seconds(*window));
+            push(&mut policy, ";w=", seconds(*window));
         }
     }
     for (name, value) in [(RATE_LIMIT, state), (RATE_LIMIT_POLICY, policy)] {
@@ -217,6 +225,11 @@ fn write_draft(told: &[&Told], headers: &mut HeaderMap) {
             headers.append(name, value);
         }
     }
+}
+
+fn push(text: &mut String, name: &str, number: u64) {
+    text.push_str(name);
+    text.push_str(itoa::Buffer::new().format(number));
 }
 
 fn seconds(duration: Duration) -> u64 {

@@ -27,9 +27,9 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub(in crate::limit) use self::model::{Count, Mark, pass as decide};
+pub(in crate::limit) use self::model::{Count, Mark, decide};
 pub(crate) use self::{
-    model::{Answer, Verdict},
+    model::Verdict,
     rule::{Bucket, Charge, ChargeId, Fixed, Micros, Part, Rule, Sliding, Slots, Treatment},
     store::{Decision, Failure, Held, Lease, Leased, Pass, Store, Ticket},
 };

@@ -557,3 +557,21 @@ proptest! {
         prop_assert_eq!(passed, requests.min(tightest));
     }
 }
+
+/// `cargo test --release -p fetchr-sidecar --lib limit::tests::what_limits_cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints figures"]
+fn what_limits_cost() {
+    const REQUESTS: i32 = 100_000;
+    let limits = |count| (0..count).map(|at| rate(&format!("limit-{at}"), 1_000_000, 1_000_000, &[])).collect();
+    for count in [1, 10, 50] {
+        let (limiter, routes) = (Limiter::default(), Limits::of(limits(count)).routes());
+        let begun = Instant::now();
+        for _ in 0..REQUESTS {
+            let mut headers = HeaderMap::new();
+            Client::default().ask(&limiter, &routes, Instant::now()).write(&mut headers);
+            assert!(headers.contains_key("ratelimit"));
+        }
+        println!("{count} limits: {:?} a request", begun.elapsed() / REQUESTS.unsigned_abs());
+    }
+}

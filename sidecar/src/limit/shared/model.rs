@@ -87,31 +87,50 @@ pub(crate) enum Lack {
     Unknown,
 }
 
+/// Decides on one charge, and charges it if that allows it. None if a window of a calendar is not of this time.
+pub(in crate::limit) fn decide(charge: &Charge<'_>, stored: &mut Option<Count>, id: ChargeId, now: Micros) -> Option<Told> {
+    let seen = Seen::of(charge, stored.as_ref(), now)?;
+    let passes = !seen.denies(charge);
+    Some(seen.settle(charge, passes, stored, id, now))
+}
+
 /// Decides on all charges, each with a count of its own, and charges all of them or none.
 ///
 /// Of a request that nothing denies, Debit is charged always, and Shadow if it would have allowed it.
+#[cfg(test)]
 pub(in crate::limit) fn pass(charges: &[Charge<'_>], counts: &mut [Option<Count>], id: ChargeId, now: Micros) -> Answer {
-    let mut seen: SmallVec<[Seen; 4]> = SmallVec::new();
-    for (charge, stored) in charges.iter().zip(counts.iter()) {
-        let Some((count, moved)) = charge.rule.read(stored.as_ref(), now) else { return Answer::Foreign };
+    let seen = charges.iter().zip(counts.iter()).map(|(charge, stored)| Seen::of(charge, stored.as_ref(), now));
+    let Some(seen) = seen.collect::<Option<Vec<_>>>() else { return Answer::Foreign };
+    let denied = charges.iter().zip(&seen).position(|(charge, seen)| seen.denies(charge));
+    let settle = |((charge, seen), stored): ((&Charge<'_>, Seen), _)| seen.settle(charge, denied.is_none(), stored, id, now);
+    Answer::Decided { denied, told: charges.iter().zip(seen).zip(counts).map(settle).collect() }
+}
+
+impl Seen {
+    /// How a count stands, and what it says to a charge.
+    fn of(charge: &Charge<'_>, stored: Option<&Count>, now: Micros) -> Option<Self> {
+        let (count, moved) = charge.rule.read(stored, now)?;
         let lack = charge.rule.look(&count, charge.units(), now);
-        seen.push(Seen { count, moved, lack });
+        Some(Self { count, moved, lack })
     }
-    let denies = |(charge, seen): (&Charge<'_>, &Seen)| charge.treatment == Treatment::Enforce && seen.lack.is_some();
-    let denied = charges.iter().zip(&seen).position(denies);
-    let mut told = SmallVec::new();
-    for ((charge, seen), stored) in charges.iter().zip(seen).zip(counts) {
-        let Seen { mut count, moved, lack } = seen;
-        let charged = denied.is_none() && charge.is_charged(lack.is_none());
+
+    fn denies(&self, charge: &Charge<'_>) -> bool {
+        charge.treatment == Treatment::Enforce && self.lack.is_some()
+    }
+
+    /// Charges the count, if the request passes, and keeps it.
+    fn settle(self, charge: &Charge<'_>, passes: bool, stored: &mut Option<Count>, id: ChargeId, now: Micros) -> Told {
+        let Self { mut count, moved, lack } = self;
+        let charged = passes && charge.is_charged(lack.is_none());
         if charged {
             charge.rule.charge(&mut count, charge.units(), id, now);
         }
-        told.push(charge.rule.tell(&count, lack, now));
+        let told = charge.rule.tell(&count, lack, now);
         if charged || moved {
             *stored = Some(count);
         }
+        told
     }
-    Answer::Decided { denied, told }
 }
 
 impl Rule {

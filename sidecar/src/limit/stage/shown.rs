@@ -105,7 +105,7 @@ impl Limiter {
 
     /// By which the pod finds a count.
     pub(super) fn key(&self, limit: &Limit, apart: &Bytes) -> u64 {
-        self.hasher.hash_one((&limit.policy, &limit.rule, &limit.name, apart))
+        self.hasher.hash_one((limit.identity, apart))
     }
 
     fn shared_by(&self, limit: &Limit) -> Option<Arc<Sharing>> {
