@@ -51,7 +51,7 @@ pub struct Limit {
     policy: Arc<str>,
     rule: Arc<str>,
     name: Arc<str>,
-    /// A digest of policy, rule and name: shorter to hash for each request.
+    /// A digest of place, policy, rule and name: shorter to hash for each request.
     identity: u128,
     mode: Mode,
     meter: Meter,
@@ -120,12 +120,13 @@ impl Limit {
             let content_type = HeaderValue::from_str(&body.content_type).map_err(|_| "contentType is none".to_owned())?;
             Ok(Body { content_type, text: body.text.as_str().into() })
         });
+        // All limits of a policy in one slot of a cluster, so that they are charged at once.
+        let shared_prefix = format!("{{limit:{policy}:{place}}}:{rule}/{}", limit.name);
         Ok(Self {
             policy: Arc::clone(policy),
             rule: Arc::clone(rule),
             name: limit.name.as_str().into(),
-            // No name has a slash in it.
-            identity: digest(format!("{policy}/{rule}/{}", limit.name).as_bytes()),
+            identity: digest(shared_prefix.as_bytes()),
             mode: limit.mode,
             meter: Meter::build(&limit.limit, delay)?,
             overrides: limit.overrides.iter().map(other).collect::<Result<_, _>>()?,
@@ -135,8 +136,7 @@ impl Limit {
             accuracy: limit.accuracy,
             on_store_failure: limit.on_store_failure.unwrap_or_default(),
             pauses: direction == Direction::Outbound && limit.on_upstream_limit == OnUpstreamLimit::Pause,
-            // All limits of a policy in one slot of a cluster, so that they are charged at once.
-            shared_prefix: format!("{{limit:{policy}:{place}}}:{rule}/{}", limit.name).into(),
+            shared_prefix: shared_prefix.into(),
             fields: limit.fields,
             body: body.transpose()?,
             counters: Counters::default(),

@@ -9,7 +9,7 @@ use super::{
     leases::Leases,
     local,
     outcome::Outcome,
-    shared::{Store, Ticket},
+    shared::{ChargeId, Store, Ticket},
     stage::Limiter,
 };
 
@@ -20,8 +20,15 @@ pub(super) struct Charges<'a> {
     own: SmallVec<[(local::Charged, Option<usize>); 2]>,
     /// By counts that pods share.
     shared: Option<(Store, Ticket)>,
-    /// Of what was taken ahead: whose, and how much.
-    leased: SmallVec<[(Arc<Leases>, u64, u64); 1]>,
+    leased: SmallVec<[Spent; 1]>,
+}
+
+/// Tokens that were taken ahead: whose they are, and of which key and lease.
+struct Spent {
+    leases: Arc<Leases>,
+    key: u64,
+    lease: ChargeId,
+    tokens: u64,
 }
 
 impl<'a> Charges<'a> {
@@ -42,8 +49,8 @@ impl<'a> Charges<'a> {
     }
 
     /// Tokens that were taken ahead are spent.
-    pub(super) fn lease(&mut self, leases: &Arc<Leases>, key: u64, cost: u64) {
-        self.leased.push((Arc::clone(leases), key, cost));
+    pub(super) fn lease(&mut self, leases: &Arc<Leases>, key: u64, lease: ChargeId, tokens: u64) {
+        self.leased.push(Spent { leases: Arc::clone(leases), key, lease, tokens });
     }
 
     /// Gives everything back, and tells what there is then.
@@ -60,8 +67,8 @@ impl<'a> Charges<'a> {
     }
 
     fn give_back_shared(&mut self) {
-        for (leases, key, cost) in self.leased.drain(..) {
-            leases.give_back(key, cost, Instant::now());
+        for Spent { leases, key, lease, tokens } in self.leased.drain(..) {
+            leases.give_back(key, lease, tokens, Instant::now());
         }
         if let Some((store, ticket)) = self.shared.take() {
             store.refund(ticket);

@@ -1,7 +1,7 @@
 //! Slots that pods share, for as long as requests have them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
@@ -32,7 +32,7 @@ pub(super) struct Renewals {
 #[derive(Debug, Default)]
 struct Counts {
     /// By the name of a count: what it allows, and who has its slots.
-    of: HashMap<String, (Slots, Vec<ChargeId>)>,
+    of: HashMap<String, (Slots, HashSet<ChargeId>)>,
     /// Whether a task renews them.
     is_renewed: bool,
 }
@@ -53,11 +53,16 @@ impl Renewals {
     /// Keeps a slot of a count for as long as it is held.
     pub(super) fn hold(self: &Arc<Self>, count: &str, rule: Slots, id: ChargeId, held: Held) -> Slot {
         let mut counts = self.lock();
-        counts.of.entry(count.to_owned()).or_insert_with(|| (rule, Vec::new())).1.push(id);
+        counts.of.entry(count.to_owned()).or_insert_with(|| (rule, HashSet::new())).1.insert(id);
         if !std::mem::replace(&mut counts.is_renewed, true) {
             self.runtime.spawn(renew(Arc::downgrade(self)));
         }
         Slot { renewals: Arc::clone(self), held: Some(held), count: count.to_owned(), id }
+    }
+
+    /// Slots of a count that requests of this pod have.
+    pub(super) fn held(&self, count: &str) -> u64 {
+        self.lock().of.get(count).map_or(0, |(_, ids)| ids.len() as u64)
     }
 
     /// The counts of which slots are held; none ends the task that asks.
@@ -69,7 +74,10 @@ impl Renewals {
 
     /// Renews the slots of one count that are held now.
     async fn renew(&self, count: &str) {
-        let Some((rule, ids)) = self.lock().of.get(count).cloned() else { return };
+        let Some((rule, ids)) = self.lock().of.get(count).map(|(rule, ids)| (*rule, ids.iter().copied().collect::<Vec<_>>()))
+        else {
+            return;
+        };
         for ids in ids.chunks(BATCH) {
             // What is lost meanwhile is there again as soon as the store answers, also beyond the limit: these requests are under way.
             if let Err(failure) = self.store.renew(count, &rule, ids).await {
@@ -111,9 +119,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut counts = self.renewals.lock();
         if let Some((_, ids)) = counts.of.get_mut(&self.count) {
-            if let Some(place) = ids.iter().position(|id| *id == self.id) {
-                ids.swap_remove(place);
-            }
+            ids.remove(&self.id);
             if ids.is_empty() {
                 counts.of.remove(&self.count);
             }

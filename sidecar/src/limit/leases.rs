@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     counted::Metrics,
-    shared::{Bucket, Lease, Leased, Store, Verdict},
+    shared::{Bucket, ChargeId, Lease, Leased, Store, Verdict},
 };
 
 const SHARDS: usize = 16;
@@ -73,6 +73,8 @@ struct Demand {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Said {
     Allowed {
+        /// The lease that it was taken of.
+        lease: ChargeId,
         remaining: u64,
         /// At the first since the bucket was asked: what was spent here since the first before.
         spent: Option<u64>,
@@ -139,20 +141,28 @@ impl Pool {
         if self.lease.as_ref().is_some_and(|lease| lease.ends <= now) {
             (self.lease, self.left) = (None, 0);
         }
-        if let Some(left) = self.left.checked_sub(cost) {
+        if let Some((lease, left)) = self.lease.as_ref().zip(self.left.checked_sub(cost)) {
             self.left = left;
-            if self.lease.as_ref().is_some_and(|lease| left <= lease.tokens / 4) {
+            let (lease, is_low) = (lease.id(), left <= lease.tokens / 4);
+            if is_low {
                 self.wake();
             }
             self.spent = self.spent.saturating_add(cost);
             let spent = std::mem::take(&mut self.is_fresh).then(|| std::mem::take(&mut self.spent));
-            return Said::Allowed { remaining: self.rest.saturating_add(left), spent };
+            return Said::Allowed { lease, remaining: self.rest.saturating_add(left), spent };
         }
         if let Some(dry) = self.dry.filter(|dry| *dry > now) {
             return Said::Denied { retry: dry - now };
         }
         self.wake();
         Said::Ask
+    }
+
+    /// If there is another lease by now, what was taken of the one before is lost: it is not reserved any more.
+    fn give_back(&mut self, of: ChargeId, cost: u64, now: Instant) {
+        if let Some(lease) = self.lease.as_ref().filter(|lease| lease.id() == of && lease.ends > now) {
+            self.left = self.left.saturating_add(cost).min(lease.tokens);
+        }
     }
 
     /// The store has denied a request: until then it would deny all.
@@ -196,13 +206,17 @@ impl Leases {
         said
     }
 
-    /// Gives back what a request took that goes no further.
-    pub(super) fn give_back(&self, key: u64, cost: u64, now: Instant) {
-        if let Some(pool) = self.lock(key).get_mut(&key)
-            && let Some(lease) = pool.lease.as_ref().filter(|lease| lease.ends > now)
-        {
-            // Of another lease by now, it is lost: never more than was taken.
-            pool.left = pool.left.saturating_add(cost).min(lease.tokens);
+    /// Gives back what a request took of a lease, and that goes no further.
+    pub(super) fn give_back(&self, key: u64, of: ChargeId, cost: u64, now: Instant) {
+        if let Some(pool) = self.lock(key).get_mut(&key) {
+            pool.give_back(of, cost, now);
+        }
+    }
+
+    /// A count begins anew: what was taken of the one before is spent no more.
+    pub(super) fn forget(&self, key: u64) {
+        if let Some(pool) = self.lock(key).get_mut(&key) {
+            (pool.lease, pool.left, pool.dry) = (None, 0, None);
         }
     }
 
@@ -266,9 +280,12 @@ async fn follow(leases: Weak<Leases>, key: u64, name: String, low: Arc<Notify>) 
         let Some((of, before, wanted)) = all.exchange(key, Instant::now()) else { return };
         let mut answered = true;
         if before.is_some() || wanted > 0 {
-            all.metrics.leased(0, before.as_ref().map_or(0, |(_, unused)| *unused));
+            let unused = before.as_ref().map_or(0, |(_, unused)| *unused);
             match all.store.lease(&name, &of.bucket, before, wanted, of.term).await {
-                Ok(leased) => all.receive(&of, wanted, leased, Instant::now()),
+                Ok(leased) => {
+                    all.metrics.leased(0, unused);
+                    all.receive(&of, wanted, leased, Instant::now());
+                }
                 Err(failure) => {
                     all.metrics.failed(failure);
                     answered = false;
@@ -321,8 +338,8 @@ mod tests {
         pool.lease = Some(Lease::of(10, now + term));
         (pool.left, pool.rest, pool.is_fresh) = (10, 7, true);
         let said: Vec<_> = (0..10).map(|_| pool.take(1, term, now)).collect();
-        assert_eq!(said[0], Said::Allowed { remaining: 16, spent: Some(1) });
-        assert_eq!(said[9], Said::Allowed { remaining: 7, spent: None });
+        assert_eq!(said[0], Said::Allowed { lease: ChargeId::NONE, remaining: 16, spent: Some(1) });
+        assert_eq!(said[9], Said::Allowed { lease: ChargeId::NONE, remaining: 7, spent: None });
         assert_eq!(pool.take(1, term, now), Said::Ask);
         pool.dries(now + Duration::from_millis(20));
         assert_eq!(pool.take(1, term, now), Said::Denied { retry: Duration::from_millis(20) });
@@ -330,6 +347,10 @@ mod tests {
         assert_eq!(pool.take(1, term, now), Said::Ask);
         pool.left = 5;
         assert_eq!(pool.take(6, term, now), Said::Ask, "a cost is taken whole");
+        pool.give_back(ChargeId::random(), 2, now);
+        assert_eq!(pool.left, 5, "it was of another lease");
+        pool.give_back(ChargeId::NONE, 2, now);
+        assert_eq!(pool.left, 7);
         now += term;
         assert_eq!(pool.take(1, term, now), Said::Ask, "the lease has ended");
         assert_eq!(pool.demand.expected(), 14 + 6);

@@ -94,12 +94,6 @@ impl Wanted {
         Charge { key: &self.name, rule: self.rule, treatment, cost: self.cost }
     }
 
-    /// What a pod with this part asks of its own count.
-    fn of_pod(&self, part: Part, now: Now) -> local::Asked {
-        let rule = self.meter().share_of(part, now.wall);
-        local::Asked { key: self.key, rule, cost: self.cost, treatment: Treatment::Enforce }
-    }
-
     fn told(&self, rule: &Rule, verdict: &Verdict) -> Told {
         Told::new(&self.limit, self.which, rule, verdict)
     }
@@ -205,18 +199,21 @@ impl Sharing {
         let (remaining, retry) = match leases.take(of, ask.cost, Instant::now(), name) {
             Said::Ask => return false,
             Said::Denied { retry } => (0, Some(retry)),
-            Said::Allowed { remaining, spent } => {
-                charges.lease(leases, ask.key, ask.cost);
+            Said::Allowed { lease, remaining, spent } => {
+                charges.lease(leases, ask.key, lease, ask.cost);
                 limiter.follow(ask, Rule::Bucket(of.bucket), None, None, outcome);
                 if let Some(spent) = spent {
-                    self.keep_share(limiter, ask.limit, ask.which, ask.key, (spent, remaining), now);
+                    let by = Rule::Bucket(of.bucket);
+                    self.keep_share(limiter, (ask.limit, ask.which, ask.key), &by, (spent, remaining), now);
                 }
                 (remaining, None)
             }
         };
         let reset = of.bucket.time_of(of.bucket.burst().saturating_sub(remaining));
         let verdict = Verdict { allowed: retry.is_none(), remaining, retry, reset };
-        outcome.told.push(Told::new(ask.limit, ask.which, &Rule::Bucket(of.bucket), &verdict));
+        let told = Told::new(ask.limit, ask.which, &Rule::Bucket(of.bucket), &verdict);
+        limiter.metrics.used(ask.limit, told.used());
+        outcome.told.push(told);
         if retry.is_some() {
             outcome.deny(retry);
         }
@@ -270,7 +267,7 @@ impl Sharing {
     /// Charges a count for what a request has cost. Nobody waits for it. What the store does not take is charged to the pod's share.
     pub(super) fn debit(&self, limiter: &Limiter, debit: &Debit, name: &str, cost: u64, now: Now) {
         let meter = debit.limit.meter(debit.which);
-        let (key, share) = (debit.key, meter.share_of(self.uses.part(debit.key, self.pods), now.wall));
+        let (key, share) = (debit.key, self.share(meter, debit.key, now).1);
         let open = self.open.clone().and_then(|open| Some((open.store, self.room(&limiter.metrics)?)));
         let Some((store, room)) = open else { return limiter.store.debit(key, share, cost, now) };
         let mut rule = meter.rule(|| self.now());
@@ -283,9 +280,13 @@ impl Sharing {
                 rule = limit.meter(which).rule(|| sharing.now());
                 decision = debited(&store, &name, rule, cost, until).await;
             }
-            if let Some(Decision::Failed(failure)) = decision {
-                metrics.failed(failure);
-                own.debit(key, share, cost, now);
+            match decision {
+                Some(Decision::Told(verdict)) => sharing.uses.see(key, &rule, cost, verdict.remaining, now.steady),
+                Some(Decision::Failed(failure)) => {
+                    metrics.failed(failure);
+                    own.debit(key, share, cost, now);
+                }
+                _ => {}
             }
             drop(room);
         });
@@ -398,9 +399,11 @@ impl Sharing {
                 false
             }
             OnStoreFailure::Local => {
-                let asked = wanted.of_pod(self.uses.part(wanted.key, self.pods), now);
+                let asked = self.of_share(wanted, now);
                 let (verdict, charged) = limiter.store.charge(&asked, ChargeId::random(), now);
-                outcome.told.push(wanted.told(&asked.rule, &verdict));
+                let told = wanted.told(&asked.rule, &verdict);
+                limiter.metrics.used(limit, told.used());
+                outcome.told.push(told);
                 if verdict.allowed {
                     if let (Rule::Slots(_), Some(slot)) = (&asked.rule, charged) {
                         outcome.settlement.get_or_insert_default().slots.push(slot);
@@ -419,22 +422,42 @@ impl Sharing {
     fn note(&self, limiter: &Limiter, wanted: &Wanted, verdict: &Verdict, charged: bool, now: Now) {
         let (remaining, _) = wanted.meter().delay(&wanted.rule, verdict.remaining, verdict.reset);
         let spent = if charged { wanted.cost } else { 0 };
-        self.keep_share(limiter, &wanted.limit, wanted.which, wanted.key, (spent, remaining), now);
+        self.keep_share(limiter, (&wanted.limit, wanted.which, wanted.key), &wanted.rule, (spent, remaining), now);
         if let (Some(of), Some(open), false) = (&wanted.lease, &self.open, verdict.allowed) {
             open.leases.denied(of, verdict, Instant::now());
         }
     }
 
-    /// Keeps the pod's share of what remains, for when the store fails.
-    fn keep_share(&self, limiter: &Limiter, limit: &Limit, which: Which, key: u64, (spent, remaining): (u64, u64), now: Now) {
+    /// Keeps the pod's share of what remains by this rule of the store, for when that fails.
+    fn keep_share(&self, limiter: &Limiter, of: (&Limit, Which, u64), by: &Rule, (spent, remaining): (u64, u64), now: Now) {
+        let (limit, which, key) = of;
         if limit.on_store_failure == OnStoreFailure::Local {
-            let rule = limit.meter(which).prompt(now.wall);
-            self.uses.see(key, &rule, spent, remaining, now.steady);
-            let part = self.uses.part(key, self.pods);
+            let meter = limit.meter(which);
+            let rule = meter.prompt(now.wall);
+            // A window of the calendar is the server's.
+            self.uses.see(key, if matches!(by, Rule::Fixed(_)) { by } else { &rule }, spent, remaining, now.steady);
+            let (part, share) = self.share(meter, key, now);
             // What is not a whole token for each is one for each: who has any left is not denied by all of them.
             let remaining = if remaining == 0 { 0 } else { part.of(remaining) };
-            limiter.store.note(&rule.share_of(part), key, remaining, now);
+            limiter.store.note(&share, key, remaining, now);
         }
+    }
+
+    /// What is asked of the pod's share. What its requests hold of the store's slots, they hold of that.
+    fn of_share(&self, wanted: &Wanted, now: Now) -> local::Asked {
+        let (_, rule) = self.share(wanted.meter(), wanted.key, now);
+        let rule = match (rule, &self.open) {
+            (Rule::Slots(slots), Some(open)) => Rule::Slots(slots.without(open.renewals.held(&wanted.name))),
+            (rule, _) => rule,
+        };
+        local::Asked { key: wanted.key, rule, cost: wanted.cost, treatment: Treatment::Enforce }
+    }
+
+    /// What of a count is this pod's while the store fails.
+    fn share(&self, meter: &Meter, key: u64, now: Now) -> (Part, Rule) {
+        let rule = meter.prompt(now.wall);
+        let part = self.uses.part(key, &rule, self.pods);
+        (part, rule.share_of(part))
     }
 }
 

@@ -146,6 +146,33 @@ async fn pods_together_have_no_more_requests_under_way_than_one_limit() {
 }
 
 #[tokio::test]
+async fn requests_that_are_under_way_when_redis_goes_have_slots_of_the_pods_share() {
+    let mut server = Server::start(&[]).await;
+    let (origin, release) = held().await;
+    let limit = json!({"name": "two", "limit": {"algorithm": "Concurrency", "requests": 2}, "scope": "Shared"});
+    let pods = sharing(1, &server, &origin, &limit);
+    release.send(true).unwrap();
+    until("Redis decides", async || get(&pods[0], "").await.status == 200 && decided(&pods[0], "store") > 0.0).await;
+    release.send(false).unwrap();
+    let before = decided(&pods[0], "store");
+    let mut clients = Vec::new();
+    for number in 1..=2 {
+        let mut client = pods[0].client().await;
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        eventually("Redis has given it a slot", || decided(&pods[0], "store") == before + f64::from(number)).await;
+        clients.push(client);
+    }
+    server.kill();
+    assert_eq!(get(&pods[0], "").await.status, 429, "both slots are taken");
+    assert!(decided(&pods[0], "fallback") > 0.0);
+    release.send(true).unwrap();
+    for client in &mut clients {
+        assert_eq!(client.response().await.status, 200);
+    }
+    until("the slots are free", async || get(&pods[0], "").await.status == 200).await;
+}
+
+#[tokio::test]
 async fn what_responses_cost_is_charged_for_all_pods_and_not_told_to_clients() {
     let server = Server::start(&[]).await;
     let origin = Origin::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-cost: 40\r\n\r\nok").await;

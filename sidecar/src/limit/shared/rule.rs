@@ -101,7 +101,7 @@ impl Part {
     pub(crate) fn of_use(pods: u32, own: f64, all: f64) -> Self {
         let equal = Self::equal(pods);
         let most = HUNDRED * equal.pods;
-        Self { hundredths: ((own / all * most as f64) as u64).clamp(1, most), ..equal }
+        Self { hundredths: ((own / all * most as f64).round() as u64).clamp(1, most), ..equal }
     }
 
     /// Of a number, at least one.
@@ -205,6 +205,16 @@ impl Fixed {
         self.quota
     }
 
+    /// When the first of its windows begins.
+    pub(crate) fn start(&self) -> Micros {
+        self.start
+    }
+
+    /// How long that is.
+    pub(crate) fn length(&self) -> Micros {
+        self.end - self.start
+    }
+
     /// `quota` in the window from `start` to `end` that should be now, and in the one after it that ends at `next_end`. None if they are not
     /// in this order.
     pub(crate) fn new(quota: u64, start: Micros, end: Micros, next_end: Micros) -> Option<Self> {
@@ -222,6 +232,12 @@ impl Slots {
     /// Requests at once.
     pub(crate) fn most(&self) -> u64 {
         self.most
+    }
+
+    /// When so many are under way that it does not know of.
+    #[must_use]
+    pub(crate) fn without(self, others: u64) -> Self {
+        Self { most: self.most.saturating_sub(others), ..self }
     }
 }
 
@@ -251,7 +267,7 @@ impl Rule {
         Some(match self {
             Self::Bucket(bucket) => bucket.window(),
             Self::Sliding(sliding) => Duration::from_micros(sliding.length()),
-            Self::Fixed(fixed) => Duration::from_micros(fixed.end - fixed.start),
+            Self::Fixed(fixed) => Duration::from_micros(fixed.length()),
             Self::Slots(_) => return None,
         })
     }

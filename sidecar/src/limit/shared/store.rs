@@ -345,6 +345,13 @@ fn longest(charges: &[&Charge<'_>], told: &[Told]) -> Option<Duration> {
     retries.reduce(|one, other| Some(one?.max(other?))).flatten()
 }
 
+impl Lease {
+    /// Which one it is.
+    pub(in crate::limit) fn id(&self) -> ChargeId {
+        self.id
+    }
+}
+
 #[cfg(test)]
 impl Lease {
     /// One that nobody gave.

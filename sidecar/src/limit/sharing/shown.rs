@@ -32,6 +32,7 @@ impl Sharing {
     pub(in crate::limit) async fn forget(&self, ask: &Ask<'_>) -> Result<bool, Failure> {
         let open = self.open.as_ref().ok_or(Failure::Away)?;
         let wanted = self.wanted(ask);
+        open.leases.forget(ask.key);
         open.store.forget(&wanted.name, &wanted.rule).await
     }
 }
