@@ -69,6 +69,10 @@ pub(crate) enum Purpose {
 pub(crate) enum Failed {
     /// There is no connection to who would have to be asked.
     Away,
+    /// There is none, for it does not let us in: it knows no such user, or not with this password, or forbids all.
+    Barred,
+    /// There is none, for there is no TLS with it: it shows a certificate that is not accepted.
+    Untrusted,
     /// No answer came in time.
     Late,
     /// It was answered by an error, or the connection broke.
@@ -86,6 +90,8 @@ struct Nodes {
 struct Node {
     address: Address,
     current: ArcSwapOption<Current>,
+    /// Why there is none.
+    absent: ArcSwap<Failed>,
     failures: AtomicU32,
     late: AtomicU32,
     /// Nanoseconds that the last of the late ones waited: who answers later than that is of no use.
@@ -166,7 +172,7 @@ impl Pool {
         }
         let mut route = Route { finder: &self.finder, nodes: &nodes, node, used: None, sent: Instant::now() };
         let answered: Result<RedisResult<Vec<Value>>, _> = timeout(left, pipeline.query_async(&mut route)).await;
-        let Some(used) = &route.used else { return Err(Failed::Away) };
+        let Some(used) = &route.used else { return Err(**route.node.absent.load()) };
         match answered {
             Ok(Ok(values)) => {
                 route.node.worked();
@@ -301,6 +307,7 @@ impl Node {
         let node = Arc::new(Self {
             address,
             current: ArcSwapOption::empty(),
+            absent: ArcSwap::from_pointee(Failed::Away),
             failures: AtomicU32::new(0),
             late: AtomicU32::new(0),
             patience: AtomicU64::new(0),
@@ -321,6 +328,7 @@ impl Node {
     fn put(&self, connection: &Connection) {
         self.failures.store(0, Ordering::Relaxed);
         self.late.store(0, Ordering::Relaxed);
+        self.absent.store(Arc::new(Failed::Away));
         self.current.store(Some(Arc::new(Current { connection: connection.clone(), over: CancellationToken::new() })));
     }
 
@@ -401,7 +409,10 @@ impl Node {
                     }
                     why
                 }
-                Err(why) => why.to_string(),
+                Err(unmade) => {
+                    self.absent.store(Arc::new(unmade.failed));
+                    unmade.to_string()
+                }
             };
             finder.doubt(&self.address);
             if told.is_none_or(|told| told.elapsed() >= TOLD) {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -24,6 +24,8 @@ pub(crate) struct Server {
     tls_port: u16,
     folder: TempDir,
     arguments: Arguments,
+    /// The file that says what its clock shows.
+    clock: Option<PathBuf>,
 }
 
 /// What it is started with, beside its port and folder.
@@ -64,12 +66,21 @@ impl Server {
         Self::launch(Arguments::Data(tls.arguments().into_iter().chain(more).collect())).await
     }
 
+    /// One whose clock is off by what this file says whenever it is looked at, such as `+1h`. Times that it waits are not.
+    pub(crate) async fn start_by_clock(clock: &Path) -> Self {
+        Self::launch_by(Arguments::Data(Vec::new()), Some(clock.to_owned())).await
+    }
+
     async fn launch(arguments: Arguments) -> Self {
+        Self::launch_by(arguments, None).await
+    }
+
+    async fn launch_by(arguments: Arguments, clock: Option<PathBuf>) -> Self {
         // A port that was free may be taken before it is bound again.
         for _ in 0..5 {
             let (folder, port, tls_port) = (folder(), free_port(), free_port());
-            let child = spawn(port, tls_port, &folder, &arguments);
-            let mut server = Self { child, port, tls_port, folder, arguments: arguments.clone() };
+            let child = spawn(port, tls_port, &folder, &arguments, clock.as_deref());
+            let mut server = Self { child, port, tls_port, folder, arguments: arguments.clone(), clock: clock.clone() };
             if server.is_ready().await {
                 return server;
             }
@@ -105,7 +116,7 @@ impl Server {
     /// Kills it and starts it again with what it kept.
     pub(crate) async fn restart(&mut self) {
         self.kill();
-        self.child = spawn(self.port, self.tls_port, &self.folder, &self.arguments);
+        self.child = spawn(self.port, self.tls_port, &self.folder, &self.arguments, self.clock.as_deref());
         assert!(self.is_ready().await, "redis-server did not start again");
     }
 
@@ -347,7 +358,7 @@ fn folder() -> TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
-fn spawn(port: u16, tls_port: u16, folder: &TempDir, arguments: &Arguments) -> Child {
+fn spawn(port: u16, tls_port: u16, folder: &TempDir, arguments: &Arguments, clock: Option<&Path>) -> Child {
     let mut command = Command::new("redis-server");
     let fill = |text: &String| text.replace("{tls}", &tls_port.to_string()).replace("{bus}", &free_port().to_string());
     match arguments {
@@ -366,8 +377,20 @@ fn spawn(port: u16, tls_port: u16, folder: &TempDir, arguments: &Arguments) -> C
             command.arg(file).arg("--sentinel");
         }
     }
+    if let Some(clock) = clock {
+        // Which asks for memory before it can tell the time, and jemalloc for the time before it has any: so that of libc comes first.
+        let preloaded = format!("{} libc.so.6", libfaketime().display());
+        command.env("LD_PRELOAD", preloaded).env("FAKETIME_TIMESTAMP_FILE", clock).env("FAKETIME_NO_CACHE", "1");
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+    }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("redis-server is installed")
+}
+
+fn libfaketime() -> PathBuf {
+    let folders = fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
+    let mut candidates = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    candidates.find(|path| path.is_file()).expect("libfaketime is installed: run e2e/tools/install")
 }
 
 fn free_port() -> u16 {
