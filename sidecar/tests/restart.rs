@@ -2,11 +2,15 @@
 //! whether its supervisor was killed, as with the container, or the worker alone.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails has failed its test")]
 
+#[path = "restart/clock.rs"]
+mod clock;
 #[path = "restart/leavings.rs"]
 mod leavings;
 #[path = "../src/redis/server.rs"]
 #[allow(dead_code, reason = "the tests of the data path do more with it")]
 mod redis_server;
+#[path = "restart/shared_limits.rs"]
+mod shared_limits;
 
 use std::{
     fs,
