@@ -119,6 +119,18 @@ mod tests {
     }
 
     #[test]
+    fn who_used_all_has_all_that_remains() {
+        let hourly = Rule::Bucket(Bucket::new(1, Duration::from_secs(3600), 5).unwrap());
+        for pods in [1, 10] {
+            let uses = Uses::default();
+            // Answers say whole tokens, and meanwhile a part of one has come in.
+            uses.see(1, &hourly, 1, 4, 0);
+            uses.see(1, &hourly, 1, 3, SECOND);
+            assert_eq!(uses.part(1, pods).of(3), 3, "{pods}");
+        }
+    }
+
+    #[test]
     fn share_of_a_window_counts_from_its_begin() {
         let rule = |start| Rule::Fixed(Fixed::new(100, start, start + 60 * SECOND, start + 120 * SECOND).unwrap());
         let uses = Uses::default();

@@ -101,7 +101,7 @@ impl Part {
     pub(crate) fn of_use(pods: u32, own: f64, all: f64) -> Self {
         let equal = Self::equal(pods);
         let most = HUNDRED * equal.pods;
-        Self { hundredths: ((own / all * most as f64) as u64).clamp(1, most), ..equal }
+        Self { hundredths: ((own / all * most as f64).round() as u64).clamp(1, most), ..equal }
     }
 
     /// Of a number, at least one.
