@@ -91,8 +91,8 @@ impl Pod {
     }
 }
 
-/// How many are admitted that come at a rate, in a second, until then or until nobody is there.
-pub(super) fn admitted(address: SocketAddr, rate: u32, until: Instant) -> u32 {
+/// How many ask at a rate, in a second, until then or until nobody is there, and how many of them are admitted.
+pub(super) fn admitted(address: SocketAddr, rate: u32, until: Instant) -> (u32, u32) {
     let (begun, mut asked, mut admitted) = (Instant::now(), 0, 0);
     while Instant::now() < until {
         let due = begun + Duration::from_secs(1) * asked / rate;
@@ -111,5 +111,5 @@ pub(super) fn admitted(address: SocketAddr, rate: u32, until: Instant) -> u32 {
             _ => break,
         }
     }
-    admitted
+    (asked, admitted)
 }

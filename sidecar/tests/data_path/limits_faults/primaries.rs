@@ -91,7 +91,8 @@ async fn failovers(times: usize, every: Duration) -> (Answers, Vec<Duration>, St
     (clients.end().await, took, failures)
 }
 
-fn tell(what: &str, answers: &Answers, mut took: Vec<Duration>, failures: &str) {
+fn tell(what: &str, answers: &Answers, took: &[Duration], failures: &str) {
+    let mut took = took.to_vec();
     took.sort_unstable();
     println!(
         "| {what} | {:?}, the longest after {:.1?}; {failures} | {:.1} % of what the limit allows | p50 {:.1?}, max {:.1?} |",
@@ -103,19 +104,21 @@ fn tell(what: &str, answers: &Answers, mut took: Vec<Duration>, failures: &str) 
     );
 }
 
-/// By what the limit allows, and for each time a bucket more: what the new primary does not know, and what pods decide meanwhile.
-fn hold(answers: &Answers, times: usize) {
+/// By what the limit allows; for each time a bucket more, which the new primary had while pods decided by themselves; and, from when the first pod
+/// has found it until the last has, what is the share of those that have not.
+fn hold(answers: &Answers, took: &[Duration]) {
     answers.are_no_errors();
     let (admitted, most) = answers.admitted();
-    assert!(admitted <= most + f64::from(BURST) * times as f64, "{admitted} of {most}");
+    let shares = f64::from(RATE) / PODS as f64 * took.iter().sum::<Duration>().as_secs_f64();
+    assert!(admitted <= most + f64::from(BURST) * took.len() as f64 + shares, "{admitted} of {most}");
     assert!(admitted >= 0.7 * most, "{admitted} of {most}");
 }
 
 #[tokio::test]
-async fn failover_of_sentinels_is_no_error_and_a_bucket_more_at_most() {
+async fn failover_of_sentinels_is_no_error_and_little_more_than_a_bucket() {
     let (answers, took, failures) = failovers(1, Duration::from_secs(2)).await;
-    tell("failover by sentinels, once", &answers, took, &failures);
-    hold(&answers, 1);
+    tell("failover by sentinels, once", &answers, &took, &failures);
+    hold(&answers, &took);
 }
 
 /// `FAILOVERS` times, `FAILOVER_SECONDS` from one to the next.
@@ -125,8 +128,8 @@ async fn failovers_of_sentinels_again_and_again_are_no_errors() {
     let number = |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let (times, every) = (number("FAILOVERS", 6), number("FAILOVER_SECONDS", 30));
     let (answers, took, failures) = failovers(usize::try_from(times).unwrap(), Duration::from_secs(every)).await;
-    tell(&format!("failover by sentinels, {times} times, every {every} s"), &answers, took, &failures);
-    hold(&answers, usize::try_from(times).unwrap());
+    tell(&format!("failover by sentinels, {times} times, every {every} s"), &answers, &took, &failures);
+    hold(&answers, &took);
 }
 
 /// Moves a slot with all its keys, as `redis-cli --cluster reshard` does, and returns how many keys these were.
@@ -182,7 +185,7 @@ async fn slot_that_is_moved_under_load_denies_nobody_and_is_no_error() {
         counts_in_redis(proxy).await;
     }
     let (tight, wide) = (tight.end().await, wide.end().await);
-    tell(&format!("a slot of a cluster moved three times, {keys} keys"), &tight, took, &failures(&pods));
+    tell(&format!("a slot of a cluster moved three times, {keys} keys"), &tight, &took, &failures(&pods));
     tight.are_no_errors();
     let denied = wide.statuses().into_iter().filter(|(status, _)| *status != 200).collect::<Vec<_>>();
     assert!(denied.is_empty(), "a limit that is not reached denies nobody: {denied:?}");

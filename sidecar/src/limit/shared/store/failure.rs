@@ -87,6 +87,7 @@ mod tests {
         for (code, failure) in [
             ("OOM", Failure::Full),
             ("NOPERM", Failure::Forbidden),
+            ("WRONGPASS", Failure::Forbidden),
             ("READONLY", Failure::Replica),
             ("MASTERDOWN", Failure::Replica),
             ("LOADING", Failure::Loading),
