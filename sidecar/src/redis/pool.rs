@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -109,6 +109,8 @@ struct Current {
     connection: Connection,
     /// It is in use no more: who waits for an answer waits no longer.
     over: CancellationToken,
+    /// Whether that is because it answered too late.
+    is_slow: AtomicBool,
 }
 
 /// What a server refuses, and until when it is taken to refuse it still.
@@ -181,7 +183,7 @@ impl Pool {
                 }
                 Ok(values)
             }
-            Ok(Err(_)) if used.over.is_cancelled() => Err(Failed::Late),
+            Ok(Err(_)) if used.is_slow.load(Ordering::Relaxed) => Err(Failed::Late),
             Ok(Err(_)) => {
                 route.node.failed(used);
                 Err(Failed::Error)
@@ -248,7 +250,7 @@ impl Route<'_> {
             let answers = tokio::select! {
                 biased;
                 answers = connection.many(pipeline, offset, count, asking) => answers,
-                () = used.over.cancelled() => return Err(failed(format!("{} answers too late", self.node.address))),
+                () = used.over.cancelled() => return Err(failed(format!("{} is asked no more", self.node.address))),
             };
             let meaning = meaning::of_many(&answers, &self.node.address);
             let next = match meaning {
@@ -329,7 +331,8 @@ impl Node {
         self.failures.store(0, Ordering::Relaxed);
         self.late.store(0, Ordering::Relaxed);
         self.absent.store(Arc::new(Failed::Away));
-        self.current.store(Some(Arc::new(Current { connection: connection.clone(), over: CancellationToken::new() })));
+        let current = Current { connection: connection.clone(), over: CancellationToken::new(), is_slow: AtomicBool::new(false) };
+        self.current.store(Some(Arc::new(current)));
     }
 
     /// Requests use none, and those that wait for an answer wait no longer.
@@ -359,6 +362,7 @@ impl Node {
     fn was_late(&self, by: &Arc<Current>, patience: Duration) {
         self.patience.store(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE {
+            by.is_slow.store(true, Ordering::Relaxed);
             self.leave(by, &self.suspected);
         }
     }
