@@ -1,6 +1,16 @@
 //! A real `fetchr-proxy` without an operator: it starts from the signed plan of its volume, and after SIGKILL from what it has,
 //! whether its supervisor was killed, as with the container, or the worker alone.
-#![allow(clippy::unwrap_used, reason = "a helper that fails has failed its test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails has failed its test")]
+
+#[path = "restart/clock.rs"]
+mod clock;
+#[path = "restart/leavings.rs"]
+mod leavings;
+#[path = "../src/redis/server.rs"]
+#[allow(dead_code, reason = "the tests of the data path do more with it")]
+mod redis_server;
+#[path = "restart/shared_limits.rs"]
+mod shared_limits;
 
 use std::{
     fs,

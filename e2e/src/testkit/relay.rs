@@ -18,8 +18,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::reset_when_dropped;
-
 const CHUNK: usize = 16 << 10;
 /// Chunks on their way; more than a delayed line holds in tests, so that a delay is no rate limit.
 const IN_FLIGHT: usize = 1024;
@@ -147,6 +145,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let ends = [&shared.cut, &shared.forgotten].map(|end| end.lock().unwrap_or_else(PoisonError::into_inner).clone());
         tokio::spawn(connection(client, Arc::clone(&shared), ends));
     }
+}
+
+/// Makes the end of a connection a reset instead of a FIN.
+pub(crate) fn reset_when_dropped(stream: &TcpStream) {
+    // A socket that is gone already can't be reset.
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 fn cancel(token: &Mutex<CancellationToken>) {

@@ -542,6 +542,9 @@ fn request_is_told_when_all_that_deny_it_allow_it() {
     let outcome = Client::default().ask(&limiter, &routes, now);
     let denied = outcome.denied().unwrap();
     assert_eq!((denied.limit, denied.retry_after), ("soon", Some(Duration::from_secs(60))));
+    let cost = Cost { source: CostSource::Fixed, value: Some(2), cel: None, name: None };
+    let routes = Limits::of(vec![rate("soon", 10, 1, &[]), RateLimit { cost: Some(cost), ..rate("never", 10, 1, &[]) }]).routes();
+    assert_eq!(Client::default().ask(&limiter, &routes, now).denied().unwrap().retry_after, None, "one never allows it");
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 use std::{fmt, io, sync::Arc};
 
 use redis::{
-    AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisResult, Value,
+    AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisConnectionInfo, RedisError, RedisResult, Value,
     aio::{ConnectionLike, MultiplexedConnection, PubSub, PubSubSink, PubSubStream},
 };
 use rustls::pki_types::ServerName;
@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    failed,
+    Failed, failed,
     map::is_primary,
     settings::{Address, Mode, Settings, User},
 };
@@ -50,33 +50,70 @@ impl Drop for Driver {
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) struct Unmade {
+    /// What that says of the server: it is away, or it is there and they don't trust each other.
+    pub(super) failed: Failed,
+    why: RedisError,
+}
+
+impl From<Unmade> for RedisError {
+    fn from(unmade: Unmade) -> Self {
+        unmade.why
+    }
+}
+
+impl fmt::Display for Unmade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.why.fmt(f)
+    }
+}
+
 /// One step to a connection, which who asks waits for until then. Whatever comes of it but success, an error says which step it was.
 pub(super) async fn step<T, E: fmt::Display>(
     until: Instant,
     what: impl fmt::Display,
     work: impl Future<Output = Result<T, E>>,
 ) -> RedisResult<T> {
+    Ok(judged(until, what, |_| Failed::Away, work).await?)
+}
+
+/// The same for a step whose error tells what is wrong.
+async fn judged<T, E: fmt::Display>(
+    until: Instant,
+    what: impl fmt::Display,
+    judge: impl FnOnce(&E) -> Failed,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Unmade> {
     match timeout_at(until, work).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(why)) => Err(failed(format!("{what}: {why}"))),
-        Err(_) => Err(failed(format!("{what}: no answer in time"))),
+        Ok(Err(why)) => Err(Unmade { failed: judge(&why), why: failed(format!("{what}: {why}")) }),
+        Err(_) => Err(Unmade { failed: Failed::Away, why: failed(format!("{what}: no answer in time")) }),
     }
+}
+
+/// Whether it is there, and does not let us in.
+fn bars(error: &RedisError) -> Failed {
+    let is_refused = error.kind() == ErrorKind::AuthenticationFailed
+        || error.code().is_some_and(|code| ["NOAUTH", "NOPERM", "WRONGPASS"].contains(&code));
+    if is_refused { Failed::Barred } else { Failed::Away }
 }
 
 impl Settings {
     /// Connects to a server that keeps data. With sentinels it must be a primary: they may be wrong.
-    pub(super) async fn connect(&self, to: &Address, until: Instant) -> RedisResult<Connection> {
+    pub(super) async fn connect(&self, to: &Address, until: Instant) -> Result<Connection, Unmade> {
         let mut made = self.connect_as(to, &self.user, until).await?;
         self.sign_of_life(to, &mut made, until).await?;
         Ok(made)
     }
 
     /// Connects to whom that user is known.
-    pub(super) async fn connect_as(&self, to: &Address, user: &User, until: Instant) -> RedisResult<Connection> {
+    pub(super) async fn connect_as(&self, to: &Address, user: &User, until: Instant) -> Result<Connection, Unmade> {
         let (info, socket) = (self.info(user, until).await?, self.socket(to, until).await?);
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         let made = MultiplexedConnection::new_with_config(&info, socket, config);
-        let (inner, driver) = step(until, format!("{to} lets nobody in"), made).await?;
+        let (inner, driver) = judged(until, format!("{to} lets nobody in"), bars, made).await?;
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
         let task = tokio::spawn(async move {
@@ -87,13 +124,13 @@ impl Settings {
     }
 
     /// Asks a server that keeps data whether it is there, and of use.
-    pub(super) async fn sign_of_life(&self, at: &Address, connection: &mut Connection, until: Instant) -> RedisResult<()> {
+    pub(super) async fn sign_of_life(&self, at: &Address, connection: &mut Connection, until: Instant) -> Result<(), Unmade> {
         let what = format!("{at} gives no sign of life");
         if !matches!(self.mode, Mode::Sentinel { .. }) {
-            return step(until, what, redis::cmd("PING").query_async(&mut connection.inner)).await;
+            return judged(until, what, bars, redis::cmd("PING").query_async(&mut connection.inner)).await;
         }
-        let role: Value = step(until, what, redis::cmd("ROLE").query_async(&mut connection.inner)).await?;
-        if is_primary(&role) { Ok(()) } else { Err(failed(format!("{at} is no primary"))) }
+        let role: Value = judged(until, what, bars, redis::cmd("ROLE").query_async(&mut connection.inner)).await?;
+        if is_primary(&role) { Ok(()) } else { Err(Unmade { failed: Failed::Away, why: failed(format!("{at} is no primary")) }) }
     }
 
     /// A connection that hears what is published on a channel.
@@ -112,7 +149,7 @@ impl Settings {
     }
 
     /// With the password as it is now: Secrets are renewed.
-    async fn info(&self, user: &User, until: Instant) -> RedisResult<RedisConnectionInfo> {
+    async fn info(&self, user: &User, until: Instant) -> Result<RedisConnectionInfo, Unmade> {
         let mut info = RedisConnectionInfo::default().set_skip_set_lib_name();
         if let Some(name) = &user.name {
             info = info.set_username(name);
@@ -123,28 +160,40 @@ impl Settings {
                 File::open(file).await?.take(LONGEST_PASSWORD).read_to_string(&mut password).await?;
                 io::Result::Ok(password)
             };
-            let password = step(until, format!("the password in {} can't be read", file.display()), read).await?;
+            let what = format!("the password in {} can't be read", file.display());
+            let password = judged(until, what, |_| Failed::Barred, read).await?;
             info = info.set_password(password.trim_end_matches(['\r', '\n']));
         }
         Ok(info)
     }
 
-    async fn socket(&self, to: &Address, until: Instant) -> RedisResult<Box<dyn Socket>> {
+    async fn socket(&self, to: &Address, until: Instant) -> Result<Box<dyn Socket>, Unmade> {
         let Address { host, port } = to;
-        let socket = step(until, format!("no connection to {to}"), TcpStream::connect((&**host, *port))).await?;
-        socket.set_nodelay(true)?;
+        let connected = async {
+            let socket = TcpStream::connect((&**host, *port)).await?;
+            socket.set_nodelay(true)?;
+            io::Result::Ok(socket)
+        };
+        let socket = judged(until, format!("no connection to {to}"), |_| Failed::Away, connected).await?;
         let Some(settings) = self.tls.clone() else { return Ok(Box::new(socket)) };
+        let untrusted = |why: String| Unmade { failed: Failed::Untrusted, why: failed(why) };
         let name = settings.server_name.clone().unwrap_or_else(|| host.to_string());
         let name = ServerName::try_from(name)
-            .map_err(|_| failed(format!("{host} can't be the name of a certificate: write redis.tls.serverName")))?;
+            .map_err(|_| untrusted(format!("{host} can't be the name of a certificate: write redis.tls.serverName")))?;
         // With the files as they are now, which takes the disk a while.
         let secrets = self.secrets.clone();
         let read = async { spawn_blocking(move || tls::client_config(&settings, &secrets)).await.map_err(io::Error::other) };
-        let config = step(until, "redis.tls", read).await?.map_err(|why| failed(format!("redis.tls: {why}")))?;
+        let config = judged(until, "redis.tls", |_| Failed::Untrusted, read).await?;
+        let config = config.map_err(|why| untrusted(format!("redis.tls: {why}")))?;
         // A port that is not for TLS may wait for more, and say nothing.
         let shaken = TlsConnector::from(config).connect(name, socket);
-        Ok(Box::new(step(until, format!("no TLS with {to}"), shaken).await?))
+        Ok(Box::new(judged(until, format!("no TLS with {to}"), by_tls, shaken).await?))
     }
+}
+
+/// Whether it was there, and what it showed was not accepted.
+fn by_tls(error: &io::Error) -> Failed {
+    if error.kind() == io::ErrorKind::InvalidData { Failed::Untrusted } else { Failed::Away }
 }
 
 impl Connection {

@@ -126,7 +126,7 @@ async fn ask_sentinel(settings: &Settings, sentinel: &Address, (name, user): (&s
 }
 
 async fn is_primary(settings: &Settings, address: &Address, until: Instant) -> RedisResult<()> {
-    settings.connect(address, until).await.map(drop)
+    Ok(settings.connect(address, until).await.map(drop)?)
 }
 
 /// What the first node says that sees enough of its cluster to serve; else what any says.

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -69,6 +69,10 @@ pub(crate) enum Purpose {
 pub(crate) enum Failed {
     /// There is no connection to who would have to be asked.
     Away,
+    /// There is none, for it does not let us in: it knows no such user, or not with this password, or forbids all.
+    Barred,
+    /// There is none, for there is no TLS with it: it shows a certificate that is not accepted.
+    Untrusted,
     /// No answer came in time.
     Late,
     /// It was answered by an error, or the connection broke.
@@ -86,6 +90,8 @@ struct Nodes {
 struct Node {
     address: Address,
     current: ArcSwapOption<Current>,
+    /// Why there is none.
+    absent: ArcSwap<Failed>,
     failures: AtomicU32,
     late: AtomicU32,
     /// Nanoseconds that the last of the late ones waited: who answers later than that is of no use.
@@ -103,6 +109,8 @@ struct Current {
     connection: Connection,
     /// It is in use no more: who waits for an answer waits no longer.
     over: CancellationToken,
+    /// Whether that is because it answered too late.
+    is_slow: AtomicBool,
 }
 
 /// What a server refuses, and until when it is taken to refuse it still.
@@ -166,7 +174,7 @@ impl Pool {
         }
         let mut route = Route { finder: &self.finder, nodes: &nodes, node, used: None, sent: Instant::now() };
         let answered: Result<RedisResult<Vec<Value>>, _> = timeout(left, pipeline.query_async(&mut route)).await;
-        let Some(used) = &route.used else { return Err(Failed::Away) };
+        let Some(used) = &route.used else { return Err(**route.node.absent.load()) };
         match answered {
             Ok(Ok(values)) => {
                 route.node.worked();
@@ -175,7 +183,7 @@ impl Pool {
                 }
                 Ok(values)
             }
-            Ok(Err(_)) if used.over.is_cancelled() => Err(Failed::Late),
+            Ok(Err(_)) if used.is_slow.load(Ordering::Relaxed) => Err(Failed::Late),
             Ok(Err(_)) => {
                 route.node.failed(used);
                 Err(Failed::Error)
@@ -242,7 +250,7 @@ impl Route<'_> {
             let answers = tokio::select! {
                 biased;
                 answers = connection.many(pipeline, offset, count, asking) => answers,
-                () = used.over.cancelled() => return Err(failed(format!("{} answers too late", self.node.address))),
+                () = used.over.cancelled() => return Err(failed(format!("{} is asked no more", self.node.address))),
             };
             let meaning = meaning::of_many(&answers, &self.node.address);
             let next = match meaning {
@@ -301,6 +309,7 @@ impl Node {
         let node = Arc::new(Self {
             address,
             current: ArcSwapOption::empty(),
+            absent: ArcSwap::from_pointee(Failed::Away),
             failures: AtomicU32::new(0),
             late: AtomicU32::new(0),
             patience: AtomicU64::new(0),
@@ -321,7 +330,9 @@ impl Node {
     fn put(&self, connection: &Connection) {
         self.failures.store(0, Ordering::Relaxed);
         self.late.store(0, Ordering::Relaxed);
-        self.current.store(Some(Arc::new(Current { connection: connection.clone(), over: CancellationToken::new() })));
+        self.absent.store(Arc::new(Failed::Away));
+        let current = Current { connection: connection.clone(), over: CancellationToken::new(), is_slow: AtomicBool::new(false) };
+        self.current.store(Some(Arc::new(current)));
     }
 
     /// Requests use none, and those that wait for an answer wait no longer.
@@ -351,6 +362,7 @@ impl Node {
     fn was_late(&self, by: &Arc<Current>, patience: Duration) {
         self.patience.store(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE {
+            by.is_slow.store(true, Ordering::Relaxed);
             self.leave(by, &self.suspected);
         }
     }
@@ -401,7 +413,10 @@ impl Node {
                     }
                     why
                 }
-                Err(why) => why.to_string(),
+                Err(unmade) => {
+                    self.absent.store(Arc::new(unmade.failed));
+                    unmade.to_string()
+                }
             };
             finder.doubt(&self.address);
             if told.is_none_or(|told| told.elapsed() >= TOLD) {

@@ -3,8 +3,9 @@
 use std::{
     fs,
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,7 +25,12 @@ pub(crate) struct Server {
     tls_port: u16,
     folder: TempDir,
     arguments: Arguments,
+    clock: Option<Clock>,
 }
+
+/// A clock that programs look at who are started with it. It steps as it is told; times that they wait are right.
+#[derive(Clone, Debug)]
+pub(crate) struct Clock(Arc<TempDir>);
 
 /// What it is started with, beside its port and folder.
 #[derive(Clone)]
@@ -52,6 +58,38 @@ impl Tls {
     }
 }
 
+impl Clock {
+    /// One that is right.
+    pub(crate) fn right() -> Self {
+        let clock = Self(Arc::new(folder()));
+        clock.step(0);
+        clock
+    }
+
+    /// It is off by so many seconds from now on.
+    pub(crate) fn step(&self, seconds: i64) {
+        // At once, for whoever reads the file.
+        let new = self.0.path().join("new");
+        fs::write(&new, format!("{seconds:+}")).unwrap();
+        fs::rename(new, self.file()).unwrap();
+    }
+
+    /// Whom the command starts looks at it.
+    pub(crate) fn give(&self, command: &mut Command) {
+        let folders = fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
+        let mut libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+        let library = libraries.find(|path| path.is_file()).expect("libfaketime is installed: run e2e/tools/install");
+        // It asks for memory before it can tell the time, and jemalloc for the time before it has any: so that of libc comes first.
+        command.env("LD_PRELOAD", format!("{} libc.so.6", library.display()));
+        command.env("FAKETIME_TIMESTAMP_FILE", self.file()).env("FAKETIME_NO_CACHE", "1");
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("offset")
+    }
+}
+
 impl Server {
     /// Starts one that keeps nothing, unless the arguments say otherwise.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
@@ -64,12 +102,21 @@ impl Server {
         Self::launch(Arguments::Data(tls.arguments().into_iter().chain(more).collect())).await
     }
 
+    /// One that looks at this clock.
+    pub(crate) async fn start_by(clock: &Clock) -> Self {
+        Self::launch_by(Arguments::Data(Vec::new()), Some(clock.clone())).await
+    }
+
     async fn launch(arguments: Arguments) -> Self {
+        Self::launch_by(arguments, None).await
+    }
+
+    async fn launch_by(arguments: Arguments, clock: Option<Clock>) -> Self {
         // A port that was free may be taken before it is bound again.
         for _ in 0..5 {
             let (folder, port, tls_port) = (folder(), free_port(), free_port());
-            let child = spawn(port, tls_port, &folder, &arguments);
-            let mut server = Self { child, port, tls_port, folder, arguments: arguments.clone() };
+            let child = spawn(port, tls_port, &folder, &arguments, clock.as_ref());
+            let mut server = Self { child, port, tls_port, folder, arguments: arguments.clone(), clock: clock.clone() };
             if server.is_ready().await {
                 return server;
             }
@@ -105,7 +152,7 @@ impl Server {
     /// Kills it and starts it again with what it kept.
     pub(crate) async fn restart(&mut self) {
         self.kill();
-        self.child = spawn(self.port, self.tls_port, &self.folder, &self.arguments);
+        self.child = spawn(self.port, self.tls_port, &self.folder, &self.arguments, self.clock.as_ref());
         assert!(self.is_ready().await, "redis-server did not start again");
     }
 
@@ -347,7 +394,7 @@ fn folder() -> TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
-fn spawn(port: u16, tls_port: u16, folder: &TempDir, arguments: &Arguments) -> Child {
+fn spawn(port: u16, tls_port: u16, folder: &TempDir, arguments: &Arguments, clock: Option<&Clock>) -> Child {
     let mut command = Command::new("redis-server");
     let fill = |text: &String| text.replace("{tls}", &tls_port.to_string()).replace("{bus}", &free_port().to_string());
     match arguments {
@@ -365,6 +412,9 @@ fn spawn(port: u16, tls_port: u16, folder: &TempDir, arguments: &Arguments) -> C
             }
             command.arg(file).arg("--sentinel");
         }
+    }
+    if let Some(clock) = clock {
+        clock.give(&mut command);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("redis-server is installed")

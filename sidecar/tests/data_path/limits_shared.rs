@@ -9,14 +9,18 @@ use crate::{
     support::{Origin, Proxy, Response, until},
 };
 
+/// Of a load's limit: requests in a second, and at once.
+pub(crate) const RATE: u32 = 100;
+pub(crate) const BURST: u32 = 20;
+
 /// Pods before one origin.
-struct Pods {
+pub(crate) struct Pods {
     _origin: Origin,
-    proxies: Vec<Proxy>,
+    pub(crate) proxies: Vec<Proxy>,
 }
 
-/// An hour for each token, so that none comes while a test runs; and a limit by which a test knows that Redis is asked.
-fn rules(more: &Value) -> String {
+/// An hour for each token, so that none comes while a test runs; a limit by which a test knows that Redis is asked; and some for loads.
+pub(crate) fn rules(more: &Value) -> String {
     let limit = |name: &str, burst: u32| {
         let mut limit = json!({"name": name, "limit": {"requests": 1, "per": "1h", "burst": burst}, "scope": "Shared"});
         for (field, value) in more.as_object().unwrap() {
@@ -25,24 +29,30 @@ fn rules(more: &Value) -> String {
         limit
     };
     let warm = json!({"name": "warm", "limit": {"requests": 1_000_000, "per": "1s"}, "scope": "Shared", "key": [{"source": "Query", "name": "pod"}]});
+    let mut load = json!({"name": "load", "limit": {"requests": RATE, "per": "1s", "burst": BURST}, "scope": "Shared"});
+    load.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let wide = |name: &str, key: &Value| json!({"name": name, "limit": {"requests": 10_000, "per": "1s"}, "scope": "Shared", "key": key});
+    let each = [wide("each", &json!([{"source": "Query", "name": "k"}])), wide("all", &json!([]))];
     json!([
         {"name": "five", "matches": [{"path": {"type": "Exact", "value": "/five"}}], "rateLimits": [limit("five", 5)]},
         {"name": "both", "matches": [{"path": {"type": "Exact", "value": "/both"}}], "rateLimits": [limit("three", 3), limit("nine", 9)]},
         {"name": "nine", "matches": [{"path": {"type": "Exact", "value": "/nine"}}], "rateLimits": [limit("nine", 9)]},
+        {"name": "load", "matches": [{"path": {"type": "Exact", "value": "/load"}}], "rateLimits": [load]},
+        {"name": "each", "matches": [{"path": {"type": "Exact", "value": "/each"}}], "rateLimits": each},
         {"name": "warm", "matches": [{"path": {"type": "Exact", "value": "/warm"}}], "rateLimits": [warm]},
     ])
     .to_string()
 }
 
 impl Pods {
-    async fn start(count: usize, redis: &Value, more: &Value) -> Self {
+    pub(crate) async fn start(count: usize, redis: &Value, more: &Value) -> Self {
         let origin = Origin::echo_head().await;
         let proxies: Vec<Proxy> = (0..count)
             .map(|_| {
                 let proxy = Proxy::with(&format!("http://{}", origin.address), |spec| {
                     spec.redis = Some(serde_json::from_value(redis.clone()).unwrap());
                 });
-                proxy.apply(&rules(more));
+                proxy.apply_as_one_of(count as u32, &rules(more));
                 proxy
             })
             .collect();
@@ -53,20 +63,27 @@ impl Pods {
         pods
     }
 
+    /// So many requests pass, one after the other: a pod knows what remained when the last of them was answered.
+    pub(crate) async fn spend(&self, path: &str, requests: usize) {
+        for _ in 0..requests {
+            assert_eq!(self.passed(path, 1).await, 1);
+        }
+    }
+
     /// How many of so many requests pass, which come to all pods in turn and at once.
-    async fn passed(&self, path: &str, requests: usize) -> usize {
+    pub(crate) async fn passed(&self, path: &str, requests: usize) -> usize {
         let answers = join_all((0..requests).map(|number| ask(&self.proxies[number % self.proxies.len()], path))).await;
         assert!(answers.iter().all(|answer| [200, 429].contains(&answer.status)), "{:?}", answers[0].head);
         answers.iter().filter(|answer| answer.status == 200).count()
     }
 }
 
-async fn ask(proxy: &Proxy, path: &str) -> Response {
+pub(crate) async fn ask(proxy: &Proxy, path: &str) -> Response {
     proxy.ask(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await
 }
 
 /// Waits until requests to this pod are decided by Redis.
-async fn counts_in_redis(proxy: &Proxy) {
+pub(crate) async fn counts_in_redis(proxy: &Proxy) {
     let before = decided(proxy, "warm", "allow", "store");
     until("Redis is asked", async || {
         assert_eq!(ask(proxy, "/warm").await.status, 200);
@@ -75,15 +92,20 @@ async fn counts_in_redis(proxy: &Proxy) {
     .await;
 }
 
-fn decided(proxy: &Proxy, limit: &str, decision: &str, source: &str) -> f64 {
+pub(crate) fn decided(proxy: &Proxy, limit: &str, decision: &str, source: &str) -> f64 {
     let labels = format!(r#"limit="{limit}",decision="{decision}",mode="enforce",source="{source}"}} "#);
     let page = proxy.metrics.encode();
     let line = page.lines().find(|line| line.starts_with("fetchr_ratelimit_decisions_total{") && line.contains(&labels));
     line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
 }
 
+/// Questions to Redis without an answer, for a reason.
+pub(crate) fn failed(proxy: &Proxy, reason: &str) -> f64 {
+    proxy.metric(&format!("fetchr_ratelimit_store_failures_total{{reason=\"{reason}\"}}"))
+}
+
 /// Longer than a busy machine keeps a command waiting.
-fn single(server: &Server) -> Value {
+pub(crate) fn single(server: &Server) -> Value {
     json!({"endpoints": [server.address()], "commandTimeout": "5s"})
 }
 
@@ -115,7 +137,7 @@ async fn without_redis_each_pod_has_its_share_of_what_remained_and_nobody_waits_
     let mut server = Server::start(&[]).await;
     let pods = Pods::start(1, &single(&server), &json!({})).await;
     let proxy = &pods.proxies[0];
-    assert_eq!(pods.passed("/five", 2).await, 2);
+    pods.spend("/five", 2).await;
     server.kill();
     assert_eq!(pods.passed("/five", 10).await, 3, "as many as remained");
     assert!(decided(proxy, "five", "allow", "fallback") == 3.0 && decided(proxy, "five", "deny", "fallback") == 7.0);
@@ -154,14 +176,13 @@ async fn whatever_redis_answers_clients_get_what_remained_and_no_errors() {
         // Short, for what hangs takes three times that.
         let redis = json!({"endpoints": [server.address()], "commandTimeout": "200ms"});
         let pods = Pods::start(1, &redis, &json!({})).await;
-        assert_eq!(pods.passed("/five", 2).await, 2);
+        pods.spend("/five", 2).await;
         match fault {
             [] => server.stop(),
             fault => drop(server.run(fault).await),
         }
         assert_eq!(pods.passed("/five", 10).await, 3, "{reason}: as many as remained");
-        let counted = pods.proxies[0].metric(&format!("fetchr_ratelimit_store_failures_total{{reason=\"{reason}\"}}"));
-        assert!(counted > 0.0, "{reason}");
+        assert!(failed(&pods.proxies[0], reason) > 0.0, "{reason}");
     }
 }
 

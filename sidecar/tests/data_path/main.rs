@@ -25,6 +25,7 @@ mod http2_strict;
 mod http3;
 mod interim;
 mod limits;
+mod limits_faults;
 mod limits_kinds;
 mod limits_shared;
 mod limits_show;
@@ -43,6 +44,9 @@ mod redis_modes;
 #[allow(dead_code, reason = "the tests of the purge log do more with it")]
 mod redis_server;
 mod redis_tls;
+#[path = "../../../e2e/src/testkit/relay.rs"]
+#[allow(dead_code, unreachable_pub, reason = "it is of a crate that others use, too")]
+mod relay;
 mod services;
 mod strict;
 mod support;

@@ -15,17 +15,17 @@ use crate::{
 
 const ALL: &str = r#"[{"name": "all", "cache": {"tags": {"header": "xkey"}}}]"#;
 const FIELDS: &str = "cache-control: max-age=600\r\nxkey: news\r\n";
-const LOCAL: [&str; 2] = ["127.0.0.1", "localhost"];
+pub(crate) const LOCAL: [&str; 2] = ["127.0.0.1", "localhost"];
 const PROXIES: &str = include_str!("../../../docs/proxies.md");
 
 /// What a server shows, and whose clients it believes.
-fn server_tls(pki: &Pki, certificate: &Certificate) -> Tls {
+pub(crate) fn server_tls(pki: &Pki, certificate: &Certificate) -> Tls {
     let file = |file: &Option<String>| file.clone().unwrap();
     Tls { certificate: file(&certificate.certificate_file), key: file(&certificate.key_file), ca: file(&pki.ca().file) }
 }
 
 /// A server of these hosts, and the `tls` of who may use it.
-fn both(pki: &Pki) -> (Tls, Value) {
+pub(crate) fn both(pki: &Pki) -> (Tls, Value) {
     let server = server_tls(pki, &pki.issue("redis", &LOCAL));
     let tls = json!({"ca": pki.ca(), "clientCertificate": pki.issue("sidecar", &["sidecar"])});
     (server, tls)

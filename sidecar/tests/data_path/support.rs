@@ -114,7 +114,7 @@ impl Proxy {
             upstream_tls: None,
         }];
         change(&mut settings);
-        let config = Shared::new(config(&settings, Vec::new()));
+        let config = Shared::new(config(&settings, Vec::new(), 1));
         let (metrics, drain) = (Metrics::new(), drain::Handle::new());
         let (purges, cache) = (PodPurges::new("pod"), PodCache::default());
         let throttles = PodThrottles::default();
@@ -144,8 +144,13 @@ impl Proxy {
 
     /// Puts rules in force for the requests of the listener.
     pub(crate) fn apply(&self, rules: &str) {
+        self.apply_as_one_of(1, rules);
+    }
+
+    /// The same, for a pod among so many that are alive.
+    pub(crate) fn apply_as_one_of(&self, live_pods: u32, rules: &str) {
         let rules: Vec<PolicyRule> = serde_json::from_str(rules).unwrap();
-        self.config.replace(config(&self.settings, rules));
+        self.config.replace(config(&self.settings, rules, live_pods));
     }
 
     pub(crate) async fn client(&self) -> Client {
@@ -219,7 +224,7 @@ impl Counted {
     }
 }
 
-fn config(settings: &FetchrProxySpec, rules: Vec<PolicyRule>) -> Config {
+fn config(settings: &FetchrProxySpec, rules: Vec<PolicyRule>, live_pods: u32) -> Config {
     let policy = AttachedPolicy {
         policy: ObjectRef::new("shop", "test"),
         attachment: Attachment::Proxy,
@@ -229,7 +234,7 @@ fn config(settings: &FetchrProxySpec, rules: Vec<PolicyRule>) -> Config {
     let plan = Plan { proxy: ObjectRef::new("shop", "web"), settings: settings.clone(), policies: vec![policy] };
     let planned =
         Planned { plan: Arc::new(plan), digest: "test".to_owned(), position: Position::default(), source: PlanSource::File };
-    Config::build(planned, Identity::default()).unwrap()
+    Config::build(planned, Identity { live_pods, ..Identity::default() }).unwrap()
 }
 
 /// Milliseconds as the resources spell them.
@@ -334,7 +339,8 @@ pub(crate) async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<S
             Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&head)),
         }
     }
-    Some(String::from_utf8(head).unwrap())
+    // Values may be of any bytes.
+    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 /// A chunked body and its trailers.

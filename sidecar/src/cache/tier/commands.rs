@@ -130,7 +130,7 @@ impl Tier {
     async fn ask(&self, key: &str, pipe: &Pipeline) -> Option<Vec<Value>> {
         let failed = match self.pool.ask(key, pipe, self.settings.patience).await {
             Ok(values) => return Some(values),
-            Err(Failed::Away) => "away",
+            Err(Failed::Away | Failed::Barred | Failed::Untrusted) => "away",
             Err(Failed::Late) => "late",
             Err(Failed::Error) => "error",
         };

@@ -160,7 +160,7 @@ impl Writer {
                 let result = match self.put(&answer, vary.as_ref(), left.clamp(1, LONGEST), lease).await {
                     Ok(true) => "stored",
                     Ok(false) => "outrun",
-                    Err(Failed::Away) => "dropped",
+                    Err(Failed::Away | Failed::Barred | Failed::Untrusted) => "dropped",
                     Err(Failed::Late | Failed::Error) => "failed",
                 };
                 return self.tally.written(result);

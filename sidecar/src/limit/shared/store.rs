@@ -62,9 +62,6 @@ struct Inner {
 pub(crate) struct Pass {
     /// The first of the charges that denies. Then none is charged, or what was is on its way back.
     pub(crate) denied: Option<usize>,
-    /// When all that deny would allow it, if nobody else takes any: the longest of them. None if nothing denies, or one of them never will, or nobody
-    /// knows when.
-    pub(crate) retry: Option<Duration>,
     /// Of each charge, in their order.
     pub(crate) decisions: SmallVec<[Decision; 4]>,
     /// What was charged, and can be given back.
@@ -139,7 +136,6 @@ impl Store {
                 Ok((Some(denied), told)) => {
                     pass.tell(&group, &told);
                     pass.denied = group.get(denied).copied();
-                    pass.retry = longest(&of_group, &told);
                     pass.give_back(charges, &charged.ticket);
                     return pass; // and what earlier groups were charged goes back
                 }
@@ -301,7 +297,7 @@ impl Pass {
     }
 
     fn of(id: ChargeId, charges: usize, decision: Decision) -> Self {
-        Self { denied: None, retry: None, decisions: smallvec![decision; charges], ticket: Ticket::new(id) }
+        Self { denied: None, decisions: smallvec![decision; charges], ticket: Ticket::new(id) }
     }
 
     fn tell(&mut self, group: &[usize], told: &[Told]) {
@@ -336,13 +332,6 @@ impl Drop for Refunded<'_> {
 fn of_told(charges: &[&Charge<'_>], told: &[Told]) -> Vec<Charged> {
     let charged = charges.iter().zip(told).filter(|(charge, told)| charge.is_charged(told.verdict.allowed));
     charged.map(|(charge, told)| Charged::new(charge, told.mark)).collect()
-}
-
-/// The longest time that one of those takes that deny. None if one of them never will allow, or nobody knows when.
-fn longest(charges: &[&Charge<'_>], told: &[Told]) -> Option<Duration> {
-    let denies = |(charge, told): &(&&Charge<'_>, &Told)| charge.treatment == Treatment::Enforce && !told.verdict.allowed;
-    let retries = charges.iter().zip(told).filter(denies).map(|(_, told)| told.verdict.retry);
-    retries.reduce(|one, other| Some(one?.max(other?))).flatten()
 }
 
 impl Lease {

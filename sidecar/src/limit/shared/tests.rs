@@ -2,7 +2,9 @@
 
 mod bench;
 mod cases;
+mod clock;
 mod faults;
+mod many;
 mod play;
 mod scripts;
 mod store;

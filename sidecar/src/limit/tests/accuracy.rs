@@ -71,14 +71,16 @@ async fn play(accuracy: Accuracy, load: Load, time: Duration) -> Seen {
         pod.share(Some(settings), PODS as u32);
     }
     let store = |pod: &Limiter| crate::limit::tests::decided(pod, "store");
+    let deadline = Instant::now() + Duration::from_secs(30);
     for (pod, routes) in &pods {
         while store(pod) == 0.0 {
+            assert!(Instant::now() < deadline, "Redis is asked");
             ask(pod, routes).await;
             sleep(Duration::from_millis(10)).await;
         }
     }
-    // What was asked for until then has come in again.
-    sleep(Duration::from_millis(1100)).await;
+    // What was asked for until then is there again.
+    server.run(&["FLUSHALL"]).await;
     let before = commands(&server).await;
     let begun = Instant::now();
     let counts =

@@ -19,8 +19,10 @@ pub(crate) enum Failure {
     Late,
     /// The server has no memory for more (`OOM`).
     Full,
-    /// The server does not allow it to us (`NOPERM`, `NOAUTH`).
+    /// The server does not allow it to us (`NOPERM`, `NOAUTH`), or lets us not in (`WRONGPASS`).
     Forbidden,
+    /// There is no connection, for the server shows a certificate that is not accepted.
+    Untrusted,
     /// The server does not know the script.
     Unknown,
     /// The windows of a calendar were not of the server's time, which is known by now ([`Store::now`](super::Store::now)): they are to be
@@ -57,6 +59,7 @@ impl Failure {
             Self::Late => "late",
             Self::Full => "full",
             Self::Forbidden => "forbidden",
+            Self::Untrusted => "tls",
             Self::Unknown | Self::Error => "error",
             Self::Window => "window",
         }
@@ -67,6 +70,8 @@ impl From<Failed> for Failure {
     fn from(failed: Failed) -> Self {
         match failed {
             Failed::Away => Self::Away,
+            Failed::Barred => Self::Forbidden,
+            Failed::Untrusted => Self::Untrusted,
             Failed::Late => Self::Late,
             Failed::Error => Self::Error,
         }
@@ -82,6 +87,7 @@ mod tests {
         for (code, failure) in [
             ("OOM", Failure::Full),
             ("NOPERM", Failure::Forbidden),
+            ("WRONGPASS", Failure::Forbidden),
             ("READONLY", Failure::Replica),
             ("MASTERDOWN", Failure::Replica),
             ("LOADING", Failure::Loading),

@@ -50,7 +50,7 @@ async fn microseconds_of_a_pass() {
     }
 }
 
-async fn run(connection: &mut MultiplexedConnection, commands: &[Cmd]) {
+pub(super) async fn run(connection: &mut MultiplexedConnection, commands: &[Cmd]) {
     let mut pipe = redis::pipe();
     commands.iter().for_each(|command| {
         pipe.add_command(command.clone()).ignore();
@@ -59,7 +59,7 @@ async fn run(connection: &mut MultiplexedConnection, commands: &[Cmd]) {
 }
 
 /// Of `cmdstat_evalsha:calls=...,usec=...,usec_per_call=...,...`.
-fn of_a_call(stats: &str) -> &str {
+pub(super) fn of_a_call(stats: &str) -> &str {
     let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap();
     line.split(',').find_map(|field| field.strip_prefix("usec_per_call=")).unwrap()
 }

@@ -99,8 +99,8 @@ async fn is_told(store: &Store) -> bool {
 async fn a_server_that_hangs_keeps_few_requests_waiting_whatever_their_rate() {
     let server = Server::start(&[]).await;
     let (_redis, store) = store(json!({"endpoints": [server.address()]}), PATIENCE).await;
-    let load = Load::start(&store);
-    sleep(Duration::from_millis(300)).await;
+    let (load, begun) = (Load::start(&store), Began::now());
+    until("passes are decided", async || load.between(begun, Began::now()).0.contains_key("allowed")).await;
     let fault = Began::now();
     server.stop();
     sleep(FAULT).await;

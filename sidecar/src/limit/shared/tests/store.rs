@@ -180,7 +180,7 @@ async fn failures_are_told_apart_and_are_no_denials() {
     let (_redis, store) = store(json!({"endpoints": [server.address()]}), Duration::from_millis(200)).await;
     let charge = [enforce("fetchr:{p}:bucket", daily(100))];
     let failed = async || match pass(&store, &charge).await {
-        Pass { denied: None, retry: None, decisions, ticket } if ticket.is_empty() => match decisions[..] {
+        Pass { denied: None, decisions, ticket } if ticket.is_empty() => match decisions[..] {
             [Decision::Failed(failure)] => failure,
             _ => panic!("{decisions:?}"),
         },
@@ -268,25 +268,6 @@ async fn what_earlier_groups_were_charged_goes_back_when_nobody_waits_any_more()
     // A refund is remembered beside the count.
     let names = cluster.servers[2].text(&["KEYS", "*"]).await;
     assert!(names.contains("fetchr:{a}:x:b:"), "it was charged before: {names}");
-}
-
-#[tokio::test]
-async fn the_longest_of_those_that_deny_says_when_to_try_again() {
-    let server = Server::start(&[]).await;
-    let (_redis, store) = single(&server).await;
-    let hourly = Rule::Bucket(bucket(1, 3600, 1));
-    let charges = [
-        enforce("fetchr:{p}:hour", hourly),
-        enforce("fetchr:{p}:day", daily(1)),
-        Charge { treatment: Treatment::Shadow, ..enforce("fetchr:{p}:shadow", Rule::Bucket(bucket(1, 7 * 86_400, 1))) },
-    ];
-    assert_eq!(pass(&store, &charges).await.retry, None);
-    let denied = pass(&store, &charges).await;
-    let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
-    assert_eq!(denied.denied, Some(0));
-    assert!(denied.retry.is_some_and(|retry| retry > hour && retry <= day), "{:?}", denied.retry);
-    let never = [charges[0], Charge { cost: 2, ..charges[1] }];
-    assert_eq!(pass(&store, &never).await.retry, None, "one never allows it");
 }
 
 #[tokio::test]
