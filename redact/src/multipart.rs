@@ -24,7 +24,8 @@ pub(crate) fn redact<'i>(body: &'i [u8], boundary: &[u8], cut: bool, scan: &mut 
 
 fn parts(body: &[u8], boundary: &[u8], cut: bool, scan: &mut Scan<'_>) -> Result<Vec<u8>, Reason> {
     let line = [b"--", boundary].concat();
-    let mut starts = memmem::find_iter(body, &line).filter(|&at| at == 0 || body[at - 1] == b'\n');
+    let mut starts =
+        memmem::find_iter(body, &line).filter(|&at| (at == 0 || body[at - 1] == b'\n') && ends_line(&body[at + line.len()..]));
     let mut out = Vec::with_capacity(body.len());
     // What stands before the first part and behind the last means nothing, and is left out.
     let mut start = starts.next();
@@ -56,6 +57,12 @@ fn parts(body: &[u8], boundary: &[u8], cut: bool, scan: &mut Scan<'_>) -> Result
     if cut { Ok(out) } else { Err(Reason::Multipart) }
 }
 
+/// Behind a boundary stand two dashes, or blanks and the end of the line; else it is content.
+fn ends_line(rest: &[u8]) -> bool {
+    let blanks = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r')).count();
+    rest.starts_with(b"--") || matches!(rest.get(blanks), None | Some(b'\n'))
+}
+
 /// The line's rest behind the boundary, header fields and the blank line.
 fn head_length(part: &[u8]) -> Option<usize> {
     let crlf = memmem::find(part, b"\r\n\r\n").map(|at| at + 4);
@@ -64,8 +71,15 @@ fn head_length(part: &[u8]) -> Option<usize> {
 }
 
 fn field(head: &[u8], content: &[u8], scan: &mut Scan<'_>, out: &mut Vec<u8>) {
+    // A line that begins with a blank goes on with the one before.
+    let mut unfolded = head.to_vec();
+    for at in 0..unfolded.len().saturating_sub(1) {
+        if unfolded[at] == b'\n' && matches!(unfolded[at + 1], b' ' | b'\t') {
+            unfolded[at] = b' ';
+        }
+    }
     let fields = |name: &'static [u8]| {
-        head.split(|&byte| byte == b'\n').filter_map(move |line| {
+        unfolded.split(|&byte| byte == b'\n').filter_map(move |line| {
             let colon = line.iter().position(|&byte| byte == b':')?;
             line[..colon].trim_ascii().eq_ignore_ascii_case(name).then(|| line[colon + 1..].trim_ascii())
         })

@@ -296,10 +296,13 @@ pub(crate) fn content<'i>(bytes: &'i [u8], media_type: &[u8], cut: bool, scan: &
     if kind == b"application/x-www-form-urlencoded" {
         return Ok(form::pairs(bytes, cut, true, scan));
     }
-    if scan.rules.json
-        && (kind.ends_with(b"json") || kind.ends_with(b"jsonl") || kind.ends_with(b"json-seq") || looks_like_json(bytes))
-    {
-        return json::redact(bytes, cut, scan);
+    if kind.ends_with(b"json") || kind.ends_with(b"jsonl") || kind.ends_with(b"json-seq") || looks_like_json(bytes) {
+        // Without a rule for JSON, shapes can be found in what is none, too; what was counted is then found again.
+        let before = scan.tally.clone();
+        match json::redact(bytes, cut, scan) {
+            Err(_) if !scan.rules.json => *scan.tally = before,
+            left => return left,
+        }
     }
     let text = match std::str::from_utf8(bytes) {
         Ok(_) => !bytes.contains(&0),

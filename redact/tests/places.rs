@@ -110,6 +110,24 @@ fn forms_in_parts_lose_fields() {
 }
 
 #[test]
+fn parts_cannot_be_told_otherwise() {
+    let folded = "--b\r\nContent-Disposition: form-data;\r\n\tname=password\r\n\r\ns3cret\r\n--b--";
+    let begun = "--b\r\nContent-Disposition: form-data; name=password\r\n\r\n1\r\n--bc\r\nx: y\r\n\r\ns3cret\r\n--b--";
+    for form in [folded, begun] {
+        let kept = body(&standard(), "multipart/form-data; boundary=b", form, false).unwrap();
+        assert!(kept.contains("password") && !kept.contains("s3cret"), "{kept}");
+    }
+}
+
+#[test]
+fn detectors_alone_read_json_too() {
+    let redactor = one(What::Detector(Detector::Email), Action::Mask);
+    let before = "{\"m\":\"ann\\u0040shop.example\",\"n\":\"ann\\u0040sh";
+    assert_eq!(body(&redactor, "application/json", before, true).unwrap(), "{\"m\":\"***\",\"n\":");
+    assert_eq!(body(&redactor, "application/json", "{m: ann@shop.example}", false).unwrap(), "{m: ***}");
+}
+
+#[test]
 fn texts_lose_what_a_regex_finds() {
     let redactor = one(What::Regex("order ([0-9]+)".to_owned()), Action::Mask);
     assert_eq!(body(&redactor, "text/plain", "order 12, order 3", false).unwrap(), "order ***, order ***");
