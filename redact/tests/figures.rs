@@ -39,3 +39,43 @@ fn json_of_4_kib() {
         println!("{name}: {:.1} us for {} bytes, {:.0} MB/s", best * 1e6, document.len(), document.len() as f64 / best / 1e6);
     }
 }
+
+#[test]
+#[ignore = "prints figures"]
+fn work_grows_with_the_length_only() {
+    let redactor = Redactor::new(&Rules::standard().with_detectors(Action::Mask), &Key::new(&[1; 32])).unwrap();
+    for pattern in [
+        "eyJ",
+        "eyJhbGci.",
+        "=",
+        "a=",
+        "%41",
+        "%2541",
+        "4111 ",
+        "41111111111111",
+        "://",
+        "://a@",
+        "@",
+        "a@b.cd ",
+        "A",
+        "QUFB/",
+        "{\"a\":",
+        "[",
+        "\"\\\\",
+        "AKIA",
+        "ghp_a",
+        "-----BEGIN ",
+        "-----BEGIN PRIVATE KEY-----",
+    ] {
+        let time = |length: usize| {
+            let text = pattern.repeat(length / pattern.len());
+            let body = Body { bytes: text.as_bytes(), media_type: Some(b"text/plain"), coding: None, cut: false };
+            let start = Instant::now();
+            redactor.body(&body, &mut Tally::default());
+            start.elapsed().as_secs_f64()
+        };
+        time(1 << 10);
+        let (short, long) = (time(64 << 10), time(512 << 10));
+        println!("{pattern}: 64 KiB {:.2} ms, 512 KiB {:.2} ms, {:.1} times", short * 1e3, long * 1e3, long / short);
+    }
+}
