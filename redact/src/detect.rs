@@ -65,16 +65,14 @@ impl Finder {
 }
 
 fn emails(text: &[u8], rule: usize, found: &mut Vec<Found>) {
-    let is_local = |byte: u8| {
-        byte.is_ascii_alphanumeric() || byte >= 0x80 || b".!#$%&'*+/=?^_`{|}~-".contains(&byte) && !b"/=?&'`{|}".contains(&byte)
-    };
+    let is_local = |byte: u8| byte.is_ascii_alphanumeric() || byte >= 0x80 || b".!#$%*+^_~-".contains(&byte);
     let is_domain = |byte: u8| byte.is_ascii_alphanumeric() || byte >= 0x80 || matches!(byte, b'-' | b'.');
     for at in memchr::memchr_iter(b'@', text) {
         let before = &text[at.saturating_sub(LOCAL)..at];
         let local = before.iter().rev().take_while(|byte| is_local(**byte)).count();
         let after = &text[at + 1..text.len().min(at + 1 + DOMAIN)];
         let run = after.iter().take_while(|byte| is_domain(**byte)).count();
-        let domain = after[..run].trim_ascii_end();
+        let domain = &after[..run];
         let domain = &domain[..domain.iter().rposition(|byte| !matches!(byte, b'.' | b'-')).map_or(0, |last| last + 1)];
         let Some(dot) = domain.iter().rposition(|&byte| byte == b'.') else { continue };
         let top = &domain[dot + 1..];

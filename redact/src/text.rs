@@ -20,8 +20,9 @@ const USERINFO: usize = 2048;
 
 const LENIENT: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true);
-const PLAIN: GeneralPurpose = GeneralPurpose::new(&STANDARD, LENIENT);
-const URL: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, LENIENT);
+const BASE64: GeneralPurpose = GeneralPurpose::new(&STANDARD, LENIENT);
+/// Base64 of URLs, with or without padding.
+pub(crate) const BASE64URL: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, LENIENT);
 
 /// Redaction of one record's part under way.
 pub(crate) struct Scan<'r> {
@@ -240,7 +241,7 @@ impl Found {
 
 /// What base64 says, if that is text, and its alphabet.
 fn from_base64(run: &[u8]) -> Option<(GeneralPurpose, Vec<u8>)> {
-    let engine = if run.iter().any(|byte| matches!(byte, b'-' | b'_')) { URL } else { PLAIN };
+    let engine = if run.iter().any(|byte| matches!(byte, b'-' | b'_')) { BASE64URL } else { BASE64 };
     let is_text = |plain: &[u8]| plain.iter().all(|&byte| byte >= 0x20 || matches!(byte, b'\t' | b'\r' | b'\n'));
     // Most of what looks like base64 is none, which its beginning tells.
     let beginning = engine.decode(&run[..8]).ok()?;

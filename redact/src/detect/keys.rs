@@ -3,23 +3,14 @@
 use std::{collections::HashMap, ops::Range};
 
 use aho_corasick::{AhoCorasick, Input};
-use base64::{
-    Engine,
-    alphabet::URL_SAFE,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
+use base64::Engine;
 use memchr::memmem;
 
-use crate::Detector;
+use crate::{Detector, text::BASE64URL};
 
 /// The longest header of a token that is read, and how many beginnings of one are tried in a row of its letters.
 const HEADER: usize = 2048;
 const TRIES: usize = 8;
-
-const BASE64URL: GeneralPurpose = GeneralPurpose::new(
-    &URL_SAFE,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true),
-);
 
 /// How long something is that begins with what was found at the start of a text. None if it is something else.
 type Length = fn(&[u8]) -> Option<usize>;
