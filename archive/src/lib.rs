@@ -9,6 +9,8 @@ mod key;
 mod location;
 #[cfg(feature = "s3")]
 pub mod s3;
+pub mod segment;
+pub mod spool;
 
 use std::{fmt, io, ops::Range, time::SystemTime};
 
