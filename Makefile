@@ -54,12 +54,12 @@ cluster-down: ## end it and remove its files
 cluster-shell: ## a shell that reaches its pods and Services by address
 	@$(E2E) cluster shell
 
-bench: ## fetchr beside other proxies, start, memory, sections, cache, streams, Services; half an hour; the tables of docs/performance.md
-	@command -v wrk h2load nginx haproxy varnishd valgrind >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nghttp2-client nginx-light haproxy varnish valgrind)
+bench: ## fetchr beside other proxies, start, memory, sections, limits, cache, streams, Services; three quarters of an hour; the tables of docs/performance.md and docs/limits.md
+	@command -v wrk h2load nginx haproxy varnishd valgrind redis-server >/dev/null || (apt-get update -qq && apt-get install -y -qq wrk nghttp2-client nginx-light haproxy varnish valgrind redis-server)
 	$(RELEASE)
 	@FETCHR_BENCH_ENVOY=$$(scripts/envoy/install); export FETCHR_BENCH_ENVOY; set -e; \
-	for part in $(or $(PARTS),start pass scenarios workers rate idle rules sections cache streams endpoints); do \
-		$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/performance.md --figures docs/bench $$part; \
+	for part in $(or $(PARTS),start pass scenarios workers rate idle rules sections limits cache streams endpoints); do \
+		$(CARGO_TARGET_DIR)/release/fetchr-bench --binaries $(CARGO_TARGET_DIR)/release --report docs/$$([ $$part = limits ] && echo limits || echo performance).md --figures docs/bench $$part; \
 	done
 
 figures: ## fetchr on the cluster on this machine: pods, policies, memory, images; a table of docs/performance.md

@@ -10,11 +10,10 @@ mod unit;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
-use serde_json::{Map, Value};
 
-use crate::findings::{Findings, Group};
+use crate::findings::{self, Findings, Section};
 
 /// How much, how long and how often.
 #[derive(Args)]
@@ -57,28 +56,10 @@ enum Part {
     Unit,
 }
 
-/// What a part hands on.
-struct Section {
-    title: &'static str,
-    table: String,
-    figures: Value,
-    bars: Vec<Group>,
-}
-
 /// Runs one part after the other.
 pub(crate) fn run(binaries: &Path, options: &Options) -> Result<Findings> {
-    let (mut table, mut figures, mut bars) = (String::new(), Map::new(), Vec::new());
-    for part in Part::value_variants().iter().filter(|part| options.only.is_empty() || options.only.contains(part)) {
-        let section = part.run(binaries, options).with_context(|| format!("{part:?}"))?;
-        if !table.is_empty() {
-            table.push('\n');
-        }
-        table += &format!("{}\n\n{}", section.title, section.table);
-        figures.insert(format!("{part:?}").to_lowercase(), section.figures);
-        bars.extend(section.bars);
-    }
-    let findings = Findings::new(table, &figures)?;
-    Ok(if bars.is_empty() { findings } else { findings.with_bars("CPU microseconds a hit", &bars) })
+    let parts = Part::value_variants().iter().filter(|part| options.only.is_empty() || options.only.contains(part));
+    findings::of_parts(parts, |part| part.run(binaries, options), "CPU microseconds a hit")
 }
 
 impl Part {

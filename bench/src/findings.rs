@@ -43,6 +43,35 @@ pub(crate) struct Group {
     pub(crate) bars: Vec<(&'static str, f64)>,
 }
 
+/// A part of a measurement that has several.
+pub(crate) struct Section {
+    /// A sentence over the table.
+    pub(crate) title: &'static str,
+    pub(crate) table: String,
+    pub(crate) figures: serde_json::Value,
+    pub(crate) bars: Vec<Group>,
+}
+
+/// Measures one part after the other, each by its name in the figures. `bars` is the title of the plot of all.
+pub(crate) fn of_parts<P: std::fmt::Debug>(
+    parts: impl Iterator<Item = P>,
+    measure: impl Fn(&P) -> Result<Section>,
+    bars: &str,
+) -> Result<Findings> {
+    let (mut table, mut figures, mut groups) = (String::new(), serde_json::Map::new(), Vec::new());
+    for part in parts {
+        let section = measure(&part).with_context(|| format!("{part:?}"))?;
+        if !table.is_empty() {
+            table.push('\n');
+        }
+        let _ = write!(table, "{}\n\n{}", section.title, section.table);
+        figures.insert(format!("{part:?}").to_lowercase(), section.figures);
+        groups.extend(section.bars);
+    }
+    let findings = Findings::new(table, &figures)?;
+    Ok(if groups.is_empty() { findings } else { findings.with_bars(bars, &groups) })
+}
+
 const COLOURS: [&str; 5] = ["#d9480f", "#495057", "#868e96", "#adb5bd", "#ced4da"];
 const BAR: usize = 14;
 const GAP: usize = 12;

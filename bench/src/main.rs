@@ -8,6 +8,7 @@ mod cluster;
 mod endpoints;
 mod findings;
 mod idle;
+mod limits;
 mod load;
 mod peers;
 mod process;
@@ -57,6 +58,8 @@ enum Command {
     Rules(rules::Options),
     /// What each section of a policy costs, in instructions.
     Sections(sections::Options),
+    /// What rate limits cost, how exact they are over ten proxies, and what clients see while Redis is gone.
+    Limits(limits::Options),
     /// Time from start to ready, and memory when idle.
     Start(start::Options),
     /// Hits beside the caches of the other proxies, misses, memory, pauses, hit ratios and purges.
@@ -76,6 +79,7 @@ fn main() -> Result<()> {
     let (name, findings) = match &args.command {
         Command::Cache(options) => ("cache", cache::run(&binaries, options)?),
         Command::Endpoints(options) => ("endpoints", endpoints::run(&binaries, options)?),
+        Command::Limits(options) => ("limits", limits::run(&binaries, options)?),
         Command::Pass(options) => ("pass", traffic::run(&binaries, options)?),
         Command::Scenarios(options) => ("scenarios", scenarios::run(&binaries, options)?),
         Command::Workers(options) => ("workers", scenarios::workers(&binaries, options)?),

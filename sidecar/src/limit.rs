@@ -18,6 +18,7 @@ pub mod show;
 pub mod simulate;
 mod stage;
 mod top;
+mod uses;
 
 use std::sync::Arc;
 

@@ -7,11 +7,11 @@ use e2e::report::{median, table};
 use serde::Serialize;
 
 use super::{
-    Options, Section, ask,
+    Options, ask,
     peers::{self, Peer},
 };
 use crate::{
-    findings::{Group, spread},
+    findings::{Group, Section, spread},
     load,
 };
 

@@ -13,10 +13,14 @@ use e2e::report::{median, table};
 use serde_json::{Value, json};
 
 use super::{
-    Options, Section, ask,
+    Options, ask,
     peers::{self, CORE},
 };
-use crate::{peers::local, peers::nginx, process::Process};
+use crate::{
+    findings::Section,
+    peers::{local, nginx},
+    process::Process,
+};
 
 const PORT: u16 = 18057;
 const ADMIN: u16 = 18060;

@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use e2e::report::table;
 use serde::Serialize;
 
-use super::{Options, Section, peers::SMALL};
+use super::{Options, peers::SMALL};
 use crate::{
+    findings::Section,
     peers::{Ports, fetchr, nginx},
     sections::callgrind,
 };

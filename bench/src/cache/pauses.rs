@@ -7,10 +7,11 @@ use e2e::report::{median, table};
 use serde::Serialize;
 
 use super::{
-    Options, Section, ask,
+    Options, ask,
     peers::{self, CORE},
 };
 use crate::{
+    findings::Section,
     peers::{local, nginx},
     process::Process,
     rate::{open_loop::Schedule, quantiles::Quantiles},

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use e2e::report::table;
 use serde_json::{Map, Value};
 
-use super::{Options, Section};
+use super::Options;
+use crate::findings::Section;
 
 const TESTS: [&str; 3] =
     ["a_million_requests_by_how_room_is_made", "a_lookup_is_quick_however_much_is_purged", "forty_pods_acknowledge_in_time"];

@@ -55,6 +55,9 @@ pub(crate) struct Args {
     /// A Service that the proxy stands behind: its policies hold; may be repeated
     #[arg(long = "service", env = "FETCHR_SERVICE", value_delimiter = ',', value_name = "NAME")]
     services: Vec<String>,
+    /// How many proxies share a Redis with these documents, this one too: each has so much of a limit while Redis is gone
+    #[arg(long, env = "FETCHR_PROXIES", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    proxies: u32,
     #[command(flatten)]
     state: StateArgs,
     /// Port of /metrics, /livez and /readyz, instead of the FetchrProxy's telemetry.metricsPort
@@ -195,7 +198,7 @@ fn reference(proxy: &FetchrProxy) -> ObjectRef {
 
 fn identity(args: &Args) -> Identity {
     let (workload_kind, workload_name) = args.workload.clone().unwrap_or_default();
-    Identity { workload_kind, workload_name, services: args.services.clone(), live_pods: 1, ..Identity::default() }
+    Identity { workload_kind, workload_name, services: args.services.clone(), live_pods: args.proxies, ..Identity::default() }
 }
 
 /// Every port that will be opened, and how each can be changed.

@@ -52,6 +52,8 @@ struct Pool {
     /// What the bucket said last, and whether a request has heard of it.
     rest: u64,
     is_fresh: bool,
+    /// Since then.
+    spent: u64,
     /// Until then the bucket has nothing.
     dry: Option<Instant>,
     demand: Demand,
@@ -72,8 +74,8 @@ struct Demand {
 pub(super) enum Said {
     Allowed {
         remaining: u64,
-        /// Whether it is the first since the bucket was asked.
-        is_first: bool,
+        /// At the first since the bucket was asked: what was spent here since the first before.
+        spent: Option<u64>,
     },
     Denied {
         retry: Duration,
@@ -129,7 +131,7 @@ impl Demand {
 impl Pool {
     fn new(of: Of, now: Instant) -> Self {
         let demand = Demand { since: now, now: 0, before: 0 };
-        Self { of, lease: None, left: 0, rest: 0, is_fresh: false, dry: None, demand, task: None }
+        Self { of, lease: None, left: 0, rest: 0, is_fresh: false, spent: 0, dry: None, demand, task: None }
     }
 
     fn take(&mut self, cost: u64, term: Duration, now: Instant) -> Said {
@@ -142,8 +144,9 @@ impl Pool {
             if self.lease.as_ref().is_some_and(|lease| left <= lease.tokens / 4) {
                 self.wake();
             }
-            let is_first = std::mem::take(&mut self.is_fresh);
-            return Said::Allowed { remaining: self.rest.saturating_add(left), is_first };
+            self.spent = self.spent.saturating_add(cost);
+            let spent = std::mem::take(&mut self.is_fresh).then(|| std::mem::take(&mut self.spent));
+            return Said::Allowed { remaining: self.rest.saturating_add(left), spent };
         }
         if let Some(dry) = self.dry.filter(|dry| *dry > now) {
             return Said::Denied { retry: dry - now };
@@ -318,8 +321,8 @@ mod tests {
         pool.lease = Some(Lease::of(10, now + term));
         (pool.left, pool.rest, pool.is_fresh) = (10, 7, true);
         let said: Vec<_> = (0..10).map(|_| pool.take(1, term, now)).collect();
-        assert_eq!(said[0], Said::Allowed { remaining: 16, is_first: true });
-        assert_eq!(said[9], Said::Allowed { remaining: 7, is_first: false });
+        assert_eq!(said[0], Said::Allowed { remaining: 16, spent: Some(1) });
+        assert_eq!(said[9], Said::Allowed { remaining: 7, spent: None });
         assert_eq!(pool.take(1, term, now), Said::Ask);
         pool.dries(now + Duration::from_millis(20));
         assert_eq!(pool.take(1, term, now), Said::Denied { retry: Duration::from_millis(20) });

@@ -6,7 +6,7 @@ use crds::policy::rate_limits::{self, Algorithm};
 
 use super::{
     calendar::Calendar,
-    shared::{Bucket, Micros, Rule, Sliding, Slots},
+    shared::{Bucket, Micros, Part, Rule, Sliding, Slots},
 };
 
 /// A request of which a pod that shares its slots is not heard for so long is given up for lost, and its slot with it.
@@ -81,10 +81,14 @@ impl Meter {
         }
     }
 
-    /// What one of so many pods has of it for itself, by its own clock. There nothing is delayed: what a share has not is denied.
-    pub(super) fn share_of(&self, pods: u32, wall: Micros) -> Rule {
-        let whole = if let Self::Bucket { bucket, .. } = self { Rule::Bucket(*bucket) } else { self.rule(|| wall) };
-        whole.share_of(pods)
+    /// What is counted by where nothing is delayed.
+    pub(super) fn prompt(&self, wall: Micros) -> Rule {
+        if let Self::Bucket { bucket, .. } = self { Rule::Bucket(*bucket) } else { self.rule(|| wall) }
+    }
+
+    /// What a pod has of it for itself, by its own clock. There nothing is delayed: what a share has not is denied.
+    pub(super) fn share_of(&self, part: Part, wall: Micros) -> Rule {
+        self.prompt(wall).share_of(part)
     }
 
     /// Requests that may come at once, in a window, or be under way.

@@ -30,6 +30,6 @@ mod tests;
 pub(in crate::limit) use self::model::{Count, Mark, pass as decide};
 pub(crate) use self::{
     model::{Answer, Verdict},
-    rule::{Bucket, Charge, ChargeId, Fixed, Micros, Rule, Sliding, Slots, Treatment},
+    rule::{Bucket, Charge, ChargeId, Fixed, Micros, Part, Rule, Sliding, Slots, Treatment},
     store::{Decision, Failure, Held, Lease, Leased, Pass, Store, Ticket},
 };

@@ -29,8 +29,9 @@ use super::{
     meter::Meter,
     outcome::{Outcome, Told, retry_after},
     settle::Debit,
-    shared::{Charge, ChargeId, Decision, Failure, Micros, Pass, Rule, Store, Treatment, Verdict},
+    shared::{Charge, ChargeId, Decision, Failure, Micros, Part, Pass, Rule, Store, Treatment, Verdict},
     stage::{Ask, Asking, Holds},
+    uses::Uses,
 };
 use crate::redis::Redis;
 
@@ -57,6 +58,8 @@ pub(super) struct Sharing {
     open: Option<Open>,
     /// Pods of the proxy in the namespace that are alive: among so many a limit is divided where the store fails.
     pods: u32,
+    /// How much of each count the pod uses itself: what its share goes by.
+    uses: Arc<Uses>,
     runtime: Handle,
     beside: Arc<Semaphore>,
 }
@@ -91,9 +94,9 @@ impl Wanted {
         Charge { key: &self.name, rule: self.rule, treatment, cost: self.cost }
     }
 
-    /// What one of so many pods asks of its own count.
-    fn of_pod(&self, pods: u32, now: Now) -> local::Asked {
-        let rule = self.meter().share_of(pods, now.wall);
+    /// What a pod with this part asks of its own count.
+    fn of_pod(&self, part: Part, now: Now) -> local::Asked {
+        let rule = self.meter().share_of(part, now.wall);
         local::Asked { key: self.key, rule, cost: self.cost, treatment: Treatment::Enforce }
     }
 
@@ -114,7 +117,7 @@ impl Sharing {
                 store,
             }
         });
-        Self { settings, open, pods: pods.max(1), runtime, beside: Arc::new(Semaphore::new(BESIDE)) }
+        Self { settings, open, pods: pods.max(1), uses: Arc::default(), runtime, beside: Arc::new(Semaphore::new(BESIDE)) }
     }
 
     /// Where it is, and among how many pods.
@@ -202,11 +205,11 @@ impl Sharing {
         let (remaining, retry) = match leases.take(of, ask.cost, Instant::now(), name) {
             Said::Ask => return false,
             Said::Denied { retry } => (0, Some(retry)),
-            Said::Allowed { remaining, is_first } => {
+            Said::Allowed { remaining, spent } => {
                 charges.lease(leases, ask.key, ask.cost);
                 limiter.follow(ask, Rule::Bucket(of.bucket), None, None, outcome);
-                if is_first {
-                    self.keep_share(limiter, ask.limit, ask.which, ask.key, remaining, now);
+                if let Some(spent) = spent {
+                    self.keep_share(limiter, ask.limit, ask.which, ask.key, (spent, remaining), now);
                 }
                 (remaining, None)
             }
@@ -267,7 +270,7 @@ impl Sharing {
     /// Charges a count for what a request has cost. Nobody waits for it. What the store does not take is charged to the pod's share.
     pub(super) fn debit(&self, limiter: &Limiter, debit: &Debit, name: &str, cost: u64, now: Now) {
         let meter = debit.limit.meter(debit.which);
-        let (key, share) = (debit.key, meter.share_of(self.pods, now.wall));
+        let (key, share) = (debit.key, meter.share_of(self.uses.part(debit.key, self.pods), now.wall));
         let open = self.open.clone().and_then(|open| Some((open.store, self.room(&limiter.metrics)?)));
         let Some((store, room)) = open else { return limiter.store.debit(key, share, cost, now) };
         let mut rule = meter.rule(|| self.now());
@@ -325,7 +328,7 @@ impl Sharing {
                 Decision::Told(verdict) => {
                     outcome.told.push(wanted.told(&wanted.rule, &verdict));
                     self.tell(limiter, wanted, &verdict, (pass.denied, place), outcome);
-                    self.note(limiter, wanted, &verdict, now);
+                    self.note(limiter, wanted, &verdict, pass.denied.is_none(), now);
                 }
                 Decision::Failed(failure) => {
                     limiter.metrics.failed(failure);
@@ -395,7 +398,7 @@ impl Sharing {
                 false
             }
             OnStoreFailure::Local => {
-                let asked = wanted.of_pod(self.pods, now);
+                let asked = wanted.of_pod(self.uses.part(wanted.key, self.pods), now);
                 let (verdict, charged) = limiter.store.charge(&asked, ChargeId::random(), now);
                 outcome.told.push(wanted.told(&asked.rule, &verdict));
                 if verdict.allowed {
@@ -413,20 +416,24 @@ impl Sharing {
     }
 
     /// Keeps what the store says of a count.
-    fn note(&self, limiter: &Limiter, wanted: &Wanted, verdict: &Verdict, now: Now) {
+    fn note(&self, limiter: &Limiter, wanted: &Wanted, verdict: &Verdict, charged: bool, now: Now) {
         let (remaining, _) = wanted.meter().delay(&wanted.rule, verdict.remaining, verdict.reset);
-        self.keep_share(limiter, &wanted.limit, wanted.which, wanted.key, remaining, now);
+        let spent = if charged { wanted.cost } else { 0 };
+        self.keep_share(limiter, &wanted.limit, wanted.which, wanted.key, (spent, remaining), now);
         if let (Some(of), Some(open), false) = (&wanted.lease, &self.open, verdict.allowed) {
             open.leases.denied(of, verdict, Instant::now());
         }
     }
 
     /// Keeps the pod's share of what remains, for when the store fails.
-    fn keep_share(&self, limiter: &Limiter, limit: &Limit, which: Which, key: u64, remaining: u64, now: Now) {
+    fn keep_share(&self, limiter: &Limiter, limit: &Limit, which: Which, key: u64, (spent, remaining): (u64, u64), now: Now) {
         if limit.on_store_failure == OnStoreFailure::Local {
+            let rule = limit.meter(which).prompt(now.wall);
+            self.uses.see(key, &rule, spent, remaining, now.steady);
+            let part = self.uses.part(key, self.pods);
             // What is not a whole token for each is one for each: who has any left is not denied by all of them.
-            let remaining = remaining.div_ceil(u64::from(self.pods));
-            limiter.store.note(&limit.meter(which).share_of(self.pods, now.wall), key, remaining, now);
+            let remaining = if remaining == 0 { 0 } else { part.of(remaining) };
+            limiter.store.note(&rule.share_of(part), key, remaining, now);
         }
     }
 }

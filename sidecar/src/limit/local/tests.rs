@@ -2,7 +2,7 @@ use governor::{Quota, RateLimiter, clock::FakeRelativeClock};
 use proptest::prelude::*;
 
 use super::*;
-use crate::limit::shared::{Bucket, Fixed, Sliding, Slots};
+use crate::limit::shared::{Bucket, Fixed, Part, Sliding, Slots};
 
 const SECOND: Micros = 1_000_000;
 
@@ -192,12 +192,12 @@ fn count_without_requests_under_way_makes_room_for_others() {
 fn shares_add_up_to_the_limit() {
     let hour = 3600 * SECOND;
     let store = Store::sized(1000);
-    let share = per_second(100, 200).share_of(8);
+    let share = per_second(100, 200).share_of(Part::equal(8));
     let allowed = |now| (0..8).map(|pod| (0..1000).filter(|_| store.takes(share, pod, now)).count()).sum::<usize>();
     // A part of a token is not there yet in each of them.
     let all = allowed(hour) + allowed(hour + SECOND);
     assert!((300 - 8..=300).contains(&all), "{all}");
-    let one_in_all = per_second(1, 1).share_of(3);
+    let one_in_all = per_second(1, 1).share_of(Part::equal(3));
     assert_eq!((0..10).filter(|_| store.takes(one_in_all, 9, hour)).count(), 1);
 }
 

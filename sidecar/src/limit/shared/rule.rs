@@ -81,6 +81,36 @@ pub(crate) enum Treatment {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct ChargeId(pub(super) u128);
 
+/// What of a limit is a pod's own while the store fails, so that all have together what the limit allows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Part {
+    /// Of what it would have if all had the same: at least one, and at most all that all have.
+    hundredths: u64,
+    pods: u64,
+}
+
+const HUNDRED: u64 = 100;
+
+impl Part {
+    /// The same for each of so many pods.
+    pub(crate) fn equal(pods: u32) -> Self {
+        Self { hundredths: HUNDRED, pods: u64::from(pods.max(1)) }
+    }
+
+    /// What one of so many pods has used, of what all have.
+    pub(crate) fn of_use(pods: u32, own: f64, all: f64) -> Self {
+        let equal = Self::equal(pods);
+        let most = HUNDRED * equal.pods;
+        Self { hundredths: ((own / all * most as f64) as u64).clamp(1, most), ..equal }
+    }
+
+    /// Of a number, at least one.
+    pub(crate) fn of(&self, whole: u64) -> u64 {
+        let part = u128::from(whole) * u128::from(self.hundredths) / u128::from(HUNDRED * self.pods);
+        u64::try_from(part).unwrap_or(u64::MAX).max(1)
+    }
+}
+
 impl Bucket {
     /// `requests` every `per`, of which `burst` may come at once. None if one of them is zero, or it can't be counted exactly:
     /// a full bucket has more than 2^53 of the unit in which both a token and a microsecond are whole.
@@ -107,6 +137,11 @@ impl Bucket {
         Duration::from_micros((tokens.min(self.burst) * self.unit).div_ceil(self.rate))
     }
 
+    /// Tokens that come in so many microseconds.
+    pub(crate) fn rate_of(&self, micros: f64) -> f64 {
+        micros * self.rate as f64 / self.unit as f64
+    }
+
     /// Whole tokens that come in so long a time.
     pub(crate) fn tokens_in(&self, time: Duration) -> u64 {
         u64::try_from(time.as_micros() * u128::from(self.rate) / u128::from(self.unit)).unwrap_or(u64::MAX)
@@ -118,11 +153,17 @@ impl Bucket {
         burst.checked_mul(self.unit).filter(|full| *full <= MOST).map(|_| Self { burst, ..*self })
     }
 
-    /// The part of one of so many pods: of the rate, and of the burst at least one token. All of it, if that can't be counted exactly.
-    fn share_of(&self, pods: u64) -> Self {
-        let burst = (self.burst / pods).max(1);
-        let unit = self.unit.saturating_mul(pods);
-        if burst.saturating_mul(unit) <= MOST { Self { burst, unit, rate: self.rate } } else { *self }
+    /// A pod's part: of the rate, and of the burst at least one token. An equal part if that can't be counted exactly, and else all of it.
+    fn share_of(&self, part: Part) -> Self {
+        let scaled = |burst: u64, unit: u64, rate: u64| Self {
+            burst: burst.max(1),
+            unit: self.unit.saturating_mul(unit),
+            rate: self.rate.saturating_mul(rate),
+        };
+        let fine = scaled(part.of(self.burst), part.pods * HUNDRED, part.hundredths);
+        let equal = scaled(self.burst / part.pods, part.pods, 1);
+        let is_exact = |bucket: &Self| bucket.burst.saturating_mul(bucket.unit) <= MOST && bucket.rate <= MOST;
+        [fine, equal].into_iter().find(is_exact).unwrap_or(*self)
     }
 
     pub(super) fn full(&self) -> u64 {
@@ -159,6 +200,11 @@ impl Fixed {
         (self.start..self.end).contains(&now)
     }
 
+    /// Requests in it.
+    pub(crate) fn quota(&self) -> u64 {
+        self.quota
+    }
+
     /// `quota` in the window from `start` to `end` that should be now, and in the one after it that ends at `next_end`. None if they are not
     /// in this order.
     pub(crate) fn new(quota: u64, start: Micros, end: Micros, next_end: Micros) -> Option<Self> {
@@ -180,16 +226,14 @@ impl Slots {
 }
 
 impl Rule {
-    /// What one of so many pods has of it for itself: an equal part, and at least one request.
+    /// What a pod has of it for itself: its part, and at least one request.
     #[must_use]
-    pub(crate) fn share_of(&self, pods: u32) -> Self {
-        let pods = u64::from(pods.max(1));
-        let part = |whole: u64| (whole / pods).max(1);
+    pub(crate) fn share_of(&self, part: Part) -> Self {
         match *self {
-            Self::Bucket(bucket) => Self::Bucket(bucket.share_of(pods)),
-            Self::Sliding(sliding) => Self::Sliding(Sliding { most: part(sliding.most), ..sliding }),
-            Self::Fixed(fixed) => Self::Fixed(Fixed { quota: part(fixed.quota), ..fixed }),
-            Self::Slots(slots) => Self::Slots(Slots { most: part(slots.most), ..slots }).of_pod(),
+            Self::Bucket(bucket) => Self::Bucket(bucket.share_of(part)),
+            Self::Sliding(sliding) => Self::Sliding(Sliding { most: part.of(sliding.most), ..sliding }),
+            Self::Fixed(fixed) => Self::Fixed(Fixed { quota: part.of(fixed.quota), ..fixed }),
+            Self::Slots(slots) => Self::Slots(Slots { most: part.of(slots.most), ..slots }).of_pod(),
         }
     }
 
