@@ -1,20 +1,19 @@
-//! Counters that outlive the process: one page of a file, mapped into memory.
+//! Counters that outlive the process: one page of a file.
 //!
-//! A count is a store to memory, no system call. When the process is killed, the kernel still has the page, and gives it to whoever reads the
-//! file next; so the counters are exact after SIGKILL. They are not after a power cut, when the disk has what the kernel last wrote: the
-//! [ledger](super::ledger) knows that much at least.
+//! A count is one `pwrite` of eight bytes, below a microsecond: a whole word within one page, so a SIGKILL comes before it or after it. When the
+//! process is killed, the kernel still has the page, and gives it to whoever reads the file next; so the counters are exact after SIGKILL. They
+//! are not after a power cut, when the disk has what the kernel last wrote: the [ledger](super::ledger) knows that much at least.
 //!
-//! A page that the kernel writes back may make the next store to it wait for the disk. Where disks hang, the file belongs on a tmpfs that lives
-//! as long as the folder: `Settings::counters`.
+//! The page is not mapped into memory, though that would cost no system call: a disk that fails or becomes read-only would then end the process,
+//! and here it is an error that is counted.
+//!
+//! A disk that hangs may hold up a count. Where disks do, the file belongs on a tmpfs that lives as long as the folder: `Settings::counters`.
 
 use std::{
     fs, io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
 };
-
-use memmap2::{MmapOptions, MmapRaw};
 
 /// Bytes of the file.
 pub(super) const LENGTH: usize = 4096;
@@ -23,41 +22,36 @@ const WORDS: usize = LENGTH / 8;
 /// The page.
 #[derive(Debug)]
 pub(super) struct Page {
-    map: MmapRaw,
+    file: fs::File,
 }
 
 impl Page {
-    /// Maps a file, and makes it if it is missing or has another length. All of it is zeros then.
+    /// Opens a file, and makes it if it is missing or has another length. All of it is zeros then.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         if file.metadata()?.len() != LENGTH as u64 {
             file.set_len(0)?;
-            // Written, not only made longer: a page without a place on the disk would end the process when that is full.
+            // Written, not only made longer: so it has its place also when the disk is full.
             file.write_all_at(&[0; LENGTH], 0)?;
             file.sync_all()?;
         }
-        let map = MmapOptions::new().len(LENGTH).map_raw(&file)?;
-        // It is read from the disk once, now, and not when the disk fails. Where that isn't allowed it is so in nearly all cases anyway.
-        let _ = map.lock();
-        Ok(Self { map })
+        Ok(Self { file })
     }
 
-    pub(super) fn load(&self, word: usize) -> u64 {
-        self.word(word).load(Ordering::Acquire)
+    pub(super) fn load(&self, word: usize) -> io::Result<u64> {
+        let mut value = [0; 8];
+        self.file.read_exact_at(&mut value, place(word))?;
+        Ok(u64::from_le_bytes(value))
     }
 
-    pub(super) fn store(&self, word: usize, value: u64) {
-        self.word(word).store(value, Ordering::Release);
+    pub(super) fn store(&self, word: usize, value: u64) -> io::Result<()> {
+        self.file.write_all_at(&value.to_le_bytes(), place(word))
     }
+}
 
-    fn word(&self, word: usize) -> &AtomicU64 {
-        assert!(word < WORDS, "the page has {WORDS} words");
-        // SAFETY: the address is in the mapping, which is LENGTH bytes long, is mapped for reading and writing and lives as long as `self`;
-        // it begins at a page, so each eighth byte is aligned. The file has LENGTH bytes, was not made by a hole, and is in a folder of ours
-        // that is locked, so no other process of ours has it and nobody makes it shorter. In this process it is touched through these atomics
-        // alone. Any bytes are a u64. What another process wrote to the file in spite of that would be a wrong number, and nothing worse.
-        unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(word)) }
-    }
+fn place(word: usize) -> u64 {
+    assert!(word < WORDS, "the page has {WORDS} words");
+    word as u64 * 8
 }
 
 #[cfg(test)]
@@ -69,15 +63,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("page");
         let page = Page::open(&path).unwrap();
-        assert_eq!(page.load(0), 0);
-        page.store(0, 7);
-        page.store(WORDS - 1, u64::MAX);
-        // Another mapping sees it at once, as one of another process would.
+        assert_eq!(page.load(0).unwrap(), 0);
+        page.store(0, 7).unwrap();
+        page.store(WORDS - 1, u64::MAX).unwrap();
+        // Whoever else opens it sees it at once, as another process would.
         let again = Page::open(&path).unwrap();
-        assert_eq!((again.load(0), again.load(WORDS - 1)), (7, u64::MAX));
+        assert_eq!((again.load(0).unwrap(), again.load(WORDS - 1).unwrap()), (7, u64::MAX));
         assert_eq!(fs::read(&path).unwrap()[..8], 7_u64.to_le_bytes());
-        drop((page, again));
         fs::write(&path, "short").unwrap();
-        assert_eq!(Page::open(&path).unwrap().load(0), 0);
+        assert_eq!(Page::open(&path).unwrap().load(0).unwrap(), 0);
     }
 }

@@ -11,11 +11,11 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    Error, Reason, SegmentId, Settings, Shared, State, Sync, Waiting,
+    Error, Reason, SegmentId, Settings, Sync,
     ledger::{self, Entry, Ledger, Totals},
     page::{self, Page},
     queue::Queue,
-    sync_folder, word,
+    shared::{Shared, State, Waiting, sync_folder, word},
 };
 use crate::segment::{self, Segment};
 
@@ -36,15 +36,11 @@ pub(super) fn open(settings: Settings) -> Result<Shared, Error> {
     let path = counters.join("counters");
     let page = Page::open(&path).map_err(at(&path))?;
     let found = find(&folder, &ledger.entry.removing, sync).map_err(at(&folder))?;
-    let entry = next(&settings, &ledger.entry, known, &page, &found);
+    let entry = next(&settings, &ledger.entry, known, &page, &found).map_err(at(&path))?;
     let (incarnation, totals) = (entry.incarnation, entry.totals);
     // What it says holds, whether the page below is still the one of before or not: its counters are the higher ones.
     ledger.write(entry).map_err(at(&folder.join("ledger")))?;
-    page.store(word::PRODUCED, totals.produced);
-    for (reason, dropped) in totals.dropped.iter().enumerate() {
-        page.store(word::DROPPED + reason, *dropped);
-    }
-    page.store(word::ID, ledger.entry.id);
+    count(&page, ledger.entry.id, &totals).map_err(at(&path))?;
     let own = ledger::LENGTH + if settings.counters.is_none() { page::LENGTH as u64 } else { 0 };
     let state = State {
         incarnation,
@@ -126,31 +122,44 @@ fn find(folder: &Path, removing: &[SegmentId], sync: bool) -> io::Result<Found> 
     let mut found = Found::default();
     for (id, open) in names {
         found.newest = found.newest.max(id.incarnation);
-        let path = if open { id.open_file(folder) } else { id.closed_file(folder) };
-        if !open && removing.contains(&id) {
-            if fs::remove_file(&path).is_err() {
-                found.left_over += path.metadata()?.len();
-                found.removing.push(id);
-            }
-            continue;
-        }
-        let (waiting, damaged) = recover(&path, sync)?;
-        found.damaged_bytes += damaged;
-        match waiting {
-            Some(waiting) => {
-                if open {
-                    fs::rename(&path, id.closed_file(folder))?;
-                }
-                found.closed.insert(id, waiting);
-            }
-            // Nothing of it can be read, not even by another version.
-            None => fs::remove_file(&path)?,
-        }
+        found.take(folder, id, open, removing, sync)?;
     }
     if sync {
         sync_folder(folder)?;
     }
     Ok(found)
+}
+
+impl Found {
+    fn take(&mut self, folder: &Path, id: SegmentId, open: bool, removing: &[SegmentId], sync: bool) -> io::Result<()> {
+        let path = if open { id.open_file(folder) } else { id.closed_file(folder) };
+        if !open && removing.contains(&id) {
+            if fs::remove_file(&path).is_err() {
+                self.left_over += path.metadata()?.len();
+                self.removing.push(id);
+            }
+            return Ok(());
+        }
+        let Ok((waiting, damaged)) = recover(&path, sync) else {
+            // One bad place of a disk is no reason to spool nothing. Perhaps it can be read the next time: then it is counted again.
+            let bytes = path.symlink_metadata().map_or(0, |known| known.len());
+            self.left_over += bytes;
+            self.damaged_bytes += bytes;
+            return Ok(());
+        };
+        self.damaged_bytes += damaged;
+        match waiting {
+            Some(waiting) => {
+                if open {
+                    fs::rename(&path, id.closed_file(folder))?;
+                }
+                self.closed.insert(id, waiting);
+            }
+            // Nothing of it can be read, not even by another version.
+            None => fs::remove_file(&path)?,
+        }
+        Ok(())
+    }
 }
 
 /// Reads a segment, and gives it an end if it has none. None if it has no record. Beside it the bytes that can't be read.
@@ -161,7 +170,7 @@ fn recover(path: &Path, sync: bool) -> io::Result<(Option<Waiting>, u64)> {
         Ok(segment) => segment,
         Err(segment::Error::Io(error)) => return Err(error),
         // One of a newer version waits for it to come back; it can be uploaded by this one, too.
-        Err(segment::Error::Newer { .. }) => return Ok((Some(Waiting { records: 0, bytes: length, created: 0, uploading: false }), 0)),
+        Err(segment::Error::Newer { .. }) => return Ok((Some(Waiting::new(0, length, 0)), 0)),
         Err(_) => return Ok((None, length)),
     };
     let damaged = segment.damage().iter().map(|damage| damage.bytes).sum();
@@ -182,16 +191,16 @@ fn recover(path: &Path, sync: bool) -> io::Result<(Option<Waiting>, u64)> {
             file.sync_data()?;
         }
     }
-    Ok((Some(Waiting { records, bytes, created, uploading: false }), damaged))
+    Ok((Some(Waiting::new(records, bytes, created)), damaged))
 }
 
 /// What the next process begins with.
-fn next(settings: &Settings, last: &Entry, known: bool, page: &Page, found: &Found) -> Entry {
+fn next(settings: &Settings, last: &Entry, known: bool, page: &Page, found: &Found) -> io::Result<Entry> {
     let mut totals = last.totals;
-    if known && page.load(word::ID) == last.id {
-        totals.produced = totals.produced.max(page.load(word::PRODUCED));
+    if known && page.load(word::ID)? == last.id {
+        totals.produced = totals.produced.max(page.load(word::PRODUCED)?);
         for (reason, dropped) in totals.dropped.iter_mut().enumerate() {
-            *dropped = (*dropped).max(page.load(word::DROPPED + reason));
+            *dropped = (*dropped).max(page.load(word::DROPPED + reason)?);
         }
     }
     let spooled: u64 = found.closed.values().map(|waiting| waiting.records).sum();
@@ -202,7 +211,16 @@ fn next(settings: &Settings, last: &Entry, known: bool, page: &Page, found: &Fou
         false => (found.newest + 1).max(u64::try_from((settings.clock)() / 1_000_000_000).unwrap_or(0)),
     };
     let id = if known { last.id } else { fastrand::u64(1..) };
-    Entry { id, incarnation, totals, removing: found.removing.clone(), ..last.clone() }
+    Ok(Entry { id, incarnation, totals, removing: found.removing.clone(), ..last.clone() })
+}
+
+/// The page says the same as the ledger. What it belongs to comes last.
+fn count(page: &Page, id: u64, totals: &Totals) -> io::Result<()> {
+    page.store(word::PRODUCED, totals.produced)?;
+    for (reason, dropped) in totals.dropped.iter().enumerate() {
+        page.store(word::DROPPED + reason, *dropped)?;
+    }
+    page.store(word::ID, id)
 }
 
 /// What is missing was lost; where more is there than was counted, the count was too old.

@@ -3,7 +3,11 @@
 
 use std::{io, sync::PoisonError};
 
-use super::{Overflow, Reason, SegmentId, Shared, Sync, sync_folder};
+use super::{
+    Overflow, Reason, SegmentId, Sync,
+    ledger::Ledger,
+    shared::{Shared, sync_folder},
+};
 
 impl Shared {
     /// Counts a segment as stored, or as dropped for a reason, and deletes its file. Whether it was one that waited.
@@ -39,8 +43,30 @@ impl Shared {
         Ok(true)
     }
 
+    /// Not so many records of a segment can be read as it had: the rest is counted as damaged.
+    pub(super) fn shrink(&self, id: SegmentId, readable: u64) -> io::Result<()> {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entry = ledger.entry.clone();
+        let lost = {
+            let state = self.state();
+            entry.totals = state.totals;
+            state.closed.get(&id).map_or(0, |waiting| waiting.records.saturating_sub(readable))
+        };
+        if lost == 0 {
+            return Ok(());
+        }
+        entry.totals.given_up[Reason::Damaged as usize] += lost;
+        ledger.write(entry)?;
+        let mut state = self.state();
+        state.totals.given_up[Reason::Damaged as usize] += lost;
+        if let Some(waiting) = state.closed.get_mut(&id) {
+            waiting.records -= lost;
+        }
+        Ok(())
+    }
+
     /// Deletes the files of all that is written down.
-    fn sweep(&self, ledger: &mut super::Ledger) -> io::Result<()> {
+    fn sweep(&self, ledger: &mut Ledger) -> io::Result<()> {
         let folder = &self.settings.folder;
         for id in ledger.entry.removing.clone() {
             let path = id.closed_file(folder);

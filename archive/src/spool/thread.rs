@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Reason, SegmentId, Shared, Sync, Waiting, queue::Item, sync_folder};
+use super::{
+    Reason, SegmentId, Sync,
+    queue::Item,
+    shared::{Shared, Waiting, sync_folder},
+};
 use crate::segment::{self, Pending, Writer};
 
 /// Bytes of records that are taken from the queue at a time.
@@ -269,7 +273,7 @@ impl Maker<'_> {
         if shared.settings.sync != Sync::Never && sync_folder(folder).is_err() {
             shared.state().sync_failures += 1;
         }
-        let waiting = Waiting { records: open.writer.records(), bytes: length, created: open.writer.header().created, uploading: false };
+        let waiting = Waiting::new(open.writer.records(), length, open.writer.header().created);
         let mut state = shared.state();
         state.bytes += length - position;
         state.open = (0, 0);
