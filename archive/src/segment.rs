@@ -24,7 +24,7 @@ mod tests;
 pub use self::{
     error::{Damage, Error, Flaw, Refused},
     filter::term,
-    layout::{FOOTER_LENGTH, Footer, Head, Header, Id, Index, VERSION},
+    layout::{FOOTER_LENGTH, Footer, Head, Header, Id, Index, Lock, VERSION},
     query::Query,
     reader::{Entry, Frame, Segment},
     seal::{DataKey, KeyError, Keys, LocalKey},

@@ -14,8 +14,7 @@ const TERMS_PER_BLOCK: usize = 25;
 /// More different terms than that would make the filter say "may be" too often to be worth its bytes.
 const MAX_DISTINCT: usize = MAX_BLOCKS * TERMS_PER_BLOCK * 2;
 /// Odd numbers without a pattern, one for each word of a block: the digits of the square roots of 2, 3, 5, 7, 11, 13, 17 and 19.
-const SALTS: [u32; 8] =
-    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f373, 0xa54f_f53b, 0x510e_527f, 0x9b05_688d, 0x1f83_d9ab, 0x5be0_cd19];
+const SALTS: [u32; 8] = [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f373, 0xa54f_f53b, 0x510e_527f, 0x9b05_688d, 0x1f83_d9ab, 0x5be0_cd19];
 
 /// What a record may be found by: a name and a value, such as `route` and `catalogue`.
 pub fn term(name: &str, value: &str) -> u64 {

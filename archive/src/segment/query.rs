@@ -25,7 +25,8 @@ impl Query {
     fn may_match_facts(&self, head: &Head) -> bool {
         // What is encrypted, and has not been decrypted, may be anything.
         let Some(facts) = &head.facts else { return true };
-        let status = self.status.as_ref().is_none_or(|status| *status.start() <= facts.statuses.1 && facts.statuses.0 <= *status.end());
+        let status =
+            self.status.as_ref().is_none_or(|status| *status.start() <= facts.statuses.1 && facts.statuses.0 <= *status.end());
         status && self.terms.iter().all(|any| any.iter().any(|term| facts.may_hold(*term)))
     }
 }

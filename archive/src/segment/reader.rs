@@ -102,7 +102,8 @@ impl<S: Source> Segment<S> {
         };
         let id = id.or(found.entries.first().map(|entry| entry.head.id)).ok_or(Error::NotASegment)?;
         let header = header.map(|(header, _)| header);
-        let mut segment = Self { source, header, id, entries: found.entries, damage: found.damage, end: found.end, footer, cipher };
+        let mut segment =
+            Self { source, header, id, entries: found.entries, damage: found.damage, end: found.end, footer, cipher };
         segment.note_header();
         segment.open_facts();
         Ok(segment)

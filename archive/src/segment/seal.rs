@@ -26,6 +26,14 @@ pub trait Keys: Send + Sync {
     /// Which key it is, as headers say it. At most 1024 bytes.
     fn id(&self) -> &str;
 
+    /// The data key of a new segment. A key service may make them by itself.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn data_key(&self) -> Result<DataKey, KeyError> {
+        DataKey::random()
+    }
+
     /// Wraps the data key of a segment. At most 4096 bytes.
     ///
     /// # Errors
@@ -118,7 +126,9 @@ impl Keys for LocalKey {
         if key_id != self.id {
             return Err(KeyError(format!("the key {key_id:?} is needed; this is {:?}", self.id)));
         }
-        let wrong = || KeyError(format!("the key {key_id:?} does not open it: it is another one of that name, or the header was changed"));
+        let wrong = || {
+            KeyError(format!("the key {key_id:?} does not open it: it is another one of that name, or the header was changed"))
+        };
         let (nonce, sealed) = wrapped.split_first_chunk::<NONCE_LEN>().ok_or_else(wrong)?;
         let mut sealed = sealed.to_vec();
         let nonce = Nonce::assume_unique_for_key(*nonce);

@@ -286,7 +286,9 @@ fn bomb_gets_no_more_memory_than_it_says_and_no_more_than_is_allowed() {
     // Two frames of zstd, where one is said to be.
     let two = [zstd::bulk::compress(b"a\n", 3).unwrap(), zstd::bulk::compress(b"a\n", 3).unwrap()].concat();
     assert_eq!(decode(&evil(4, 2, &two).0, two, None).unwrap_err(), Flaw::Content);
-    for (raw, records, text) in [(4, 2, &b"a\n\n\n"[..]), (4, 1, b"aaaa"), (4, 2, b"aaa\n"), (3, 1, b"aaa\n"), (5, 1, b"aaa\n"), (3, 1, b"\na\n")] {
+    for (raw, records, text) in
+        [(4, 2, &b"a\n\n\n"[..]), (4, 1, b"aaaa"), (4, 2, b"aaa\n"), (3, 1, b"aaa\n"), (5, 1, b"aaa\n"), (3, 1, b"\na\n")]
+    {
         let data = zstd::bulk::compress(text, 3).unwrap();
         assert_eq!(decode(&evil(raw, records, &data).0, data, None).unwrap_err(), Flaw::Content, "{text:?}");
     }

@@ -9,7 +9,9 @@ use zstd::{bulk::Compressor, zstd_safe::CParameter};
 use super::{
     Error, Facts, MAX_FRAME, MAX_FRAMES, MAX_RECORD, Refused,
     filter::Terms,
-    layout::{FOOTER_LENGTH, Footer, FrameFacts, Head, Header, Id, Index, Lock, MAX_INDEX, MAX_KEY_ID, MAX_WRAPPED, PREFIX, SEALED},
+    layout::{
+        FOOTER_LENGTH, Footer, FrameFacts, Head, Header, Id, Index, Lock, MAX_INDEX, MAX_KEY_ID, MAX_WRAPPED, PREFIX, SEALED,
+    },
     seal::{Cipher, DataKey, KeyError, Keys, Purpose, TAG},
 };
 
@@ -93,7 +95,7 @@ impl Writer {
         let (lock, cipher) = match keys {
             None => (None, None),
             Some(keys) => {
-                let key = DataKey::random()?;
+                let key = keys.data_key()?;
                 (Some(lock(keys, &id, &key)?), Some(key.cipher()))
             }
         };
@@ -105,7 +107,18 @@ impl Writer {
         let gathered = Gathered::default();
         let compressor = compressor(settings.level).map_err(Error::Compress)?;
         let footer = Footer::new(id);
-        Ok(Self { settings, compressor, header, cipher, gathered, next: 0, position, heads: Vec::new(), index: Index::EMPTY, footer })
+        Ok(Self {
+            settings,
+            compressor,
+            header,
+            cipher,
+            gathered,
+            next: 0,
+            position,
+            heads: Vec::new(),
+            index: Index::EMPTY,
+            footer,
+        })
     }
 
     /// What the file begins with.
@@ -181,8 +194,21 @@ impl Writer {
         let stored = u32::try_from(stored).expect("it is bounded");
         let (compatible, checksum, facts, more) = (Head::compatible(), 0, None, Vec::new());
         let unsealed = Vec::new();
-        let mut head =
-            Head { compatible, id, number, records, raw, stored, first, last, checksum, encrypted, sealed: unsealed, facts, more };
+        let mut head = Head {
+            compatible,
+            id,
+            number,
+            records,
+            raw,
+            stored,
+            first,
+            last,
+            checksum,
+            encrypted,
+            sealed: unsealed,
+            facts,
+            more,
+        };
         if let Some(cipher) = &self.cipher {
             let vouched = head.vouched();
             cipher.seal(number, Purpose::Facts, &vouched, &mut sealed);

@@ -161,7 +161,14 @@ mod tests {
     use super::*;
 
     fn entry(incarnation: u64) -> Entry {
-        let totals = Totals { produced: 10, stored: 4, lost: 3, corrected: 1, dropped: [1; Reason::ALL.len()], given_up: [2; Reason::ALL.len()] };
+        let totals = Totals {
+            produced: 10,
+            stored: 4,
+            lost: 3,
+            corrected: 1,
+            dropped: [1; Reason::ALL.len()],
+            given_up: [2; Reason::ALL.len()],
+        };
         let id = SegmentId { incarnation: 2, sequence: 3 };
         Entry { id: 5, incarnation, totals, removing: vec![id; MAX_REMOVING], ..Entry::default() }
     }

@@ -84,7 +84,8 @@ impl Shared {
 fn lock(folder: &Path) -> Result<fs::File, Error> {
     let path = folder.join("lock");
     let failed = |source| Error::Io { path: path.clone(), source };
-    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+    let file =
+        fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(Error::InUse(folder.to_owned())),
@@ -162,6 +163,20 @@ impl Found {
     }
 }
 
+/// How many records of a closed segment can be read. None if it needs a newer reader to say so.
+pub(super) fn readable(file: &fs::File) -> io::Result<Option<u64>> {
+    match Segment::scan(file, None) {
+        Ok(segment) => Ok(Some(records(&segment))),
+        Err(segment::Error::Io(error)) => Err(error),
+        Err(segment::Error::Newer { .. }) => Ok(None),
+        Err(_) => Ok(Some(0)),
+    }
+}
+
+fn records<S: segment::Source>(segment: &Segment<S>) -> u64 {
+    segment.entries().iter().map(|entry| u64::from(entry.head.records)).sum()
+}
+
 /// Reads a segment, and gives it an end if it has none. None if it has no record. Beside it the bytes that can't be read.
 fn recover(path: &Path, sync: bool) -> io::Result<(Option<Waiting>, u64)> {
     let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
@@ -176,7 +191,7 @@ fn recover(path: &Path, sync: bool) -> io::Result<(Option<Waiting>, u64)> {
     let damaged = segment.damage().iter().map(|damage| damage.bytes).sum();
     let Some(first) = segment.entries().first() else { return Ok((None, damaged)) };
     let created = segment.header().map_or(first.head.first, |header| header.created);
-    let records = segment.entries().iter().map(|entry| u64::from(entry.head.records)).sum();
+    let records = records(&segment);
     let mut bytes = length;
     if segment.footer().is_none() {
         let end = segment.end_bytes();

@@ -185,7 +185,9 @@ impl Maker<'_> {
             let id = segment::random_id().map_err(|_| Stuck(Reason::NoKey))?;
             let mut header = Vec::new();
             let begun = Writer::new(settings.frames, id, (settings.clock)(), settings.keys.as_deref(), &mut header);
-            let writer = begun.map_err(|error| Stuck(if matches!(error, segment::Error::Key(_)) { Reason::NoKey } else { Reason::DiskFailed }))?;
+            let writer = begun.map_err(|error| {
+                Stuck(if matches!(error, segment::Error::Key(_)) { Reason::NoKey } else { Reason::DiskFailed })
+            })?;
             self.sequence += 1;
             let id = SegmentId { incarnation: self.shared.incarnation, sequence: self.sequence };
             let open = Open { id, writer, file: None, header, pending: None, since: Instant::now(), full: false };

@@ -3,7 +3,7 @@
 //! Each has a name that depends on nothing but itself and is put only if there is none of it, so one that is uploaded twice is stored once. It is
 //! looked at afterwards: a store that says yes and has nothing is asked again.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{fs, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::{Closed, Left, Reason, SegmentId, Spool};
+use super::{Closed, Left, Reason, SegmentId, Spool, recover};
 use crate::{Body, Condition, Key, Kind, Store, segment::FOOTER_LENGTH};
 
 /// Bytes that are read at a time.
@@ -78,6 +78,9 @@ pub enum UploadError {
     /// The store said that it has it, and has not.
     #[error("{0}: the store acknowledged it, and does not have it")]
     NotThere(String),
+    /// Its file can't be read, or what is damaged of it not be written down.
+    #[error("a segment can't be read from the spool's folder")]
+    Disk(#[source] io::Error),
     /// It is in the store, and that can't be written down.
     #[error("what is stored can't be written down in the spool's folder")]
     Ledger(#[source] io::Error),
@@ -88,7 +91,7 @@ impl UploadError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Store(error) => error.kind().may_pass(),
-            Self::TooSlow(..) | Self::NotThere(..) | Self::Ledger(..) => true,
+            Self::TooSlow(..) | Self::NotThere(..) | Self::Disk(..) | Self::Ledger(..) => true,
         }
     }
 }
@@ -113,7 +116,7 @@ impl Uploader {
         let mut failures = 0;
         loop {
             let closed = self.spool.shared.closed.notified();
-            match self.upload_oldest().await {
+            match self.upload_next().await {
                 Ok(Some(id)) => {
                     failures = 0;
                     told(Ok(id));
@@ -134,7 +137,7 @@ impl Uploader {
         let all = async {
             let mut failures = 0;
             loop {
-                match self.upload_oldest().await {
+                match self.upload_next().await {
                     Ok(Some(_)) => failures = 0,
                     Ok(None) => return,
                     Err(error) => {
@@ -148,13 +151,14 @@ impl Uploader {
         self.spool.left()
     }
 
-    /// Uploads the oldest segment that waits. None if none does.
+    /// Uploads the oldest segment that waits, of those that have failed least often. None if none waits.
     ///
     /// # Errors
     /// Why it still waits.
-    pub async fn upload_oldest(&self) -> Result<Option<SegmentId>, UploadError> {
+    pub async fn upload_next(&self) -> Result<Option<SegmentId>, UploadError> {
         let Some(segment) = self.spool.begin_upload() else { return Ok(None) };
-        let _uploading = Uploading(&self.spool, segment.id);
+        let mut uploading = Uploading { spool: &self.spool, id: segment.id, failed: true };
+        self.check(&segment).await?;
         let key = self.names.key(segment.id, segment.created)?;
         let what = match timeout(self.retry.patience, self.upload(&segment, &key)).await {
             Ok(uploaded) => uploaded?,
@@ -166,7 +170,24 @@ impl Uploader {
             Some(reason) => spool.give_up(id, reason),
         });
         settled.await.map_err(|error| UploadError::Ledger(io::Error::other(error)))?.map_err(UploadError::Ledger)?;
+        uploading.failed = false;
         Ok(Some(segment.id))
+    }
+
+    /// Reads a file before it is stored: what the disk has damaged since must not be counted as stored.
+    async fn check(&self, segment: &Closed) -> Result<(), UploadError> {
+        let (spool, id, path) = (self.spool.clone(), segment.id, segment.path.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let file = match fs::File::open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                file => file?,
+            };
+            match recover::readable(&file)? {
+                Some(records) => spool.shared.shrink(id, records),
+                None => Ok(()),
+            }
+        });
+        checked.await.map_err(|error| UploadError::Ledger(io::Error::other(error)))?.map_err(UploadError::Disk)
     }
 
     /// Brings a segment into the store. Why it never can be there, if so.
@@ -218,28 +239,35 @@ impl Uploader {
         let Retry { first, most, .. } = self.retry;
         let pause = match error.may_pass() {
             true => first.saturating_mul(1 << failures.min(20)).min(most),
-            false => return most,
+            // At most once in that time.
+            false => return most.mul_f64(1.0 + fastrand::f64() / 2.0),
         };
         pause.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 
 /// A segment that is on its way. Whatever becomes of that, it isn't any more when this is dropped.
-struct Uploading<'a>(&'a Spool, SegmentId);
+struct Uploading<'a> {
+    spool: &'a Spool,
+    id: SegmentId,
+    failed: bool,
+}
 
 impl Drop for Uploading<'_> {
     fn drop(&mut self) {
-        if let Some(waiting) = self.0.shared.state().closed.get_mut(&self.1) {
+        if let Some(waiting) = self.spool.shared.state().closed.get_mut(&self.id) {
             waiting.uploading = false;
+            waiting.failures += u32::from(self.failed);
         }
     }
 }
 
 impl Spool {
-    /// The oldest segment that waits and is not on its way. It is now.
+    /// The segment that is next, and is not on its way. It is now. One that can't be stored lets the others pass.
     fn begin_upload(&self) -> Option<Closed> {
         let mut state = self.shared.state();
-        let (id, waiting) = state.closed.iter_mut().find(|(_, waiting)| !waiting.uploading)?;
+        let waiting = state.closed.iter_mut().filter(|(_, waiting)| !waiting.uploading);
+        let (id, waiting) = waiting.min_by_key(|(_, waiting)| waiting.failures)?;
         waiting.uploading = true;
         Some(waiting.describe(*id, &self.shared.settings.folder))
     }
