@@ -73,7 +73,11 @@ fn write(pieces: &[&[u8]]) -> Vec<u8> {
     writer.finish(&mut out);
     let segment = Segment::open(&out[..], None).expect("it is a segment");
     for piece in pieces {
-        let query = Query { terms: vec![vec![u64::from(piece[0])]], time: Some(i64::from(piece[0])..=i64::from(piece[0])), ..Query::default() };
+        let query = Query {
+            terms: vec![vec![u64::from(piece[0])]],
+            time: Some(i64::from(piece[0])..=i64::from(piece[0])),
+            ..Query::default()
+        };
         assert!(segment.select(&query).next().is_some(), "what is there is found");
     }
     out

@@ -5,6 +5,8 @@
 
 mod error;
 pub mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod key;
 mod location;
 #[cfg(feature = "s3")]

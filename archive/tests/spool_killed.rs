@@ -18,6 +18,7 @@ use archive::{
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 
+/// How often, unless `SPOOL_KILLS` says it.
 const ROUNDS: usize = 40;
 const PLACE: &str = "SPOOL_KILLED_PLACE";
 const LONG: Duration = Duration::from_secs(30);
@@ -100,8 +101,9 @@ async fn in_store(place: &Path) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn process_that_is_killed_at_random_moments_loses_nothing_that_it_had_stored_and_counts_the_rest() {
     let place = tempfile::tempdir().unwrap();
+    let rounds = std::env::var("SPOOL_KILLS").map_or(ROUNDS, |text| text.parse().unwrap());
     let mut last: Option<Snapshot> = None;
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         live_and_die(place.path(), last.as_ref().map_or(0, |last| last.produced));
         let counted = produced(place.path());
         let spool = Spool::open(settings(place.path())).unwrap();
@@ -123,5 +125,5 @@ async fn process_that_is_killed_at_random_moments_loses_nothing_that_it_had_stor
     assert!(different.last().is_some_and(|last| *last < end.produced));
     assert_eq!(end.produced, end.stored + end.lost_in_crash + end.dropped.iter().sum::<u64>());
     assert!(end.stored > 0 && end.lost_in_crash > 0, "{end:?}");
-    println!("{ROUNDS} kills: {end:?}");
+    println!("{rounds} kills: {end:?}");
 }

@@ -100,7 +100,11 @@ fn scan(bytes: usize) -> Result<(), Box<dyn std::error::Error>> {
             }
         }
         let took = began.elapsed();
-        println!("read {what} of {} MiB: {took:.1?}, {frames} of {} frames, {records} records, {found} found", raw >> 20, segment.entries().len());
+        println!(
+            "read {what} of {} MiB: {took:.1?}, {frames} of {} frames, {records} records, {found} found",
+            raw >> 20,
+            segment.entries().len()
+        );
     }
     let began = Instant::now();
     let without = Segment::scan(fs::File::open(&path)?, None)?;

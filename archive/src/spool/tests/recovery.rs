@@ -113,3 +113,20 @@ fn page_of_counters_may_lie_in_another_folder() {
         Spool::open(Settings { counters: Some(other.path().to_owned()), ..self::settings(tempfile::tempdir().unwrap().path()) });
     assert_eq!(foreign.unwrap().snapshot().produced, 0);
 }
+
+#[test]
+fn file_that_cannot_be_read_stops_no_spool() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(settings(folder.path())).unwrap();
+    push(&spool.pusher(), 0..10);
+    assert!(spool.rotate(LONG));
+    push(&spool.pusher(), 10..13);
+    spool.close(LONG);
+    let path = spool.closed()[0].path.clone();
+    drop(spool);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let snapshot = Spool::open(settings(folder.path())).unwrap().snapshot();
+    assert_eq!((snapshot.spooled, snapshot.lost_in_crash, snapshot.is_balanced()), (3, 10, true));
+    assert!(snapshot.damaged_bytes > 0);
+}

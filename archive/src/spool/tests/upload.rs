@@ -9,19 +9,20 @@ use super::*;
 use crate::{
     Body, Condition, Entry, Error as StoreError, Got, Key, Kind, Store,
     file::Folder,
+    segment,
     spool::{Left, Reason, Retry, Spool, UploadError, Uploader},
 };
 
 /// A store whose answers are written down beforehand; what it stores lies in a folder.
 #[derive(Debug)]
-struct Scripted {
+pub(super) struct Scripted {
     folder: Folder,
     answers: Mutex<Vec<Answer>>,
     asked: Mutex<Vec<tokio::time::Instant>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Answer {
+pub(super) enum Answer {
     Fails(Kind),
     /// It is stored, and the answer is lost.
     Lost,
@@ -31,7 +32,7 @@ enum Answer {
 }
 
 impl Scripted {
-    fn new(folder: &Path, answers: &[Answer]) -> Arc<Self> {
+    pub(super) fn new(folder: &Path, answers: &[Answer]) -> Arc<Self> {
         let answers = Mutex::new(answers.iter().rev().copied().collect());
         Arc::new(Self { folder: Folder::new(folder), answers, asked: Mutex::default() })
     }
@@ -83,7 +84,7 @@ impl Store for Scripted {
 }
 
 /// The numbers of all records in a store, in the order of the names.
-async fn in_store(store: &dyn Store) -> Vec<u64> {
+pub(super) async fn in_store(store: &dyn Store) -> Vec<u64> {
     let entries: Vec<Entry> = store.list("").try_collect().await.unwrap();
     let mut all = Vec::new();
     for entry in entries {
@@ -103,7 +104,7 @@ fn spool_of(folder: &Path, segments: u64) -> Arc<Spool> {
     Arc::new(spool)
 }
 
-fn retry() -> Retry {
+pub(super) fn retry() -> Retry {
     Retry { patience: Duration::from_secs(300), first: Duration::from_millis(2), most: Duration::from_millis(20) }
 }
 
@@ -215,4 +216,38 @@ async fn store_of_a_folder_that_cannot_be_made_gets_it_all_once_it_can() {
     fs::remove_file(&path).unwrap();
     assert_eq!(uploader.drain(LONG).await, Left::default());
     assert_eq!(in_store(&*store).await, (0..30).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn frame_that_the_disk_damages_before_the_upload_is_counted_as_damaged_and_the_rest_as_stored() {
+    let (folder, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let frames = segment::Settings { frame_records: 4, ..segment::Settings::default() };
+    let spool = Arc::new(Spool::open(Settings { frames, ..settings(folder.path()) }).unwrap());
+    push(&spool.pusher(), 0..10);
+    assert!(spool.rotate(LONG));
+    let path = spool.closed()[0].path.clone();
+    let mut bytes = fs::read(&path).unwrap();
+    let entry = Segment::open(&bytes[..], None).unwrap().entries()[1].clone();
+    bytes[usize::try_from(entry.data().start + 9).unwrap()] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let uploader = Uploader::new(spool.clone(), Arc::new(Folder::new(there.path())), names(), retry());
+    assert_eq!(uploader.drain(LONG).await, Left::default());
+    let snapshot = spool.snapshot();
+    assert_eq!((snapshot.stored, snapshot.dropped(Reason::Damaged), snapshot.is_balanced()), (6, 4, true));
+    drop((uploader, spool));
+    let again = Spool::open(settings(folder.path())).unwrap().snapshot();
+    assert_eq!((again.stored, again.dropped, again.lost_in_crash), (6, snapshot.dropped, 0), "and it stays so");
+}
+
+#[tokio::test]
+async fn segment_that_cannot_be_read_lets_the_others_pass() {
+    let (folder, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (spool, store) = (spool_of(folder.path(), 3), Arc::new(Folder::new(there.path())));
+    let first = &spool.closed()[0].path;
+    fs::remove_file(first).unwrap();
+    fs::create_dir(first).unwrap();
+    let uploader = Uploader::new(spool.clone(), store.clone(), names(), retry());
+    let left = uploader.drain(Duration::from_millis(500)).await;
+    assert_eq!((left.records, spool.snapshot().stored), (10, 20));
+    assert_eq!(in_store(&*store).await, (10..30).collect::<Vec<_>>());
 }
