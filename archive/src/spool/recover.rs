@@ -46,19 +46,10 @@ pub(super) fn open(settings: Settings) -> Result<Shared, Error> {
         incarnation,
         totals,
         queue: Queue::new(settings.queue_bytes),
-        building: (0, 0),
-        open: (0, 0),
         bytes: own + found.left_over + found.closed.values().map(|waiting| waiting.bytes).sum::<u64>(),
         closed: found.closed,
-        blocked: None,
-        write_failures: 0,
-        sync_failures: 0,
         damaged_bytes: found.damaged_bytes,
-        rotations_asked: 0,
-        rotations_done: 0,
-        closing: None,
-        ended: false,
-        released: false,
+        ..State::default()
     };
     let shared = Shared {
         settings,

@@ -44,7 +44,7 @@ impl fmt::Debug for Shared {
 }
 
 /// What changes. Each change leaves the sum as it must be, so it is right whenever the lock is free.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) incarnation: u64,
     pub(super) totals: Totals,

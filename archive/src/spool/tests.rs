@@ -36,7 +36,8 @@ fn record(number: u64) -> Bytes {
 fn numbers(bytes: &[u8]) -> Vec<u64> {
     let Ok(segment) = Segment::open(bytes, None) else { return Vec::new() };
     let frames: Vec<_> = segment.frames().filter_map(|frame| frame.unwrap().ok()).collect();
-    let number = |record: &[u8]| std::str::from_utf8(record).unwrap().trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+    let number =
+        |record: &[u8]| std::str::from_utf8(record).unwrap().trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
     frames.iter().flat_map(|frame| frame.records().map(number).collect::<Vec<u64>>()).collect()
 }
 

@@ -131,6 +131,16 @@ impl Uploader {
         }
     }
 
+    /// The end of a process: closes the spool and uploads what it has, all of it within so long. What is left then waits for the next process.
+    /// [`Self::run`] has to be dropped before.
+    pub async fn finish(&self, patience: Duration) -> Left {
+        let deadline = Instant::now() + patience;
+        let spool = self.spool.clone();
+        // A disk that hangs must not take all of the time.
+        let _ = tokio::task::spawn_blocking(move || spool.close(patience / 2)).await;
+        self.drain(deadline.saturating_duration_since(Instant::now())).await
+    }
+
     /// Uploads what is closed, for at most so long; what is left then.
     pub async fn drain(&self, patience: Duration) -> Left {
         let deadline = Instant::now() + patience;

@@ -131,6 +131,21 @@ async fn segments_come_into_the_store_and_leave_the_folder() {
 }
 
 #[tokio::test]
+async fn process_that_ends_stores_what_was_in_memory_and_says_what_is_left() {
+    let (folder, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (spool, store) = (spool_of(folder.path(), 1), Arc::new(Folder::new(there.path())));
+    push(&spool.pusher(), 10..15);
+    let uploader = Uploader::new(spool.clone(), store.clone(), names(), retry());
+    assert_eq!(uploader.finish(LONG).await, Left::default());
+    assert_eq!(in_store(&*store).await, (0..15).collect::<Vec<_>>());
+    let other = tempfile::tempdir().unwrap();
+    let spool = spool_of(other.path(), 2);
+    let uploader = Uploader::new(spool.clone(), Scripted::new(there.path(), &[Answer::Hangs; 9]), names(), retry());
+    let left = uploader.finish(Duration::from_millis(200)).await;
+    assert_eq!((left.records, left.bytes), (20, spool.closed().iter().map(|closed| closed.bytes).sum()));
+}
+
+#[tokio::test]
 async fn whatever_a_store_answers_each_record_is_stored_once() {
     use Answer::{Fails, Lies, Lost};
     let (folder, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
