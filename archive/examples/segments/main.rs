@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use archive::segment::{Facts, Id, Keys, LocalKey, Query, Segment, Settings, Writer, term};
+use archive::{
+    segment::{Facts, Id, Keys, LocalKey, Query, Segment, Settings, Writer, term},
+    spool::{self, Spool},
+};
+use bytes::Bytes;
 
 use self::exchanges::{Exchange, exchanges};
 
@@ -27,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("write, level {level}{encrypted}: {:.0} MB/s, {percent:.1} % of the records", rate(raw, took));
         }
     }
+    spool(&some)?;
     scan(mib << 20)
 }
 
@@ -61,6 +66,29 @@ fn frame(writer: &mut Writer, out: &mut Vec<u8>) -> Result<(), Box<dyn std::erro
         writer.written(pending);
     }
     Ok(())
+}
+
+/// What a push costs who pushes, and how fast the spool's thread is.
+fn spool(some: &[Exchange]) -> Result<(), Box<dyn std::error::Error>> {
+    let folder = std::env::temp_dir().join(format!("spool-{}", std::process::id()));
+    let spool = Spool::open(spool::Settings { queue_bytes: 256 << 20, ..spool::Settings::new(&folder) })?;
+    let (pusher, records): (_, Vec<Bytes>) =
+        (spool.pusher(), some.iter().map(|exchange| Bytes::from(exchange.json.clone())).collect());
+    let began = Instant::now();
+    for (record, exchange) in records.iter().zip(some) {
+        let terms = [term("route", exchange.route), term("trace", &exchange.trace)];
+        pusher.try_push(record.clone(), &Facts { time: exchange.time, status: exchange.status, terms: &terms })?;
+    }
+    let pushed = began.elapsed();
+    spool.rotate(Duration::from_secs(60));
+    let raw: usize = records.iter().map(|record| record.len() + 1).sum();
+    println!(
+        "push: {:.2?} a record; into closed segments at {:.0} MB/s",
+        pushed / u32::try_from(records.len())?,
+        rate(raw, began.elapsed())
+    );
+    drop(spool);
+    Ok(fs::remove_dir_all(folder)?)
 }
 
 /// One file of so many bytes of records: read as a whole, and by what the index says.
