@@ -1,5 +1,7 @@
 //! Files to try a reader of segments with: `tests/segments`. They are made here, and are what they were, byte for byte.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
+
 use std::{fs, path::Path};
 
 use archive::segment::{DataKey, Facts, Flaw, Id, KeyError, Keys, LocalKey, Segment, Settings, Writer, term};

@@ -1,5 +1,7 @@
 //! A disk that is really full. It takes root, as a disk of its own is mounted.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
+
 use std::{
     fs,
     path::Path,

@@ -1,5 +1,7 @@
 //! A process that spools and uploads, killed at any moment, again and again.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
+
 use std::{
     collections::BTreeSet,
     path::Path,

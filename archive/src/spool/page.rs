@@ -1,6 +1,6 @@
 //! Counters that outlive the process: one page of a file.
 //!
-//! A count is one `pwrite` of eight bytes, below a microsecond: a whole word within one page, so a SIGKILL comes before it or after it. When the
+//! A count is one `pwrite` of eight bytes into the kernel's memory: a whole word within one page, so a SIGKILL comes before it or after it. When the
 //! process is killed, the kernel still has the page, and gives it to whoever reads the file next; so the counters are exact after SIGKILL. They
 //! are not after a power cut, when the disk has what the kernel last wrote: the [ledger](super::ledger) knows that much at least.
 //!
