@@ -20,7 +20,8 @@ use super::{
 use crate::segment::{self, Segment};
 
 /// Locks the folder, finds what is in it, and writes down what became of the rest.
-pub(super) fn open(settings: Settings) -> Result<Shared, Error> {
+pub(super) fn open(mut settings: Settings) -> Result<Shared, Error> {
+    settings.segment_bytes = settings.segment_bytes.min(settings.max_bytes / 4);
     let folder = settings.folder.clone();
     let at = |path: &Path| {
         let path = path.to_owned();

@@ -14,9 +14,9 @@ use crate::segment::{self, Keys};
 pub struct Settings {
     /// Its folder. It is made if it is missing, for nobody but this user.
     pub folder: PathBuf,
-    /// The most bytes of its files together. At least 1 MiB.
+    /// The most bytes of its files together.
     pub max_bytes: u64,
-    /// A segment is closed when its file has so many bytes.
+    /// A segment is closed when its file has so many bytes. At most a quarter of `max_bytes`: what is open can't give way.
     pub segment_bytes: u64,
     /// A segment is closed so long after its first record came.
     pub max_delay: Duration,

@@ -160,6 +160,14 @@ impl Shared {
         Dropped(reason)
     }
 
+    /// The same of records that the thread has taken, and so many bytes.
+    pub(super) fn drop_built(&self, records: u64, bytes: u64, reason: Reason) {
+        let mut state = self.state();
+        state.building.0 -= records;
+        state.building.1 -= bytes;
+        self.drop_some(&mut state, records, reason);
+    }
+
     /// Writes a count down. If that fails it is only as exact as the ledger, and after a crash it shows as `corrected`.
     fn count(&self, state: &mut State, word: usize, value: u64) {
         if self.page.store(word, value).is_err() {

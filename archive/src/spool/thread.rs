@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Reason, SegmentId, Sync,
+    Reason, SegmentId, Sync, ledger, page,
     queue::Item,
     shared::{Shared, Waiting, sync_folder},
 };
@@ -18,6 +18,8 @@ use crate::segment::{self, Pending, Writer};
 
 /// Bytes of records that are taken from the queue at a time.
 const BATCH: usize = 256 << 10;
+/// Bytes of what is not segments.
+const OWN: u64 = ledger::LENGTH + page::LENGTH as u64;
 /// When what failed is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -159,7 +161,7 @@ impl Maker<'_> {
             };
             match pushed {
                 Ok(()) => self.frame_since = self.frame_since.or_else(|| Some(Instant::now())),
-                Err(Stuck(reason)) => self.drop_one(&item, reason),
+                Err(Stuck(reason)) => self.shared.drop_built(1, item.record.len() as u64 + 1, reason),
             }
             if failed.is_ok() && self.open.as_ref().is_some_and(|open| open.writer.is_full()) {
                 failed = self.flush();
@@ -169,13 +171,6 @@ impl Maker<'_> {
             }
         }
         failed
-    }
-
-    fn drop_one(&self, item: &Item, reason: Reason) {
-        let mut state = self.shared.state();
-        state.building.0 -= 1;
-        state.building.1 -= item.record.len() as u64 + 1;
-        self.shared.drop_some(&mut state, 1, reason);
     }
 
     /// The open segment; a new one if there is none. Nothing is written for it yet.
@@ -207,10 +202,7 @@ impl Maker<'_> {
             Ok(Some(frame)) => open.pending = Some((frame, bytes)),
             Err(_) => {
                 // Out of memory, as good as: nothing of it is left.
-                let mut state = self.shared.state();
-                state.building.0 -= u64::from(records);
-                state.building.1 -= raw as u64;
-                self.shared.drop_some(&mut state, u64::from(records), Reason::DiskFailed);
+                self.shared.drop_built(records.into(), raw as u64, Reason::DiskFailed);
             }
         }
         self.frame_since = None;
@@ -229,9 +221,13 @@ impl Maker<'_> {
                 written => break written,
             }
         };
-        if let Err(stuck) = written {
+        if let Err(Stuck(reason)) = written {
+            if reason == Reason::SpoolFull && open.never_fits(shared, &bytes) {
+                shared.drop_built(frame.records().into(), frame.raw().into(), reason);
+                return Ok(());
+            }
             open.pending = Some((frame, bytes));
-            return Err(stuck);
+            return Err(Stuck(reason));
         }
         {
             let (records, raw) = (u64::from(frame.records()), u64::from(frame.raw()));
@@ -311,6 +307,11 @@ impl Maker<'_> {
 }
 
 impl Open {
+    /// Whether there would be no room for a frame if all other segments were gone.
+    fn never_fits(&self, shared: &Shared, frame: &[u8]) -> bool {
+        OWN + self.writer.position() + frame.len() as u64 + self.writer.end_length() > shared.settings.max_bytes
+    }
+
     /// Writes a frame behind those before it, if there is room for it and the end of the file. If that fails, nothing is left of it.
     fn write(&mut self, shared: &Shared, frame: &[u8]) -> Result<(), Stuck> {
         let first = self.file.is_none();

@@ -113,6 +113,21 @@ fn folder_never_has_more_than_its_bytes_and_the_newest_are_dropped() {
 }
 
 #[test]
+fn record_that_never_fits_is_dropped_and_holds_up_nobody() {
+    for overflow in [Overflow::DropNewest, Overflow::DropOldest] {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(Settings { max_bytes: 40_000, overflow, ..settings(folder.path()) }).unwrap();
+        let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(100_000).collect();
+        spool.pusher().try_push(Bytes::from(noise), &Facts::default()).unwrap();
+        assert!(spool.rotate(LONG));
+        push(&spool.pusher(), 0..3);
+        assert!(spool.rotate(LONG));
+        let snapshot = spool.snapshot();
+        assert_eq!((snapshot.spooled, snapshot.dropped(Reason::SpoolFull), snapshot.is_balanced()), (3, 1, true));
+    }
+}
+
+#[test]
 fn oldest_segments_give_way_where_that_is_the_policy() {
     let folder = tempfile::tempdir().unwrap();
     let settings = Settings { max_bytes: 200_000, overflow: Overflow::DropOldest, ..settings(folder.path()) };
