@@ -9,13 +9,14 @@
 //! produced = stored + spooled + in memory + dropped + lost in crashes
 //! ```
 //!
-//! - `produced` and `dropped` are counted in a [page](page) that outlives the process, before the record is queued.
-//! - `stored` is written to the [ledger](ledger) together with the name of the segment that is thereby counted, before its file is deleted.
+//! - `produced` and `dropped` are counted in a page of a file that outlives the process, before the record is queued.
+//! - `stored` is written to the ledger together with the name of the segment that is thereby counted, before its file is deleted.
 //! - `spooled` is what the files hold: a process that takes over a folder counts it again. What is missing then was in the memory of the one
 //!   before: `lost in crashes`.
 //!
 //! After a power cut the page may be older than the files. Then `produced` is raised to what is found, and [`Snapshot::corrected`] says by how
 //! much; what was lost before it was on the disk can't be known.
+
 mod id;
 mod ledger;
 mod page;
