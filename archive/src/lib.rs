@@ -5,10 +5,14 @@
 
 mod error;
 pub mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod key;
 mod location;
 #[cfg(feature = "s3")]
 pub mod s3;
+pub mod segment;
+pub mod spool;
 
 use std::{fmt, io, ops::Range, time::SystemTime};
 
