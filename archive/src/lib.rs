@@ -1,4 +1,4 @@
-//! Object stores behind one trait: a [folder](file), and buckets of [S3](s3) and of what speaks like it.
+//! Object stores behind one trait: a [folder](mod@file), and buckets of [S3](s3) and of what speaks like it.
 //!
 //! An object is there whole or not at all: what is being put is seen by nobody. All waits are bounded, all that is held is, too: a part of
 //! an object, a page of a listing. Errors say which object, in which store, and what would be right.

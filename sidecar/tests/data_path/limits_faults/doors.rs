@@ -1,6 +1,6 @@
 //! A Redis that lets pods in no more: its password, or its certificate, is another one.
 
-use std::{fs, time::Instant};
+use std::{fs, path::Path, time::Instant};
 
 use crds::proxy::Certificate;
 use serde_json::{Value, json};
@@ -39,6 +39,12 @@ async fn mended(pods: &Pods, what: &str, saw: &str) {
     println!("| {what} | 200 and 429; {saw} | 5 / 5, and {more} more afterwards | {right:.1?} |");
 }
 
+/// For the user fetchr, whose password is in a file.
+fn as_fetchr(server: &Server, password: &Path) -> Value {
+    let credentials = json!({"username": "fetchr", "passwordFile": password});
+    json!({"endpoints": [server.address()], "commandTimeout": "5s", "credentials": credentials})
+}
+
 #[tokio::test]
 async fn password_that_changes_is_a_store_that_forbids_until_the_new_one_is_known() {
     let server = Server::start(&[]).await;
@@ -46,12 +52,7 @@ async fn password_that_changes_is_a_store_that_forbids_until_the_new_one_is_know
     let folder = tempfile::tempdir().unwrap();
     let password = folder.path().join("password");
     fs::write(&password, "one\n").unwrap();
-    let redis = json!({
-        "endpoints": [server.address()],
-        "commandTimeout": "5s",
-        "credentials": {"username": "fetchr", "passwordFile": password},
-    });
-    let pods = Pods::start(1, &redis, &json!({})).await;
+    let pods = Pods::start(1, &as_fetchr(&server, &password), &json!({})).await;
     pods.spend("/five", 2).await;
     server.run(&["ACL", "SETUSER", "fetchr", "resetpass", ">two"]).await;
     counts_in_redis(&pods.proxies[0]).await;
@@ -70,12 +71,7 @@ async fn user_that_is_gone_is_a_store_that_forbids_until_there_is_one_again() {
     let folder = tempfile::tempdir().unwrap();
     let password = folder.path().join("password");
     fs::write(&password, "one\n").unwrap();
-    let redis = json!({
-        "endpoints": [server.address()],
-        "commandTimeout": "5s",
-        "credentials": {"username": "fetchr", "passwordFile": password},
-    });
-    let pods = Pods::start(1, &redis, &json!({})).await;
+    let pods = Pods::start(1, &as_fetchr(&server, &password), &json!({})).await;
     pods.spend("/five", 2).await;
     server.run(&["ACL", "DELUSER", "fetchr"]).await;
     fails(&pods, "forbidden", "no such user").await;
